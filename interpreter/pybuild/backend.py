@@ -1,0 +1,324 @@
+"""The contract between the interpreter and a backend.
+
+Vocabulary
+----------
+A *base image* is what a FROM names, resolved to a digest and a platform; nothing of it need
+be on this machine yet. A *read-only layer* (:class:`ROLayer`) is a file system that never
+changes: a base image, scratch, or what a step left. A *read-write layer*
+(:class:`RWLayer`) is begun on a read-only one, changed by one step, and committed, which
+makes the next read-only layer. A layer's *diff* is the blob with its changes. A *tree* is
+the merged view of a layer's file system, readable without a mount.
+
+The life of a layer
+-------------------
+For ``FROM busybox``, ``COPY a /a``, ``RUN make``::
+
+    image = backend.resolve(reference, platform, PullPolicy.MISSING, activity)
+    with backend.checkout(image, activity) as base:          # nothing is unpacked yet
+        with base.begin(runs=False) as rw:                   # COPY: blob and index only
+            rw.put(entries, activity)
+            copied = rw.commit(None, activity)
+        with copied, copied.begin(runs=True) as rw:          # RUN: files are made now
+            code = rw.run(process, mounts, activity)
+            made = rw.commit(None, activity)                 # or release() if code != 0
+        with made:
+            made.diffs                                       # base's layers, /a, make's
+            backend.create_image(spec, made, activity)
+
+An RWLayer that is released without a commit leaves nothing behind. Releasing is idempotent
+and never raises for what is already gone. A released ROLayer can't be begun on, but layers
+and images made from it stay valid.
+
+Every method may be called from several threads; two threads don't share an RWLayer. Long
+calls take an :class:`Activity` and raise :class:`~pybuild.errors.BuildCancelled` soon after
+it is cancelled.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import BinaryIO, Protocol, Self
+
+from pybuild.files.trees import NewEntry, Tree
+from pybuild.oci.descriptor import Descriptor, LayerDiff
+from pybuild.oci.image_config import ImageConfig
+from pybuild.oci.platform import Platform
+from pybuild.oci.reference import Reference
+
+
+class Capability(StrEnum):
+    """What a backend may be able to do beyond FROM and COPY."""
+
+    RUN = "run"
+    NETWORK_NONE = "network-none"
+    NETWORK_HOST = "network-host"
+    BIND_MOUNT = "bind-mount"
+    TMPFS_MOUNT = "tmpfs-mount"
+    STEP_CACHE = "step-cache"
+
+
+class PullPolicy(Enum):
+    """When a base image is fetched: if it isn't here, always, or never."""
+
+    MISSING = "missing"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Network(Enum):
+    """The network that a RUN sees."""
+
+    DEFAULT = "default"
+    NONE = "none"
+    HOST = "host"
+
+
+class Activity(Protocol):
+    """What a long call reports to, and what may cancel it."""
+
+    def log(self, stream: int, data: bytes) -> None:
+        """Take output of a process: `stream` is 1 or 2, `data` any piece of it."""
+
+    def progress(self, item: str, done: int, total: int | None) -> None:
+        """Tell how many bytes of `item` are done; `total` is None where unknown."""
+
+    def warn(self, message: str, hint: str | None = None) -> None:
+        """Tell the user of something that isn't an error."""
+
+    def raise_if_cancelled(self) -> None:
+        """Raise BuildCancelled if the build was cancelled."""
+
+    def on_cancel(self, callback: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the context lasts, call `callback` once from another thread on cancel.
+
+        If the build is already cancelled, it is called at once.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """An image that a FROM, or ``--from``, names.
+
+    ``digest`` is of the manifest for ``config.platform``; ``layers`` are bottom first.
+    """
+
+    reference: Reference
+    digest: str
+    config: ImageConfig
+    layers: tuple[LayerDiff, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Numeric identity of a process. ``groups`` are the supplementary ones, primary included."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    """A line of /etc/hosts."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A resource limit, named as in ``docker build --ulimit`` (nofile, core); -1 is none."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What a RUN executes. ``cwd`` is absolute; ``env`` is complete and ordered.
+
+    The process gets no standard input, no capability beyond Docker's default set, and a
+    hostname; /etc/hosts and /etc/resolv.conf are the builder's, not the image's.
+    ``shm_size`` is in bytes, None for 64 MiB.
+    """
+
+    args: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    cwd: str
+    user: User = User()
+    network: Network = Network.DEFAULT
+    hostname: str = "buildkitsandbox"
+    extra_hosts: tuple[HostEntry, ...] = ()
+    shm_size: int | None = None
+    ulimits: tuple[Ulimit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """Files of `tree` below `path` (a folder or one file) shown at the absolute `target`.
+
+    ``path`` is resolved: no component of it is a symlink. Writes, where allowed, are
+    discarded after the step. ``layer`` is the layer whose tree it is, if any: a backend may
+    mount that instead of copying.
+    """
+
+    target: str
+    tree: Tree
+    path: bytes = b""
+    readonly: bool = True
+    layer: ROLayer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfsMount:
+    """An empty file system in memory at the absolute `target`; `size` in bytes, None for no limit."""
+
+    target: str
+    size: int | None = None
+
+
+Mount = BindMount | TmpfsMount
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """The image to be made. ``config`` is final: diff ids and history agree with ``layers``.
+
+    ``base`` is the image that the target's chain of stages starts from, None for scratch.
+    An empty ``names`` makes an image known by its digest alone.
+    """
+
+    config: ImageConfig
+    layers: tuple[LayerDiff, ...]
+    names: tuple[Reference, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    base: BaseImage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in the backend's store: its manifest's descriptor and its config's digest."""
+
+    manifest: Descriptor
+    config_digest: str
+    names: tuple[Reference, ...] = ()
+
+
+class _Layer(ABC):
+    """What both kinds of layer share: they are context managers over `release`."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of the layer. Idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+class ROLayer(_Layer):
+    """A file system that never changes."""
+
+    @property
+    @abstractmethod
+    def diff(self) -> LayerDiff | None:
+        """What the commit that made this layer changed; waits until it is known.
+
+        None for a base image, scratch, or a commit that changed nothing.
+        """
+
+    @property
+    @abstractmethod
+    def diffs(self) -> tuple[LayerDiff, ...]:
+        """All layers of this file system, bottom first, the base image's included; waits."""
+
+    @abstractmethod
+    def begin(self, *, runs: bool) -> RWLayer:
+        """Start a read-write layer on this one. With `runs` False only `put` may follow."""
+
+    @abstractmethod
+    def tree(self) -> Tree:
+        """The merged file system. Its blobs may be fetched by this call."""
+
+
+class RWLayer(_Layer):
+    """A file system that one step changes. Releasing it uncommitted discards the changes."""
+
+    @abstractmethod
+    def tree(self) -> Tree:
+        """The file system that the layer was begun on."""
+
+    @abstractmethod
+    def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
+        """Add or replace entries. Their paths are resolved: no parent is a symlink.
+
+        Called at most once on a layer, and not together with `run`. Parents that don't
+        exist must be among the entries. No entry is a hard link to a lower layer's file.
+        """
+
+    @abstractmethod
+    def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
+        """Run a process on the file system and return its exit code (128+n for signal n).
+
+        Mount points that don't exist are made for the time of the process and leave no
+        trace in the layer. On cancel every process in it is killed within two seconds.
+        """
+
+    @abstractmethod
+    def commit(self, key: str | None, activity: Activity) -> ROLayer:
+        """Freeze the layer. With a `key`, :meth:`Backend.lookup` finds it from now on."""
+
+
+class Backend(ABC):
+    """Where images live and steps run. A context manager over `close`."""
+
+    name: str
+    platforms: tuple[Platform, ...]
+    """What its machine runs natively; the first is the default build platform."""
+    capabilities: frozenset[Capability]
+
+    @abstractmethod
+    def resolve(
+        self,
+        reference: Reference,
+        platform: Platform,
+        pull_policy: PullPolicy,
+        activity: Activity,
+    ) -> BaseImage:
+        """Find the image and its config. Layers may be fetched later.
+
+        Raises ImageNotFound, PlatformMismatch, RegistryError, InvalidImage.
+        """
+
+    @abstractmethod
+    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+        """The file system of an image; of scratch for None."""
+
+    @abstractmethod
+    def lookup(self, key: str) -> ROLayer | None:
+        """The layer committed under `key`; None if there is none, or without STEP_CACHE."""
+
+    @abstractmethod
+    def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
+        """Write config, manifest and names. `top` is the layer whose diffs `spec` lists."""
+
+    @abstractmethod
+    def open_blob(self, digest: str) -> BinaryIO:
+        """The stored bytes of a blob of an image here. Raises ImageNotFound."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back everything that isn't an image. Idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,222 @@
+"""The instructions of a Dockerfile, as `parse` reads them and before any variable is expanded.
+
+Words are kept as written, quotes and escapes included, where the builder expands variables in
+them; `words` turns them into values. Texts that the builder never expands (the command
+of RUN, CMD, ENTRYPOINT and HEALTHCHECK, an element of a JSON array) are final.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pybuild.errors import SourceRange
+
+
+@dataclass(frozen=True, slots=True)
+class Heredoc:
+    """``<<NAME`` and its body. `content` is final but for variables, which count if `expand`."""
+
+    name: str
+    content: str
+    expand: bool
+    chomp: bool
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command in exec form (`shell` False: one element an argument) or shell form (one text)."""
+
+    args: tuple[str, ...]
+    shell: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A ``name=value`` word. ``value`` is None where there is no ``=`` (ARG only)."""
+
+    name: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Instruction:
+    where: SourceRange
+    text: str
+    """The instruction as one line: continuations joined, heredoc bodies left out."""
+    comments: tuple[str, ...] = ()
+    """The comment lines right above it, without ``#``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class From(_Instruction):
+    image: str
+    platform: str | None = None
+    stage: str | None = None
+    """Lower case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arg(_Instruction):
+    args: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Env(_Instruction):
+    pairs: tuple[Pair, ...]
+    legacy: bool = False
+    """Written as ``ENV name value``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label(_Instruction):
+    pairs: tuple[Pair, ...]
+    legacy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(_Instruction):
+    command: Command
+    heredocs: tuple[Heredoc, ...] = ()
+    mounts: tuple[str, ...] = ()
+    """The values of ``--mount``, unexpanded; see :mod:`pybuild.dockerfile.mounts`."""
+    network: str | None = None
+    security: str | None = None
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(_Instruction):
+    """COPY. Heredocs are sources too: their markers are not among ``sources``."""
+
+    sources: tuple[str, ...]
+    destination: str
+    heredocs: tuple[Heredoc, ...] = ()
+    from_: str | None = None
+    chown: str | None = None
+    chmod: str | None = None
+    link: bool = False
+    parents: bool = False
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add(_Instruction):
+    sources: tuple[str, ...]
+    destination: str
+    heredocs: tuple[Heredoc, ...] = ()
+    chown: str | None = None
+    chmod: str | None = None
+    link: bool = False
+    exclude: tuple[str, ...] = ()
+    keep_git_dir: bool | None = None
+    checksum: str | None = None
+    unpack: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cmd(_Instruction):
+    command: Command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrypoint(_Instruction):
+    command: Command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expose(_Instruction):
+    ports: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healthcheck(_Instruction):
+    """``command`` is None for HEALTHCHECK NONE. Durations are nanoseconds, 0 where not given."""
+
+    command: Command | None
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maintainer(_Instruction):
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Onbuild(_Instruction):
+    """``trigger`` is the text kept in the image config, heredoc bodies included."""
+
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shell(_Instruction):
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopSignal(_Instruction):
+    signal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User(_Instruction):
+    user: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume(_Instruction):
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workdir(_Instruction):
+    path: str
+
+
+Instruction = (
+    From
+    | Arg
+    | Env
+    | Label
+    | Run
+    | Copy
+    | Add
+    | Cmd
+    | Entrypoint
+    | Expose
+    | Healthcheck
+    | Maintainer
+    | Onbuild
+    | Shell
+    | StopSignal
+    | User
+    | Volume
+    | Workdir
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Directives:
+    """The parser directives at the top of the file. ``escape`` is ``\\`` or `````."""
+
+    escape: str = "\\"
+    syntax: str | None = None
+    check: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dockerfile:
+    """A parsed Dockerfile: ``global_args`` stand before the first FROM."""
+
+    name: str
+    """As shown in messages."""
+    directives: Directives
+    global_args: tuple[Arg, ...]
+    instructions: tuple[Instruction, ...]
+    """From the first FROM on."""
+    warnings: tuple[tuple[str, SourceRange], ...] = ()

@@ -1,0 +1,202 @@
+"""The plan of a build: what runs, on what, and the config that comes out. Plain values.
+
+Everything is expanded and every FROM resolved; what only the files can tell (which files a
+pattern matches, the numbers behind a user's name) is left to the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pybuild.backend import BaseImage, Capability, HostEntry, Network, Ulimit
+from pybuild.errors import SourceRange
+from pybuild.oci.image_config import HistoryEntry, ImageConfig
+from pybuild.oci.platform import Platform
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSource:
+    """The main build context (`name` None) or a named local one."""
+
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageSource:
+    """Another stage's final file system; `index` into :attr:`Plan.stages`' ``index``."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image that is no stage; None is scratch."""
+
+    image: BaseImage | None
+
+
+Source = ContextSource | StageSource | ImageSource
+
+
+@dataclass(frozen=True, slots=True)
+class InlineFile:
+    """A heredoc of COPY or ADD, expanded."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBind:
+    target: str
+    source: Source
+    path: str
+    """Inside the source, as written, symlinks not yet resolved."""
+    readonly: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTmpfs:
+    target: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedScript:
+    """A heredoc with a shebang, shown to the RUN as a file at `target`, mode 0755."""
+
+    target: str
+    content: bytes
+
+
+PlannedMount = PlannedBind | PlannedTmpfs | PlannedScript
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    where: SourceRange
+    title: str
+    """The instruction as shown in progress: ``RUN make``."""
+    key: str
+    """Hash of everything that is known when planning: parent's key, instruction, variables."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStep(_Step):
+    args: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    cwd: str
+    user: str
+    """``name-or-number[:group]``, empty for root."""
+    mounts: tuple[PlannedMount, ...] = ()
+    network: Network = Network.DEFAULT
+    hostname: str = "buildkitsandbox"
+    extra_hosts: tuple[HostEntry, ...] = ()
+    shm_size: int | None = None
+    ulimits: tuple[Ulimit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyStep(_Step):
+    """COPY or ADD. ``destination`` is absolute; a trailing slash says that it is a folder."""
+
+    source: Source
+    patterns: tuple[str, ...]
+    files: tuple[InlineFile, ...]
+    destination: str
+    chown: str | None = None
+    chmod: str | None = None
+    exclude: tuple[str, ...] = ()
+    parents: bool = False
+    link: bool = False
+    unpack: bool = False
+    """Whether local tar archives among the sources are unpacked (ADD)."""
+    instruction: str = "COPY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkdirStep(_Step):
+    """Make the folder `path` (absolute) and its missing parents."""
+
+    path: str
+    user: str
+
+
+Step = RunStep | CopyStep | WorkdirStep
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedHistory:
+    """A history line; ``step`` is the position of its step in the stage, None for metadata."""
+
+    created_by: str
+    step: int | None
+    comment: str = "buildkit.dockerfile.v0"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One stage that the target needs.
+
+    ``parent`` is what it starts from: an image, another stage, or ImageSource(None).
+    ``config`` is final but for rootfs, history and creation time. ``history`` is of this
+    stage alone; ``inherited`` comes from the image or stage below.
+    """
+
+    index: int
+    name: str | None
+    platform: Platform
+    parent: ImageSource | StageSource
+    steps: tuple[Step, ...]
+    config: ImageConfig
+    inherited: tuple[HistoryEntry, ...]
+    history: tuple[PlannedHistory, ...]
+    where: SourceRange
+
+    @property
+    def label(self) -> str:
+        """The name shown in progress; stages without one are ``stage-0`` and so on."""
+        return self.name or f"stage-{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All stages that the target needs, each after those that it needs; the target is last."""
+
+    stages: tuple[PlannedStage, ...]
+    warnings: tuple[tuple[str, SourceRange | None], ...] = ()
+
+    @property
+    def target(self) -> PlannedStage:
+        return self.stages[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A capability that a step needs, and the step's place."""
+
+    capability: Capability
+    where: SourceRange
+
+
+@dataclass(frozen=True, slots=True)
+class RunDefaults:
+    """What the command line says of every RUN."""
+
+    network: Network = Network.DEFAULT
+    extra_hosts: tuple[HostEntry, ...] = ()
+    shm_size: int | None = None
+    ulimits: tuple[Ulimit, ...] = ()
+    hostname: str = "buildkitsandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """The caller's side of a plan."""
+
+    platform: Platform
+    build_platform: Platform
+    target: str | None = None
+    build_args: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    run: RunDefaults = RunDefaults()

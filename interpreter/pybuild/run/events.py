@@ -1,0 +1,83 @@
+"""What a build tells while it runs: typed events, in order, to one Reporter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pybuild.errors import PybuildError, SourceRange
+from pybuild.run.result import BuildResult
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted:
+    """A unit of work begins: a step of a stage, a pull, the context, the image's making.
+
+    ``id`` numbers the units of a build from 1; later events name it. ``stage`` and
+    ``position`` (``2/4``) are empty for units that are no step.
+    """
+
+    id: int
+    title: str
+    stage: str = ""
+    position: str = ""
+    where: SourceRange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepLog:
+    """One piece of a process's output, as it came. ``stream`` is 1 or 2; ``time`` is the
+    number of seconds since the step began.
+    """
+
+    id: int
+    stream: int
+    data: bytes
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """`done` of `total` bytes of one item (a layer, a long copy)."""
+
+    id: int
+    item: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """The unit ended; ``error`` is None where it went well, ``seconds`` its wall time."""
+
+    id: int
+    seconds: float
+    cached: bool = False
+    error: PybuildError | None = None
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that isn't an error. ``id`` is 0 where it concerns no unit."""
+
+    id: int
+    message: str
+    where: SourceRange | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFinished:
+    """The last event of a build that succeeded."""
+
+    result: BuildResult
+
+
+Event = StepStarted | StepLog | StepProgress | StepFinished | Warned | BuildFinished
+
+
+class Reporter(Protocol):
+    """Takes events. Called from one thread at a time; must not block for long."""
+
+    def report(self, event: Event) -> None: ...
