@@ -1,0 +1,295 @@
+"""The content store: blobs by digest.
+
+Digests are ``sha256:`` and 64 hex digits, of the bytes as they are stored. The caller
+computes them: containerd checks them again at the commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Final, Self, cast
+
+from pybuild.backend import Activity
+from pybuild.errors import BackendError, BackendFailed, InvalidImage
+from pybuild_containerd import rpcs
+from pybuild_containerd.client import COMMIT, WRITE, Client, Stream
+from pybuild_containerd.errors_table import AlreadyExists, Locked, NotFound, OutOfRange
+from pybuild_containerd.leases import keep_content
+
+_MESSAGE: Final = 1 << 20
+"""Bytes sent in one message: containerd gets slower with smaller ones."""
+
+_SMALL: Final = 8 << 20
+_LOCKED_SECONDS: Final = 300.0
+_LONGEST_LABEL: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """What the store knows of a blob; ``size`` in bytes."""
+
+    digest: str
+    size: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class ContentStore:
+    """The blobs in the client's namespace. Safe to use from several threads."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def info(self, digest: str) -> BlobInfo:
+        """Raises NotFound."""
+        info = self._client.call(rpcs.CONTENT_INFO, digest=digest).info
+        return BlobInfo(info.digest, info.size, dict(info.labels))
+
+    def exists(self, digest: str) -> bool:
+        """Whether the blob is here; if so, our lease keeps it from now on."""
+        try:
+            self.info(digest)
+            keep_content(self._client, digest)
+            self.info(digest)  # a garbage collection may have come before the lease did
+        except NotFound:
+            return False
+        return True
+
+    def open(self, digest: str, offset: int = 0, size: int = 0) -> BinaryIO:
+        """A stream of the blob from `offset` on, `size` bytes or to its end for 0.
+
+        Close it to stop early. Raises NotFound.
+        """
+        total = self.info(digest).size
+        end = total if size == 0 else min(total, offset + size)
+        if offset >= end:
+            return io.BytesIO()
+        stream = self._client.stream(
+            rpcs.CONTENT_READ, digest=digest, offset=offset, size=end - offset
+        )
+        return cast("BinaryIO", io.BufferedReader(_BlobReader(stream, digest, end - offset), 1 << 18))
+
+    def read(self, digest: str, limit: int = _SMALL) -> bytes:
+        """The whole blob. Raises NotFound, and InvalidImage if it is beyond `limit` bytes."""
+        size = self.info(digest).size
+        if size > limit:
+            raise InvalidImage(f"{digest} has {size} bytes where at most {limit} are allowed")
+        with self.open(digest) as blob:
+            return blob.read()
+
+    def writer(
+        self,
+        ref: str | None = None,
+        *,
+        expected: str | None = None,
+        total: int = 0,
+        activity: Activity | None = None,
+        resumable: bool = False,
+    ) -> BlobWriter:
+        """Begin to write a blob.
+
+        One writer at a time has a `ref`; a second one waits here. Writers of a ref that was
+        left over go on at :attr:`BlobWriter.offset`; without `ref` it is a new random one.
+        With `expected`, the blob's digest, `present` tells that nothing need be written.
+        `total` is the size in bytes if it is known. Raises Locked after five minutes.
+        """
+        ref = ref or f"pybuild-{secrets.token_hex(12)}"
+        opening = {"ref": ref, "expected": expected or "", "total": total}
+        until = time.monotonic() + _LOCKED_SECONDS
+        pause = 0.05
+        while True:
+            if activity is not None:
+                activity.raise_if_cancelled()
+            try:
+                return BlobWriter(self._client, opening, activity, resumable=resumable)
+            except Locked:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # only spreads load
+                pause = min(pause * 2, 2.0)
+
+    def write_small(
+        self, data: bytes, digest: str, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Store a blob of at most 8 MiB. One that is here already gets `labels` as well."""
+        if len(data) > _SMALL:
+            raise BackendFailed(f"{digest} is too large to be written at once")
+        with self.writer(f"pybuild-{secrets.token_hex(12)}", total=len(data)) as writer:
+            writer.write(data)
+            writer.commit(digest, len(data), labels)
+
+    def update_labels(self, digest: str, labels: Mapping[str, str]) -> None:
+        """Set these labels and leave the others; an empty value unsets one. Raises NotFound."""
+        if labels:
+            self._client.call(
+                rpcs.CONTENT_UPDATE,
+                info={"digest": digest, "labels": dict(labels)},
+                update_mask={"paths": [f"labels.{label}" for label in labels]},
+            )
+
+    def delete(self, digest: str) -> None:
+        """Delete a blob; one that is gone already is fine."""
+        with contextlib.suppress(NotFound):
+            self._client.call(rpcs.CONTENT_DELETE, digest=digest)
+
+
+class BlobWriter:
+    """One blob being written: a context manager that ends in `commit`, or drops the bytes.
+
+    ``offset`` is how much of it the store has. ``present`` is True when the store has the
+    whole blob under its expected digest: `write` is not allowed then, `commit` still is due.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        opening: Mapping[str, Any],
+        activity: Activity | None,
+        *,
+        resumable: bool,
+    ) -> None:
+        self._client = client
+        self._ref: str = opening["ref"]
+        self._total: int = opening["total"]
+        self._expected: str = opening["expected"]
+        self._resumable = resumable
+        self._activity = activity
+        self._pending = bytearray()
+        self._committed = False
+        self._stream: Stream = client.duplex(rpcs.CONTENT_WRITE)
+        self.present = False
+        self.offset = 0
+        try:
+            self._stream.send(**opening)  # the action STAT, which takes the ref
+            answer = self._stream.receive()
+            if answer is None:
+                raise BackendFailed(f"containerd ended the writing of {self._ref}")
+            self.offset = answer.offset
+        except AlreadyExists:
+            self.present = True
+            self._stream.cancel()
+        except BaseException:
+            self._stream.cancel()
+            raise
+        # what another namespace has needs no bytes either, but still the commit
+        self._shared = self.offset > 0 and bool(self._expected) and self.offset == self._total
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._committed:
+            self.abort()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store needs no more bytes, so that `commit` may follow at once."""
+        return self.present or self._shared
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Add bytes to the end. They are on their way, not stored, when this returns."""
+        if self._activity is not None:
+            self._activity.raise_if_cancelled()
+        self._pending += data
+        while len(self._pending) >= _MESSAGE:
+            self._send(bytes(self._pending[:_MESSAGE]))
+            del self._pending[:_MESSAGE]
+
+    def commit(self, digest: str, size: int, labels: Mapping[str, str] | None = None) -> None:
+        """Store the blob. `digest` and `size` are of all of it, as the caller counted them.
+
+        Our lease keeps it and it gets `labels`, also if someone else stored it meanwhile.
+        Raises FailedPrecondition if the bytes don't have that digest or size.
+        """
+        labels = dict(labels or {})
+        check_labels(labels)
+        try:
+            if self.present:
+                raise AlreadyExists("", call="", details="")
+            self._commit(digest, size, labels)
+        except AlreadyExists:
+            self.abort()
+            keep_content(self._client, digest)
+            ContentStore(self._client).update_labels(digest, labels)
+            ContentStore(self._client).info(digest)
+        self._committed = True
+
+    def abort(self) -> None:
+        """Drop what was written, or keep it for a later writer if it is resumable."""
+        self._stream.cancel()
+        self._committed = True
+        if self.present or (self._resumable and self.offset > 0):
+            return
+        with contextlib.suppress(BackendError):  # must not hide what led here
+            _retry_locked(lambda: self._client.call(rpcs.CONTENT_ABORT, ref=self._ref))
+
+    def _send(self, data: bytes) -> None:
+        self._drain()
+        self._stream.send(
+            action=WRITE, ref=self._ref, offset=self.offset, data=data, total=self._total
+        )
+        self.offset += len(data)
+
+    def _drain(self) -> None:
+        """Take the acknowledgements that are here, so that the daemon isn't held up."""
+        while self._stream.has_received():
+            self._stream.receive()
+
+    def _commit(self, digest: str, size: int, labels: dict[str, str]) -> None:
+        data = bytes(self._pending)
+        self._pending.clear()
+        self._stream.send(
+            action=COMMIT,
+            ref=self._ref,
+            offset=self.offset,
+            data=data,
+            total=size,
+            expected=digest,
+            labels=labels,
+        )
+        self._stream.finish()
+        committed = False
+        for answer in self._stream:
+            committed = committed or answer.action == COMMIT
+        if not committed:
+            raise BackendFailed(f"containerd ended the writing of {digest} without a commit")
+
+
+def _retry_locked(call: Callable[[], object]) -> None:
+    """Call until the ref isn't locked; a cancelled stream's lock goes a moment later."""
+    for pause in (0.01, 0.03, 0.1, 0.3, 1.0):
+        try:
+            call()
+        except Locked:
+            time.sleep(pause)
+        else:
+            return
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raise BackendFailed for a label that containerd would refuse after all the work."""
+    for key, value in labels.items():
+        if len(key.encode()) + len(value.encode()) > _LONGEST_LABEL:
+            raise BackendFailed(
+                f"the label {key[:60]} is longer than the {_LONGEST_LABEL} bytes allowed"
+            )
+
+
+def label_chunks(key: str, text: str) -> dict[str, str]:
+    """`text` as one label, or as ``key.0``, ``key.1`` and so on where it is too long for one."""
+    room = _LONGEST_LABEL - len(key) - len(".99999")
+    if len(text) <= room:
+        return {key: text}
+    pieces = [text[start : start + room] for start in range(0, len(text), room)]
+    return {f"{key}.{number}": piece for number, piece in enumerate(pieces)}
+
+
+def gc_labels(config: str, layers: tuple[str, ...]) -> dict[str, str]:
+    """The labels by which a manifest keeps its config and layers, all given as digests."""
+    references = {f"containerd.io/gc.ref.content.l.{i}": layer for i, layer in enumerate(layers)}
+    return {"containerd.io/gc.ref.content.config": config, **references}

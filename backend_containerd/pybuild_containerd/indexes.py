@@ -1,0 +1,162 @@
+"""What is in the layers of this build: their indexes, and the bytes of their files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from pybuild.errors import ImageError, InvalidImage
+from pybuild.files.layertree import LayerTree
+from pybuild.files.trees import Tree
+from pybuild.oci.compression import Decompressed
+from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.layerindex import Entry, LayerIndex
+from pybuild.oci.layertar import read_index
+from pybuild_containerd.locks import KeyedLocks
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
+
+OpenBlob = Callable[[str], BinaryIO]
+"""Opens the stored bytes of the blob with this digest."""
+
+
+class LayerFiles:
+    """Reads layers without unpacking them. Safe in threads; a context manager.
+
+    Indexes are kept in `cache` (a private folder, None for none) by diff id. Contents come
+    from uncompressed copies of the layers, made in a temporary folder when the first file
+    of a layer is read, and removed with this object.
+    """
+
+    def __init__(self, open_blob: OpenBlob, cache: Path | None) -> None:
+        self._open_blob = open_blob
+        self._cache = cache / "indexes" if cache else None
+        self._lock = threading.Lock()
+        self._locks = KeyedLocks()
+        self._indexes: dict[str, LayerIndex] = {}
+        self._copies: dict[str, Path] = {}
+        self._folder: Path | None = None
+
+    def remember(self, diff_id: str, index: LayerIndex) -> None:
+        """Take the index of a layer that was just written."""
+        with self._lock:
+            self._indexes[diff_id] = index
+
+    def tree(self, layers: Sequence[LayerDiff]) -> Tree:
+        """The merged file system of `layers`, bottom first.
+
+        Raises InvalidImage for a blob whose content isn't what its diff id says.
+        """
+
+        def open_file(position: int, entry: Entry, offset: int) -> BinaryIO:
+            return self._open_part(layers[position], offset, entry.size)
+
+        return LayerTree([self.index(layer) for layer in layers], open_file)
+
+    def index(self, layer: LayerDiff) -> LayerIndex:
+        """The index of one layer, read from its blob if no one knows it yet."""
+        with self._locks.holding(layer.diff_id):
+            index = self._indexes.get(layer.diff_id) or self._cached(layer.diff_id)
+            if index is None:
+                index = self._read(layer)
+                self._store(layer.diff_id, index)
+            self.remember(layer.diff_id, index)
+        return index
+
+    def close(self) -> None:
+        """Remove the copies. Idempotent."""
+        with self._lock:
+            folder, self._folder = self._folder, None
+            self._copies.clear()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _open_part(self, layer: LayerDiff, offset: int, size: int) -> BinaryIO:
+        with self._locks.holding(layer.diff_id):
+            copy = self._copies.get(layer.diff_id)
+            if copy is None:
+                copy = self._copies[layer.diff_id] = self._uncompress(layer)
+        return io.BufferedReader(_Part(copy, offset, size))
+
+    def _uncompress(self, layer: LayerDiff) -> Path:
+        with self._lock:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="pybuild-layers-"))
+            path = self._folder / layer.diff_id.replace(":", "-")
+        with (
+            self._open_blob(layer.blob.digest) as blob,
+            Decompressed(blob) as plain,
+            path.open("xb") as copy,
+        ):
+            while piece := plain.read(1 << 20):
+                copy.write(piece)
+        return path
+
+    def _read(self, layer: LayerDiff) -> LayerIndex:
+        with self._open_blob(layer.blob.digest) as blob:
+            diff_id, index = read_index(blob)
+        if diff_id != layer.diff_id:
+            raise InvalidImage(
+                f"layer {layer.blob.digest} holds {diff_id}, "
+                f"but the image's config says {layer.diff_id}"
+            )
+        return index
+
+    def _cached(self, diff_id: str) -> LayerIndex | None:
+        if self._cache is None:
+            return None
+        try:
+            return LayerIndex.from_bytes((self._cache / _file_name(diff_id)).read_bytes())
+        except (OSError, ImageError):
+            return None  # a failing cache is a miss
+
+    def _store(self, diff_id: str, index: LayerIndex) -> None:
+        if self._cache is None:
+            return
+        with contextlib.suppress(OSError):  # a failing cache is a miss next time
+            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # complete or not there: another build may look at any moment
+            descriptor, temporary = tempfile.mkstemp(dir=self._cache, prefix=".new-")
+            try:
+                with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+                    file.write(index.to_bytes())
+                os.replace(temporary, self._cache / _file_name(diff_id))  # noqa: PTH105 - pairs with mkstemp
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)  # noqa: PTH108 - pairs with mkstemp
+                raise
+
+
+class _Part(io.RawIOBase):
+    """`size` bytes of a file, from `offset` on."""
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        super().__init__()
+        self._left = size
+        self._file = path.open("rb", buffering=0)
+        self._file.seek(offset)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        room = memoryview(buffer)[: self._left]
+        count: int = self._file.readinto(room) or 0
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _file_name(diff_id: str) -> str:
+    return diff_id.replace(":", "-")

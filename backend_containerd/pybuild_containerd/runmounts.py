@@ -1,0 +1,271 @@
+"""What a RUN sees besides its root: bind mounts, tmpfs, /etc/hosts and /etc/resolv.conf.
+
+Everything with files is a snapshot of our own: its path on the daemon's machine comes from
+the snapshotter, so no string of a user ever becomes a mount's source, and it works where
+this process shares no files with the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import secrets
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from pybuild.backend import Activity, BindMount, HostEntry, Mount, Process, TmpfsMount
+from pybuild.errors import StepFailed, UsageError
+from pybuild.files.trees import NewEntry, Tree, walk
+from pybuild.oci.compression import Compression
+from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.layertar import write_layer
+from pybuild_containerd.client import Client
+from pybuild_containerd.content import ContentStore
+from pybuild_containerd.errors_table import CallFailed
+from pybuild_containerd.locks import KeyedLocks
+from pybuild_containerd.mountpoints import (
+    SYSTEM_MOUNTPOINTS,
+    Mountpoint,
+    check_system_mountpoints,
+    missing_entries,
+    resolve_mountpoints,
+)
+from pybuild_containerd.runtime_spec import SpecMount
+from pybuild_containerd.snapshots import Mount as SnapshotMount
+from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.unpack import Unpacker, apply_layer
+
+_TOP = b"m"
+_HOSTS = b"hosts"
+_RESOLV_CONF = b"resolv.conf"
+_BIND_OPTIONS = ("rbind", "nodev")
+# the kernel takes one page of options, runc passes them as they are
+_LONGEST_OPTIONS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedMounts:
+    """The mounts of one RUN, and what its root lacks for them."""
+
+    mounts: tuple[SpecMount, ...]
+    missing: tuple[Entry, ...]
+
+
+class RunMounts:
+    """Makes the snapshots that RUNs mount. Safe in threads.
+
+    Read-only ones are made once and kept until the session's lease goes.
+    """
+
+    def __init__(
+        self, client: Client, content: ContentStore, snapshots: Snapshots, unpacker: Unpacker
+    ) -> None:
+        self._client = client
+        self._content = content
+        self._snapshots = snapshots
+        self._unpacker = unpacker
+        self._locks = KeyedLocks()
+        # the tree is kept with its folder, so that its identity isn't used again
+        self._copies: dict[tuple[int, bytes], tuple[Tree, str]] = {}
+        self._folders: dict[Hashable, str] = {}
+
+    @contextlib.contextmanager
+    def prepared(
+        self, process: Process, mounts: Sequence[Mount], tree: Tree, activity: Activity
+    ) -> Iterator[PreparedMounts]:
+        """Everything to mount into a root whose files are `tree`'s, in the order to mount it.
+
+        Raises StepFailed for a mount that the root or its source doesn't allow.
+        """
+        check_system_mountpoints(tree)
+        targets = [("/etc/hosts", False), ("/etc/resolv.conf", False)]
+        targets += [(mount.target, _is_folder(mount)) for mount in mounts]
+        points = resolve_mountpoints(tree, targets)
+        with contextlib.ExitStack() as undo:
+            files = self._name_files(process, activity)
+            made = [
+                _bind(points[0], f"{files}/{_HOSTS.decode()}", readonly=True),
+                _bind(points[1], f"{files}/{_RESOLV_CONF.decode()}", readonly=True),
+            ]
+            for mount, point in zip(mounts, points[2:], strict=True):
+                made.append(self._mount(mount, point, undo, activity))
+            # outer before inner; of two at one place the later one is seen
+            made.sort(key=lambda mount: mount.destination.count("/"))
+            yield PreparedMounts(
+                tuple(made), missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
+            )
+
+    def skeleton(self, missing: Sequence[Entry], activity: Activity) -> str:
+        """A folder on the daemon's machine with empty files and folders as `missing` says."""
+        key = tuple((entry.path, entry.kind) for entry in missing)
+        return self._kept_folder(key, [NewEntry(entry) for entry in missing], activity)
+
+    def _mount(
+        self, mount: Mount, point: Mountpoint, undo: contextlib.ExitStack, activity: Activity
+    ) -> SpecMount:
+        match mount:
+            case TmpfsMount():
+                size = () if mount.size is None else (f"size={mount.size}",)
+                options = ("nosuid", "nodev", "mode=1777", *size)
+                return SpecMount(point.destination, "tmpfs", "tmpfs", options)
+            case BindMount():
+                whole = self._whole_layer(mount, point, undo, activity)
+                if whole is not None:
+                    return whole
+                if mount.readonly:
+                    return _bind(point, self._kept_copy(mount, activity), readonly=True)
+                key, folder = self._new_folder(_copied(mount), activity)
+                undo.callback(self._remove, key)
+                return _bind(point, f"{folder}/{_TOP.decode()}", readonly=False)
+
+    def _whole_layer(
+        self, mount: BindMount, point: Mountpoint, undo: contextlib.ExitStack, activity: Activity
+    ) -> SpecMount | None:
+        """A layer's own snapshot as a mount; None where its files have to be copied."""
+        if mount.layer is None or mount.path or not mount.layer.diffs:
+            return None
+        chain = self._unpacker.ensure(mount.layer.diffs, activity)
+        key = f"pybuild-{secrets.token_hex(16)}"
+        make = self._snapshots.view if mount.readonly else self._snapshots.prepare
+        mounts = make(key, chain)
+        undo.callback(self._remove, key)
+        match mounts:
+            case (SnapshotMount(type="bind" | "overlay") as only,) if (
+                len(",".join(only.options)) < _LONGEST_OPTIONS
+            ):
+                return SpecMount(point.destination, only.type, only.source, only.options)
+            case _:
+                return None
+
+    def _kept_copy(self, mount: BindMount, activity: Activity) -> str:
+        """The path of a read-only copy of the mount's source, made once for each source."""
+        key = (id(mount.tree), mount.path)
+        with self._locks.holding(key):
+            if key not in self._copies:
+                _, folder = self._new_folder(_copied(mount), activity)
+                self._copies[key] = mount.tree, f"{folder}/{_TOP.decode()}"
+            return self._copies[key][1]
+
+    def _name_files(self, process: Process, activity: Activity) -> str:
+        hosts = hosts_file(process.hostname, process.extra_hosts)
+        resolv_conf = _host_resolv_conf()
+        entries = [_small_file(_HOSTS, hosts), _small_file(_RESOLV_CONF, resolv_conf)]
+        return self._kept_folder((hosts, resolv_conf), entries, activity)
+
+    def _kept_folder(self, key: Hashable, entries: Sequence[NewEntry], activity: Activity) -> str:
+        with self._locks.holding(key):
+            if key not in self._folders:
+                self._folders[key] = self._new_folder(entries, activity)[1]
+            return self._folders[key]
+
+    def _new_folder(self, entries: Iterable[NewEntry], activity: Activity) -> tuple[str, str]:
+        """A new snapshot with these entries: its key, and its path on the daemon's machine."""
+        with self._content.writer(activity=activity) as writer:
+            layer = write_layer(entries, writer.write, Compression.NONE)
+            writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
+        key = f"pybuild-{secrets.token_hex(16)}"
+        mounts = self._snapshots.prepare(key)
+        try:
+            apply_layer(self._client, layer.diff, mounts, activity)
+        except BaseException:
+            self._remove(key)
+            raise
+        return key, _source_of(mounts)
+
+    def _remove(self, key: str) -> None:
+        with contextlib.suppress(CallFailed):  # the session's lease removes it later
+            self._snapshots.remove(key)
+
+
+def hosts_file(hostname: str, extra: Sequence[HostEntry]) -> bytes:
+    """The /etc/hosts that BuildKit gives. Raises UsageError for what isn't an address."""
+    lines = [f"127.0.0.1\tlocalhost {hostname}", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    for entry in extra:
+        try:
+            address = ipaddress.ip_address(entry.address)
+        except ValueError:
+            raise UsageError(f"{entry.address} for host {entry.name} is no IP address") from None
+        if not entry.name or any(c.isspace() or not c.isprintable() for c in entry.name):
+            raise UsageError(f"{entry.name!r} is no host name")
+        lines.append(f"{address}\t{entry.name}")
+    return "\n".join((*lines, "")).encode()
+
+
+def _host_resolv_conf() -> bytes:
+    """This machine's resolv.conf as it is: a RUN is in the same network."""
+    try:
+        return Path("/etc/resolv.conf").read_bytes()
+    except OSError:
+        return b""
+
+
+def _small_file(path: bytes, content: bytes) -> NewEntry:
+    def open_content() -> BinaryIO:
+        return BytesIO(content)
+
+    return NewEntry(Entry(path, Kind.FILE, 0o644, size=len(content)), open_content)
+
+
+def _is_folder(mount: Mount) -> bool:
+    match mount:
+        case TmpfsMount():
+            return True
+        case BindMount():
+            return _source_entry(mount).kind is Kind.DIRECTORY
+
+
+def _source_entry(mount: BindMount) -> Entry:
+    """The entry of a bind mount's source; a root need not have one."""
+    entry = mount.tree.get(mount.path)
+    if entry is None and not mount.path:
+        entry = Entry(b"", Kind.DIRECTORY, 0o755)
+    name = os.fsdecode(mount.path)
+    if entry is None:
+        raise StepFailed(f"the source /{name} of the mount at {mount.target} doesn't exist")
+    if entry.kind not in (Kind.DIRECTORY, Kind.FILE):
+        raise StepFailed(f"the source /{name} of the mount at {mount.target} is a {entry.kind.value}")
+    return entry
+
+
+def _copied(mount: BindMount) -> Iterator[NewEntry]:
+    """The source and all below it, as entries below one name."""
+    top = _source_entry(mount)
+    yield _moved(mount, top)
+    for entry in walk(mount.tree, mount.path):
+        if entry.path != mount.path and entry.kind is not Kind.SOCKET:
+            yield _moved(mount, entry)
+
+
+def _moved(mount: BindMount, entry: Entry) -> NewEntry:
+    below = entry.path[len(mount.path) :].lstrip(b"/")
+    path = _TOP + b"/" + below if below else _TOP
+    if entry.kind is not Kind.FILE:
+        return NewEntry(replace(entry, path=path))
+    source = entry.path
+
+    def open_content() -> BinaryIO:
+        return mount.tree.open(source)
+
+    # a hard link's other names may lie outside the source: each gets the content
+    return NewEntry(replace(entry, path=path, link=b""), open_content)
+
+
+def _bind(point: Mountpoint, source: str, *, readonly: bool) -> SpecMount:
+    mode = "ro" if readonly else "rw"
+    return SpecMount(point.destination, "bind", source, (*_BIND_OPTIONS, mode))
+
+
+def _source_of(mounts: tuple[SnapshotMount, ...]) -> str:
+    """The folder of a snapshot without a parent, which every snapshotter shows by a bind."""
+    match mounts:
+        case (SnapshotMount(type="bind", source=source),):
+            return source
+        case _:
+            raise StepFailed(
+                "this containerd's snapshotter can't show files to a RUN",
+                hint="use the overlayfs or native snapshotter",
+            )

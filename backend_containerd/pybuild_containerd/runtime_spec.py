@@ -1,0 +1,195 @@
+"""The OCI runtime specification of a RUN: what BuildKit gives a process, as JSON for runc."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pybuild.backend import Network, Process, Ulimit
+from pybuild.errors import UsageError
+from pybuild_containerd.seccomp import default_profile
+
+_DEFAULT_SHM = 64 * 1024 * 1024
+_RLIM_INFINITY = 2**64 - 1
+
+# Docker's default set; the effective mask is a80425fb
+_CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SYS_CHROOT",
+    "CAP_MKNOD",
+    "CAP_AUDIT_WRITE",
+    "CAP_SETFCAP",
+)
+
+# as moby masks them; /proc/interrupts and powercap leak timing of other processes
+_MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+_READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_ULIMITS = frozenset(
+    {
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecMount:
+    """A mount that the runtime makes. ``destination`` is absolute and resolved in the root."""
+
+    destination: str
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the specification depends on besides the process.
+
+    ``masked`` are further paths that the process must not see; ``cgroup_namespace`` says
+    that the machine has the unified cgroup hierarchy.
+    """
+
+    architecture: str
+    masked: tuple[str, ...] = ()
+    cgroup_namespace: bool = False
+
+
+def runtime_spec(
+    process: Process, container_id: str, mounts: Sequence[SpecMount], machine: Machine
+) -> bytes:
+    """The specification as JSON. `mounts` follow the system's own (/proc, /dev, /sys).
+
+    Raises UsageError for a resource limit that Linux doesn't have.
+    """
+    spec = {
+        "ociVersion": "1.0.2",
+        "process": _process(process),
+        "root": {"path": "rootfs"},
+        "hostname": process.hostname,
+        "mounts": [_mount(m) for m in (*_system_mounts(process), *mounts)],
+        "linux": {
+            # outside the folder of the daemon's own containers, and never a name of the user
+            "cgroupsPath": f"/pybuild/{container_id}",
+            "namespaces": [{"type": kind} for kind in _namespaces(process, machine)],
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "maskedPaths": [*_MASKED, *machine.masked],
+            "readonlyPaths": list(_READONLY),
+            "seccomp": default_profile(machine.architecture),
+        },
+    }
+    return json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def _process(process: Process) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "terminal": False,
+        "user": {
+            "uid": process.user.uid,
+            "gid": process.user.gid,
+            "umask": 0o022,
+            "additionalGids": list(process.user.groups),
+        },
+        "args": list(process.args),
+        "env": [f"{name}={value}" for name, value in process.env],
+        "cwd": process.cwd,
+        "capabilities": {
+            kind: list(_CAPABILITIES) for kind in ("bounding", "effective", "permitted")
+        },
+        # sudo in a RUN has to work
+        "noNewPrivileges": False,
+    }
+    if process.ulimits:
+        body["rlimits"] = [_rlimit(limit) for limit in process.ulimits]
+    return body
+
+
+def _rlimit(limit: Ulimit) -> dict[str, Any]:
+    if limit.name not in _ULIMITS:
+        raise UsageError(
+            f"unknown resource limit {limit.name}", hint=f"known are {', '.join(sorted(_ULIMITS))}"
+        )
+    return {
+        "type": f"RLIMIT_{limit.name.upper()}",
+        "soft": _RLIM_INFINITY if limit.soft < 0 else limit.soft,
+        "hard": _RLIM_INFINITY if limit.hard < 0 else limit.hard,
+    }
+
+
+def _namespaces(process: Process, machine: Machine) -> list[str]:
+    kinds = ["pid", "ipc", "uts", "mount"]
+    match process.network:
+        case Network.NONE:
+            kinds.append("network")  # a new one, with nothing but loopback
+        case Network.DEFAULT | Network.HOST:
+            pass  # none named: the process stays in the daemon's
+    if machine.cgroup_namespace:
+        kinds.append("cgroup")
+    return kinds
+
+
+def _system_mounts(process: Process) -> list[SpecMount]:
+    shm = _DEFAULT_SHM if process.shm_size is None else process.shm_size
+    hidden = ("nosuid", "noexec", "nodev")
+    return [
+        SpecMount("/proc", "proc", "proc", hidden),
+        SpecMount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
+        SpecMount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        ),
+        SpecMount("/dev/shm", "tmpfs", "shm", (*hidden, "mode=1777", f"size={shm}")),  # noqa: S108 - a mount point
+        SpecMount("/dev/mqueue", "mqueue", "mqueue", hidden),
+        SpecMount("/sys", "sysfs", "sysfs", (*hidden, "ro")),
+        SpecMount("/sys/fs/cgroup", "cgroup", "cgroup", ("ro", *hidden)),
+    ]
+
+
+def _mount(mount: SpecMount) -> dict[str, Any]:
+    return {
+        "destination": mount.destination,
+        "type": mount.type,
+        "source": mount.source,
+        "options": list(mount.options),
+    }

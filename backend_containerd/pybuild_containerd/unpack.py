@@ -1,0 +1,117 @@
+"""Layers as snapshots: chains are found, kept, or unpacked blob by blob."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+
+from pybuild.backend import Activity
+from pybuild.errors import BackendError, InvalidImage
+from pybuild.oci.descriptor import LayerDiff, chain_id
+from pybuild_containerd import rpcs
+from pybuild_containerd.client import Client
+from pybuild_containerd.errors_table import AlreadyExists
+from pybuild_containerd.locks import KeyedLocks
+from pybuild_containerd.snapshots import Mount, Snapshots
+
+_REF_LABEL = "containerd.io/snapshot.ref"
+
+
+class Unpacker:
+    """Makes the snapshots of chains of layers. Safe in threads; two don't unpack the same chain.
+
+    A chain's snapshot is named by its chain id, as containerd's own clients name it, so an
+    image that is unpacked already costs one look.
+    """
+
+    def __init__(self, client: Client, snapshots: Snapshots) -> None:
+        self._client = client
+        self._snapshots = snapshots
+        self._locks = KeyedLocks()
+        # chains that are known to be there and to be kept by the session's lease
+        self._kept: set[str] = set()
+
+    def ensure(self, layers: tuple[LayerDiff, ...], activity: Activity) -> str:
+        """Unpack what isn't; return the chain id of all `layers`, empty for scratch.
+
+        The blobs must be in the content store. Raises InvalidImage for a blob whose
+        content isn't what its diff id says.
+        """
+        chains = [chain_id(tuple(l.diff_id for l in layers[:count])) for count in _counts(layers)]
+        missing = len(chains)
+        while missing and not self._is_there(chains[missing - 1]):
+            missing -= 1
+        for position in range(missing, len(chains)):
+            activity.raise_if_cancelled()
+            parent = chains[position - 1] if position else ""
+            with self._locks.holding(chains[position]):
+                if not self._is_there(chains[position]):
+                    self._unpack(layers[position], parent, chains[position], activity)
+        return chains[-1] if chains else ""
+
+    def commit(self, key: str, chain: str) -> None:
+        """Make the active snapshot `key` the snapshot of `chain`, unless there is one already."""
+        with self._locks.holding(chain):
+            self._snapshots.commit(key, chain)
+            self._kept.add(chain)
+
+    def _unpack(self, layer: LayerDiff, parent: str, chain: str, activity: Activity) -> None:
+        key = f"extract-{secrets.token_hex(8)} {chain}"
+        try:
+            mounts = self._snapshots.prepare(key, parent, {_REF_LABEL: chain})
+        except AlreadyExists:
+            # a snapshotter that fetches layers itself says so of a chain that it has
+            if self._snapshots.exists(chain):
+                self._kept.add(chain)
+                return
+            raise
+        with _removed_on_error(self._snapshots, key):
+            activity.progress(f"unpacking {layer.blob.digest}", 0, None)
+            apply_layer(self._client, layer, mounts, activity)
+            self._snapshots.commit(key, chain)
+        self._kept.add(chain)
+
+    def _is_there(self, chain: str) -> bool:
+        if chain in self._kept:
+            return True
+        if self._snapshots.exists(chain):
+            self._kept.add(chain)
+            return True
+        return False
+
+
+
+def apply_layer(
+    client: Client, layer: LayerDiff, mounts: tuple[Mount, ...], activity: Activity
+) -> None:
+    """Have containerd unpack a blob into a snapshot's mounts, and check what it unpacked."""
+    applied = client.call(
+        rpcs.DIFF_APPLY,
+        activity=activity,
+        diff={
+            "media_type": layer.blob.media_type,
+            "digest": layer.blob.digest,
+            "size": layer.blob.size,
+        },
+        mounts=[mount.fields() for mount in mounts],
+    ).applied
+    if applied.digest != layer.diff_id:
+        raise InvalidImage(
+            f"layer {layer.blob.digest} holds {applied.digest}, "
+            f"but the image's config says {layer.diff_id}"
+        )
+
+
+def _counts(layers: tuple[LayerDiff, ...]) -> range:
+    return range(1, len(layers) + 1)
+
+
+@contextlib.contextmanager
+def _removed_on_error(snapshots: Snapshots, key: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(BackendError):  # the first error tells more
+            snapshots.remove(key)
+        raise

@@ -1,0 +1,171 @@
+"""The merged view of a chain of layers, made of their indexes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+from pybuild.errors import InvalidImage
+from pybuild.files.trees import Tree, shown
+from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+
+OpenFile = Callable[[int, Entry, int], BinaryIO]
+"""Opens a FILE: the layer's position (0 is the bottom), the entry that has the content, and
+the content's offset in that layer's uncompressed tar."""
+
+_MAX_HOPS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder of the merged view: the layers that have part of it, top first."""
+
+    entry: Entry
+    layers: tuple[int, ...]
+
+
+class LayerTree(Tree):
+    """What a chain of layers looks like when mounted (OCI image specification, `layer.md`).
+
+    An upper layer's entry hides a lower one of the same path, and all below it unless both
+    are folders. A folder that no layer lists but that has something in it is 0755 and
+    root's. A hard link to a file of a lower layer has that file's attributes and content;
+    ``Entry.link`` names only a file that is the same in this view.
+    """
+
+    def __init__(self, indexes: Sequence[LayerIndex], open_file: OpenFile) -> None:
+        self._indexes = tuple(indexes)
+        self._open_file = open_file
+        self._folders: dict[bytes, _Folder | None] = {}
+
+    @property
+    def indexes(self) -> tuple[LayerIndex, ...]:
+        """The layers, bottom first."""
+        return self._indexes
+
+    def get(self, path: bytes) -> Entry | None:
+        found = self._find(path, len(self._indexes))
+        if found is None:
+            return None
+        entry = found[1]
+        if entry.kind is not Kind.FILE or not entry.link:
+            return entry
+        return self._settle_link(entry)
+
+    def children(self, path: bytes) -> Sequence[bytes]:
+        folder = self._folder(path)
+        if folder is None:
+            return ()
+        present: set[bytes] = set()
+        removed: set[bytes] = set()
+        for position in folder.layers:
+            index = self._indexes[position]
+            present.update(name for name in index.children(path) if name not in removed)
+            removed.update(index.removed_children(path))
+        return sorted(present)
+
+    def open(self, path: bytes) -> BinaryIO:
+        found = self._content(path)
+        if found is None:
+            raise InvalidImage(f"{shown(path)} is not a regular file with content in the image")
+        layer, entry = found
+        return self._open_file(layer, entry, self._indexes[layer].offset(entry.path))
+
+    def _settle_link(self, entry: Entry) -> Entry:
+        """A hard link with its file's attributes, and named only while that is still there."""
+        content = self._content(entry.path)
+        if content is None:
+            return replace(entry, link=b"")
+        holder_layer, holder = content
+        target = holder.link or holder.path
+        seen = self._find(target, len(self._indexes))
+        same = (
+            seen is not None
+            and seen[0] == holder_layer
+            and target != entry.path
+            and self._offset(holder_layer, target) == self._offset(holder_layer, holder.path)
+        )
+        return replace(holder, path=entry.path, link=target if same else b"")
+
+    def _offset(self, layer: int, path: bytes) -> int:
+        return self._indexes[layer].offset(path)
+
+    def _content(self, path: bytes) -> tuple[int, Entry] | None:
+        """The layer and entry with the content of the file at `path`."""
+        below = len(self._indexes)
+        for _ in range(_MAX_HOPS):
+            found = self._find(path, below)
+            if found is None or found[1].kind is not Kind.FILE:
+                return None
+            layer, entry = found
+            if self._offset(layer, entry.path) >= 0:
+                return layer, entry
+            if not entry.link:
+                return None
+            below, path = layer, entry.link
+        return None
+
+    def _find(self, path: bytes, below: int) -> tuple[int, Entry] | None:
+        """The entry at `path`, as seen in the layers under position `below`, and its layer."""
+        if not path:
+            root = self._folder(b"")
+            return None if root is None else (-1, root.entry)
+        parent = self._folder(path.rpartition(b"/")[0])
+        if parent is None:
+            return None
+        for position in parent.layers:
+            if position >= below:
+                continue
+            index = self._indexes[position]
+            entry = index.get(path)
+            if entry is not None and entry.kind is not Kind.DIRECTORY:
+                return position, entry
+            if entry is not None or index.has_below(path):
+                folder = self._folder(path)
+                return None if folder is None else (position, folder.entry)
+            if index.removes(path):
+                return None
+        return None
+
+    def _folder(self, path: bytes) -> _Folder | None:
+        """The folder at `path`, None if there is none; every folder is looked up once."""
+        known = self._folders.get(path, self)
+        if known is not self:
+            return known  # type: ignore[return-value]  # self stands for "not yet known"
+        missing = [path]
+        while missing[-1] and missing[-1].rpartition(b"/")[0] not in self._folders:
+            missing.append(missing[-1].rpartition(b"/")[0])
+        for folder in reversed(missing):
+            self._folders[folder] = self._merge(folder)
+        return self._folders[path]
+
+    def _merge(self, path: bytes) -> _Folder | None:
+        if path:
+            parent = self._folders[path.rpartition(b"/")[0]]
+            if parent is None:
+                return None
+            candidates: Sequence[int] = parent.layers
+        else:
+            candidates = range(len(self._indexes) - 1, -1, -1)
+        layers: list[int] = []
+        listed: Entry | None = None
+        for position in candidates:
+            index = self._indexes[position]
+            entry = index.get(path)
+            if entry is not None and entry.kind is not Kind.DIRECTORY:
+                break
+            present = entry is not None or index.has_below(path)
+            if present or index.touches_below(path):
+                layers.append(position)
+            listed = listed or entry
+            if index.removes(path) or index.is_opaque(path):
+                break
+        if path and listed is None and not any(self._indexes[i].has_below(path) for i in layers):
+            return None
+        return _Folder(listed or Entry(path, Kind.DIRECTORY, mode=0o755), tuple(layers))
+
+
+def extended(parent: LayerTree, index: LayerIndex, open_file: OpenFile) -> LayerTree:
+    """`parent` with one more layer on top; `open_file` serves all of its layers."""
+    return LayerTree((*parent.indexes, index), open_file)

@@ -1,0 +1,433 @@
+"""Layers as tar: canonical bytes out, hostile bytes in (OCI image specification, `layer.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from pybuild.errors import CopyFailed, InvalidImage
+from pybuild.oci.compression import Compression, Decompressed, compressor
+from pybuild.oci.descriptor import Descriptor, LayerDiff
+from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.oci.tarformat import BLOCK, Limits, Member, TarReader, header
+
+if TYPE_CHECKING:
+    from pybuild.files.trees import NewEntry
+
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_RESERVED = b".wh..wh."
+_CHUNK = 1024 * 1024
+_EMPTY = f"sha256:{sha256().hexdigest()}"
+_TYPES = {
+    Kind.FILE: ord("0"),
+    Kind.SYMLINK: ord("2"),
+    Kind.CHARACTER: ord("3"),
+    Kind.BLOCK: ord("4"),
+    Kind.DIRECTORY: ord("5"),
+    Kind.FIFO: ord("6"),
+}
+_KINDS = {number: kind for kind, number in _TYPES.items()} | {ord("7"): Kind.FILE}
+_HARD_LINK = ord("1")
+_MAX_COMPONENT = 255
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenLayer:
+    """A layer that was written: its descriptor and its index, digests of files included."""
+
+    diff: LayerDiff
+    index: LayerIndex
+
+
+def write_layer(
+    entries: Iterable[NewEntry],
+    sink: Callable[[bytes], object],
+    compression: Compression = Compression.GZIP,
+    on_bytes: Callable[[int], object] | None = None,
+) -> WrittenLayer:
+    """Write `entries` as a layer to `sink`, hashing and compressing in one pass.
+
+    The bytes depend on the entries alone, not on their order: names sorted, owners numeric,
+    no times but mtime, whole seconds; of several hard links the first by name has the
+    content. Paths must differ, but for a WHITEOUT before what replaces the removed file.
+    `on_bytes` is told the number of tar bytes done since it was last called. Raises
+    CopyFailed if a file can't be read or isn't as long as its entry says.
+    """
+    blocks = _Blocks(sink, compression, on_bytes)
+    written: dict[bytes, Entry] = {}
+    listed: list[Entry] = []
+    offsets: list[int] = []
+    offset_of: dict[bytes, int] = {}
+    before: tuple[bytes, int] | None = None
+    for new in _settle_links(entries):
+        key = _order(new)
+        if key == before:
+            raise ValueError(f"two entries of a layer have the path {new.entry.path!r}")
+        before = key
+        entry = new.entry
+        offset = -1
+        blocks.write(header(_member(entry)))
+        if entry.kind is Kind.FILE and entry.link:
+            target = written[entry.link]
+            offset = offset_of[entry.link]
+            entry = replace(entry, size=target.size, digest=target.digest)
+        elif entry.kind is Kind.FILE:
+            offset = offset_of[entry.path] = blocks.position
+            entry = replace(entry, digest=_write_content(blocks, new))
+            written[entry.path] = entry
+        listed.append(entry)
+        offsets.append(offset)
+    diff = blocks.finish()
+    return WrittenLayer(diff, LayerIndex(listed, offsets))
+
+
+def _settle_links(entries: Iterable[NewEntry]) -> list[NewEntry]:
+    """The entries in their order in the tar; of linked files the first has the content."""
+    ordered = sorted(entries, key=_order)
+    names: dict[bytes, list[NewEntry]] = {}
+    for new in ordered:
+        if new.entry.kind is Kind.FILE and new.entry.link:
+            names.setdefault(new.entry.link, []).append(new)
+    if not any(links[0].entry.path < target for target, links in names.items()):
+        return ordered
+    first_of = {
+        target: links[0].entry.path
+        for target, links in names.items()
+        if links[0].entry.path < target
+    }
+    contents = {
+        n.entry.path: n for n in ordered if n.entry.path in first_of and n.entry.kind is Kind.FILE
+    }
+    settled = []
+    for new in ordered:
+        entry = new.entry
+        target = entry.link if entry.kind is Kind.FILE else b""
+        if target in first_of:
+            first = first_of[target]
+            if entry.path == first:
+                holder = contents[target]
+                moved = replace(holder.entry, path=entry.path)
+                settled.append(replace(holder, entry=moved))
+            else:
+                settled.append(replace(new, entry=replace(entry, link=first)))
+        elif entry.kind is Kind.FILE and entry.path in first_of:
+            settled.append(
+                replace(new, entry=replace(entry, link=first_of[entry.path]), content=None)
+            )
+        else:
+            settled.append(new)
+    return settled
+
+
+def _order(new: NewEntry) -> tuple[bytes, int]:
+    """Parents before children, a removal before what replaces it, an opaque mark in its folder."""
+    match new.entry.kind:
+        case Kind.WHITEOUT:
+            return new.entry.path, 0
+        case Kind.OPAQUE:
+            return new.entry.path + b"/", 0
+        case _:
+            return new.entry.path, 1
+
+
+def _member(entry: Entry) -> Member:
+    path = entry.path
+    match entry.kind:
+        case Kind.WHITEOUT:
+            folder, slash, name = path.rpartition(b"/")
+            return Member(folder + slash + _WHITEOUT + name, _TYPES[Kind.FILE], mode=0)
+        case Kind.OPAQUE:
+            name = path + b"/" + _OPAQUE if path else _OPAQUE
+            return Member(name, _TYPES[Kind.FILE], mode=0)
+        case Kind.SOCKET:
+            raise ValueError(f"a layer can't hold the socket {path!r}")
+        case Kind.DIRECTORY:
+            path = path + b"/" if path else b"./"
+        case Kind.FILE | Kind.SYMLINK | Kind.CHARACTER | Kind.BLOCK | Kind.FIFO:
+            pass
+    linked = entry.kind is Kind.FILE and bool(entry.link)
+    return Member(
+        path,
+        _HARD_LINK if linked else _TYPES[entry.kind],
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.size if entry.kind is Kind.FILE and not linked else 0,
+        entry.mtime,
+        entry.link if linked or entry.kind is Kind.SYMLINK else b"",
+        entry.device,
+        entry.xattrs,
+    )
+
+
+def _write_content(blocks: _Blocks, new: NewEntry) -> str:
+    """Write a file's content and padding; its digest."""
+    size = new.entry.size
+    if new.content is None:
+        if size:
+            raise ValueError(f"{new.entry.path!r} has no content")
+        return _EMPTY
+    try:
+        with closing(new.content()) as stream:
+            digest = blocks.copy(stream, size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CopyFailed(f"can't read {_shown(new.entry.path)}: {reason}") from error
+    if digest is None:
+        raise CopyFailed(f"{_shown(new.entry.path)} changed while it was read")
+    blocks.write(bytes(-size % BLOCK))
+    return digest
+
+
+def _shown(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace").encode("unicode_escape").decode()
+
+
+class _Blocks:
+    """Fills 1 MiB at a time, hashes it, compresses it, hashes that, hands it on."""
+
+    def __init__(
+        self,
+        sink: Callable[[bytes], object],
+        compression: Compression,
+        on_bytes: Callable[[int], object] | None,
+    ) -> None:
+        self._sink = sink
+        self._compression = compression
+        self._compressor = compressor(compression)
+        self._on_bytes = on_bytes
+        self._block = memoryview(bytearray(_CHUNK))
+        self._used = 0
+        self._flushed = 0
+        self._diff = sha256()
+        self._blob = sha256()
+        self._size = 0
+
+    @property
+    def position(self) -> int:
+        """Bytes of tar so far."""
+        return self._flushed + self._used
+
+    def write(self, data: bytes) -> None:
+        end = self._used + len(data)
+        if end < _CHUNK:
+            self._block[self._used : end] = data
+            self._used = end
+            return
+        rest = memoryview(data)
+        while rest:
+            piece = rest[: _CHUNK - self._used]
+            self._block[self._used : self._used + len(piece)] = piece
+            self._used += len(piece)
+            rest = rest[len(piece) :]
+            if self._used == _CHUNK:
+                self._flush()
+
+    def copy(self, stream: BinaryIO, size: int) -> str | None:
+        """Copy `size` bytes from `stream`, which must end there: their digest, else None."""
+        read_into = cast("Callable[[memoryview], int] | None", getattr(stream, "readinto", None))
+        digest = sha256()
+        left = size
+        while left:
+            room = self._block[self._used : self._used + left]
+            if read_into is None:
+                data = stream.read(len(room))
+                count = len(data)
+                room[:count] = data
+            else:
+                count = read_into(room)
+            if not count:
+                return None
+            digest.update(room[:count])
+            self._used += count
+            left -= count
+            if self._used == _CHUNK:
+                self._flush()
+        if stream.read(1):
+            return None
+        return f"sha256:{digest.hexdigest()}"
+
+    def finish(self) -> LayerDiff:
+        self.write(bytes(2 * BLOCK))
+        self._flush()
+        self._hand_on(self._compressor.flush())
+        blob = Descriptor(
+            self._compression.media_type, f"sha256:{self._blob.hexdigest()}", self._size
+        )
+        return LayerDiff(f"sha256:{self._diff.hexdigest()}", blob)
+
+    def _flush(self) -> None:
+        block = self._block[: self._used]
+        self._diff.update(block)
+        self._hand_on(self._compressor.compress(block))
+        if self._on_bytes is not None:
+            self._on_bytes(self._used)
+        self._flushed += self._used
+        self._used = 0
+
+    def _hand_on(self, data: bytes) -> None:
+        if data:
+            self._blob.update(data)
+            self._size += len(data)
+            self._sink(data)
+
+
+def read_index(stream: BinaryIO, limits: Limits | None = None) -> tuple[str, LayerIndex]:
+    """The diff id of a layer and its index, in one pass to the end of `stream`.
+
+    `stream` is the blob: gzip, zstd or plain tar, told by its first bytes. Nothing is
+    unpacked. Names that leave the root, sparse files, broken or oversized input raise
+    InvalidImage; of entries with one path the last counts; a name below a symlink of the
+    same layer means what the link points to, as it does when containerd unpacks it.
+    """
+    whole = sha256()
+    found = _Found()
+    with Decompressed(stream) as plain:
+        reader = TarReader(plain, limits, whole.update)
+        for member in reader:
+            digest = None
+            if member.size:
+                content = sha256()
+                for piece in reader.content():
+                    content.update(piece)
+                digest = f"sha256:{content.hexdigest()}"
+            found.add(member, digest)
+    return f"sha256:{whole.hexdigest()}", found.index()
+
+
+class _Found:
+    """The entries of a layer seen so far."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[bytes, bool], tuple[Entry, int]] = {}
+        self._opaque: dict[bytes, Entry] = {}
+        self._parents: dict[bytes, bytes] = {b"": b""}
+
+    def index(self) -> LayerIndex:
+        found = [*self._entries.values(), *((entry, -1) for entry in self._opaque.values())]
+        return LayerIndex([entry for entry, _ in found], [offset for _, offset in found])
+
+    def add(self, member: Member, digest: str | None) -> None:
+        path = self._path(member.name)
+        folder, _, name = path.rpartition(b"/")
+        if name.startswith(_WHITEOUT):
+            self._remove(folder, name)
+            return
+        entry, offset = self._entry(path, member, digest)
+        if entry.kind is not Kind.DIRECTORY and not path:
+            raise InvalidImage("the layer's root is no directory")
+        known = self._entries.get((path, False))
+        self._entries[path, False] = entry, offset
+        if entry.kind is not Kind.DIRECTORY or (known and known[0].kind is not Kind.DIRECTORY):
+            self._forget_below(path, entry)
+
+    def _forget_below(self, path: bytes, entry: Entry) -> None:
+        """`path` has become, or was, something else than a folder: look parents up anew."""
+        if entry.kind is Kind.SYMLINK or path in self._parents:
+            self._parents = {b"": b""}
+
+    def _entry(self, path: bytes, member: Member, digest: str | None) -> tuple[Entry, int]:
+        if member.type == _HARD_LINK:
+            return self._hard_link(path, member)
+        kind = _KINDS.get(member.type)
+        if kind is None:
+            raise InvalidImage(
+                f"{_shown(member.name)} in a layer has the unknown tar type {chr(member.type)!r}"
+            )
+        if kind is Kind.CHARACTER and member.device == (0, 0):
+            raise InvalidImage(f"{_shown(path)} in a layer is a device that stands for a removal")
+        entry = Entry(
+            path,
+            kind,
+            member.mode,
+            member.uid,
+            member.gid,
+            member.size if kind is Kind.FILE else 0,
+            member.mtime,
+            member.link if kind is Kind.SYMLINK else b"",
+            member.device,
+            allowed_xattrs(member.xattrs) if member.xattrs else (),
+            (digest or _EMPTY) if kind is Kind.FILE else None,
+        )
+        return entry, member.offset if kind is Kind.FILE else -1
+
+    def _hard_link(self, path: bytes, member: Member) -> tuple[Entry, int]:
+        target = self._path(member.link)
+        known = self._entries.get((target, False))
+        if known is None:  # a file of a lower layer
+            return Entry(path, Kind.FILE, member.mode, link=target, mtime=member.mtime), -1
+        entry, offset = known
+        if entry.kind is Kind.DIRECTORY or target == path:
+            raise InvalidImage(f"{_shown(path)} in a layer is a hard link to {_shown(target)}")
+        if entry.kind is Kind.FILE:
+            entry = replace(entry, link=entry.link or target)
+        return replace(entry, path=path), offset
+
+    def _remove(self, folder: bytes, name: bytes) -> None:
+        if name == _OPAQUE:
+            self._opaque[folder] = Entry(folder, Kind.OPAQUE, mode=0)
+        elif not name.startswith(_RESERVED):
+            removed = name[len(_WHITEOUT) :]
+            if removed in (b"", b".", b".."):
+                raise InvalidImage("a layer removes a file without a name")
+            path = folder + b"/" + removed if folder else removed
+            self._entries[path, True] = Entry(path, Kind.WHITEOUT, mode=0), -1
+
+    def _path(self, name: bytes) -> bytes:
+        """The entry's path: nothing but names, parents free of this layer's symlinks."""
+        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+        if b".." in parts:
+            raise InvalidImage(f"{_shown(name)} in a layer leads out of it")
+        if parts and max(map(len, parts)) > _MAX_COMPONENT:
+            raise InvalidImage(f"a name in a layer is longer than {_MAX_COMPONENT} bytes")
+        if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
+            raise InvalidImage(f"{_shown(name)} in a layer is below a removal")
+        if not parts:
+            return b""
+        written = b"/".join(parts[:-1])
+        folder = self._parents.get(written)
+        if folder is None:
+            folder = self._parents[written] = self._real_folder(parts[:-1])
+        return folder + b"/" + parts[-1] if folder else parts[-1]
+
+    def _real_folder(self, parts: list[bytes]) -> bytes:
+        todo = parts[::-1]
+        done: list[bytes] = []
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part == b"..":
+                if done:
+                    done.pop()
+                continue
+            done.append(part)
+            known = self._entries.get((b"/".join(done), False))
+            if known is None or known[0].kind is Kind.DIRECTORY:
+                continue
+            if known[0].kind is not Kind.SYMLINK:
+                raise InvalidImage(f"{_shown(known[0].path)} in a layer is no directory")
+            links += 1
+            if links > 40:
+                raise InvalidImage(f"{_shown(known[0].path)} in a layer is a circle of links")
+            done = [] if known[0].link.startswith(b"/") else done[:-1]
+            todo += [p for p in reversed(known[0].link.split(b"/")) if p not in (b"", b".")]
+        return b"/".join(done)
+
+
+def allowed_xattrs(xattrs: Iterable[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
+    """Those of `xattrs` that a layer may carry, sorted: ``user.*`` and file capabilities.
+
+    What overlayfs keeps for itself is never among them: a layer could forge it.
+    """
+    return tuple(
+        sorted(
+            (name, value)
+            for name, value in xattrs
+            if name == "security.capability"
+            or (name.startswith("user.") and not name.startswith("user.overlay."))
+        )
+    )

@@ -1,0 +1,166 @@
+"""The only maker of cache keys.
+
+A key is the sha256, in hexadecimal, of canonical JSON that begins with a version tag and the
+name of what is hashed. Strings are never joined, so no two inputs share a text.
+
+When planning, every step gets a *plan key* (:func:`step_key`): the key of what it starts
+on, the instruction with all variables expanded, and the variables that its process sees.
+It says nothing of the files that a COPY, ADD or bind mount reads, nor which stage they come
+from. So a plan key alone never identifies a result: the run extends it by the digests of
+those files (:func:`copy_key`, :func:`mount_key`) and by the key that the step below really
+got, which makes a rebuilt stage with the same files a hit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any
+
+from pybuild.backend import BaseImage
+from pybuild.oci.image_config import serialize_config
+from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.platform import Platform
+from pybuild.plan.steps import (
+    ContextSource,
+    CopyStep,
+    ImageSource,
+    PlannedBind,
+    PlannedMount,
+    PlannedScript,
+    PlannedTmpfs,
+    RunStep,
+    Source,
+    StageSource,
+    Step,
+    WorkdirStep,
+)
+
+_VERSION = "pybuild-key-1"
+
+
+def base_key(image: BaseImage | None, platform: Platform) -> str:
+    """The key of a stage that starts on `image`, or on scratch for None."""
+    return _key("base", [_image(image), str(platform), platform.os_version])
+
+
+def step_key(parent: str, step: Step) -> str:
+    """The plan key of `step` on what has the plan key `parent`. ``step.key`` is not looked at."""
+    match step:
+        case RunStep():
+            return _key("run", [parent, _run(step)])
+        case CopyStep():
+            return _key("copy", [parent, _copy(step)])
+        case WorkdirStep():
+            return _key("workdir", [parent, step.path, step.user])
+
+
+def chained_key(step_key: str, parent: str) -> str:
+    """The key of a step without input files, on what really got the key `parent`."""
+    return _key("chained", [step_key, parent])
+
+
+def copy_key(step_key: str, files: Iterable[Entry], *, parent: str = "") -> str:
+    """The key of a COPY or ADD that selects `files`, in any order.
+
+    `parent` is the key that the step below really got. Modification times don't count.
+    Every regular file must have its digest.
+    """
+    return _key("copy-files", [step_key, parent, files_digest(files)])
+
+
+def mount_key(step_key: str, mounts: Mapping[str, Iterable[Entry]], *, parent: str = "") -> str:
+    """The key of a RUN whose bind mounts show these files, by mount target; see `copy_key`."""
+    shown = [[target, files_digest(files)] for target, files in sorted(mounts.items())]
+    return _key("run-mounts", [step_key, parent, shown])
+
+
+def files_digest(files: Iterable[Entry]) -> str:
+    """One digest of what `files` are: path, kind, mode, owner, link, content, xattrs.
+
+    Raises ValueError for a regular file whose digest isn't known.
+    """
+    return _key("files", sorted(map(_entry, files)))
+
+
+def _entry(entry: Entry) -> list[Any]:
+    if entry.kind is Kind.FILE and entry.digest is None and not entry.link:
+        raise ValueError(f"the digest of {entry.path!r} is not known")
+    return [
+        _bytes(entry.path),
+        entry.kind.value,
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        _bytes(entry.link),
+        list(entry.device),
+        entry.digest or "",
+        [[name, _bytes(value)] for name, value in entry.xattrs],
+    ]
+
+
+def _run(step: RunStep) -> dict[str, Any]:
+    return {
+        "args": step.args,
+        "env": step.env,
+        "cwd": step.cwd,
+        "user": step.user,
+        "mounts": [_mount(mount) for mount in step.mounts],
+        "network": step.network.value,
+        "hostname": step.hostname,
+        "hosts": [[host.name, host.address] for host in step.extra_hosts],
+        "shm": step.shm_size,
+        "ulimits": [[limit.name, limit.soft, limit.hard] for limit in step.ulimits],
+    }
+
+
+def _copy(step: CopyStep) -> dict[str, Any]:
+    return {
+        "instruction": step.instruction,
+        "source": _source(step.source),
+        "patterns": step.patterns,
+        "files": [[file.name, _bytes(file.content)] for file in step.files],
+        "destination": step.destination,
+        "chown": step.chown,
+        "chmod": step.chmod,
+        "exclude": step.exclude,
+        "parents": step.parents,
+        "link": step.link,
+        "unpack": step.unpack,
+    }
+
+
+def _mount(mount: PlannedMount) -> list[Any]:
+    match mount:
+        case PlannedBind():
+            return ["bind", mount.target, _source(mount.source), mount.path, mount.readonly]
+        case PlannedTmpfs():
+            return ["tmpfs", mount.target, mount.size]
+        case PlannedScript():
+            return ["script", mount.target, _bytes(mount.content)]
+
+
+def _source(source: Source) -> list[Any]:
+    match source:
+        case ContextSource():
+            return ["context", source.name]
+        case StageSource():
+            return ["stage"]
+        case ImageSource():
+            return ["image", _image(source.image)]
+
+
+def _image(image: BaseImage | None) -> list[str] | None:
+    if image is None:
+        return None
+    return [image.digest, sha256(serialize_config(image.config)).hexdigest()]
+
+
+def _bytes(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+def _key(kind: str, value: object) -> str:
+    text = json.dumps([_VERSION, kind, value], sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()

@@ -1,0 +1,287 @@
+"""The stage graph of a Dockerfile: what each stage starts on, and what it takes files from.
+
+Every algorithm here is iterative: a file may have a hundred thousand stages.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pybuild.dockerfile.instructions import Copy, Dockerfile, From, Instruction, Run
+from pybuild.dockerfile.mounts import parse_mount
+from pybuild.dockerfile.words import expand_word
+from pybuild.errors import (
+    DockerfileError,
+    SourceRange,
+    StageCycle,
+    StageNotFound,
+    UsageError,
+    located,
+)
+from pybuild.oci.platform import Platform, parse_platform
+from pybuild.oci.reference import familiar, parse_reference
+from pybuild.plan.scope import expand
+
+SCRATCH = "scratch"
+_UNREPLACEABLE = frozenset({SCRATCH, "context"})
+
+
+@dataclass(frozen=True, slots=True)
+class StageOrigin:
+    """Another stage, by its position in the Dockerfile."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOrigin:
+    """A named build context."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOrigin:
+    """An image, by its name as written and expanded."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchOrigin:
+    """The empty file system."""
+
+
+Origin = StageOrigin | ContextOrigin | ImageOrigin | ScratchOrigin
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage as written. ``origin`` is what it starts on, ``platform`` FROM's flag."""
+
+    index: int
+    head: From
+    body: tuple[Instruction, ...]
+    origin: Origin
+    platform: Platform | None
+
+    @property
+    def label(self) -> str:
+        return self.head.stage or f"stage-{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class StageGraph:
+    """All stages of a Dockerfile. ``names`` leads to the last stage of a name."""
+
+    stages: tuple[Stage, ...]
+    names: Mapping[str, int]
+    contexts: Mapping[str, str]
+    platform: Platform
+
+    def target(self, name: str | None) -> Stage:
+        """The stage to build: by name in any case, by index, or the last one for None."""
+        if name is None:
+            return self.stages[-1]
+        index = self.names.get(name.lower())
+        if index is None and name.isascii() and name.isdigit() and len(name) < 10:
+            index = int(name)
+        if index is None or index >= len(self.stages):
+            close = difflib.get_close_matches(name.lower(), list(self.names)[:1000], n=1)
+            raise StageNotFound(
+                f'target stage "{name}" could not be found',
+                where=self.stages[-1].head.where,
+                hint=f"did you mean {close[0]}?" if close else None,
+            )
+        return self.stages[index]
+
+    def mount_origin(self, name: str) -> Origin:
+        """What ``RUN --mount=from=`` names: a stage, scratch, a context or an image."""
+        index = self.names.get(name.lower())
+        if index is not None:
+            return self._stage_or_context(self.stages[index])
+        return origin_of(name, self.contexts, self.platform)
+
+    def copy_origin(self, name: str) -> Origin:
+        """What ``COPY --from=`` names: as for a mount, or a stage by its index."""
+        if name.isascii() and name.isdigit():
+            if len(name) > 9 or int(name) >= len(self.stages):
+                raise DockerfileError(f"invalid stage index {name}")
+            return self._stage_or_context(self.stages[int(name)])
+        return self.mount_origin(name)
+
+    def takes_from(self, instruction: Instruction) -> list[Origin]:
+        """Where the instruction takes files from, other than the main context."""
+        with located(instruction.where):
+            match instruction:
+                case Copy(from_=str(name)):
+                    _check_constant(name)
+                    return [self.copy_origin(name)]
+                case Run(mounts=mounts) if mounts:
+                    sources = (parse_mount(raw, instruction.where).from_ for raw in mounts)
+                    return [self.mount_origin(name) for name in sources if name]
+                case _:
+                    return []
+
+    def _stage_or_context(self, stage: Stage) -> Origin:
+        if isinstance(stage.origin, ContextOrigin) and replaced_by(
+            stage.head, self.contexts, self.platform
+        ):
+            return stage.origin
+        return StageOrigin(stage.index)
+
+
+def build_graph(
+    dockerfile: Dockerfile,
+    variables: Mapping[str, str],
+    platform: Platform,
+    contexts: Iterable[str],
+) -> StageGraph:
+    """Split the instructions into stages and find what each starts on.
+
+    `variables` are the global ones, `platform` the target's. Raises DockerfileError.
+    """
+    known = {_context_key(name): name for name in contexts}
+    names: dict[str, int] = {}
+    stages: list[Stage] = []
+    for head, body in _split(dockerfile):
+        with located(head.where):
+            base = expand(head.image, variables, dockerfile.directives.escape)
+            if not base:
+                raise DockerfileError(f"base name ({head.image}) should not be blank")
+            own = _platform(head, variables, dockerfile.directives.escape)
+        named = replaced_by(head, known, own or platform)
+        origin: Origin
+        if named is not None:
+            origin = ContextOrigin(named)
+        elif base in names:
+            origin = StageOrigin(names[base])
+        else:
+            origin = origin_of(base, known, own or platform)
+        stages.append(Stage(len(stages), head, body, origin, own))
+        if head.stage:
+            names[head.stage.lower()] = len(stages) - 1
+    return StageGraph(tuple(stages), names, known, platform)
+
+
+def replaced_by(head: From, contexts: Mapping[str, str], platform: Platform) -> str | None:
+    """The named context that stands in for the stage with this FROM, if any."""
+    return _find_context(head.stage, contexts, platform) if head.stage else None
+
+
+def origin_of(name: str, contexts: Mapping[str, str], platform: Platform) -> Origin:
+    """What a name that is no stage means."""
+    if name == SCRATCH:
+        return ScratchOrigin()
+    context = _find_context(name, contexts, platform)
+    return ImageOrigin(name) if context is None else ContextOrigin(context)
+
+
+def reachable(
+    start: int, edges: Mapping[int, Sequence[int]], found: set[int] | None = None
+) -> set[int]:
+    """The stages that `start` needs, itself included."""
+    found = set() if found is None else found
+    waiting = [start]
+    while waiting:
+        index = waiting.pop()
+        if index not in found:
+            found.add(index)
+            waiting.extend(edges.get(index, ()))
+    return found
+
+
+def find_cycle(edges: Mapping[int, Sequence[int]]) -> list[int] | None:
+    """Stages that lead to each other in a circle, in order; None if there is no circle."""
+    done: set[int] = set()
+    for start in sorted(edges):
+        path: dict[int, Iterator[int]] = {}
+        following: int | None = start
+        while path or following is not None:
+            if following is not None:
+                if following in path:
+                    circle = list(path)
+                    return circle[circle.index(following) :]
+                if following not in done:
+                    path[following] = iter(edges.get(following, ()))
+            top = next(reversed(path), None)
+            if top is None:
+                break
+            following = next(path[top], None)
+            if following is None:
+                done.add(top)
+                del path[top]
+    return None
+
+
+def refuse_cycles(
+    graph: StageGraph, edges: Mapping[int, Sequence[int]], where: Mapping[int, SourceRange]
+) -> None:
+    """Raise StageCycle if stages need each other; `where` has the place to blame by stage."""
+    circle = find_cycle(edges)
+    if circle:
+        labels = [graph.stages[i].label for i in [*circle, circle[0]]]
+        shown = labels if len(labels) < 10 else [*labels[:5], "…", *labels[-3:]]
+        raise StageCycle(
+            f"circular dependency detected on stage: {' -> '.join(shown)}",
+            where=where.get(circle[-1], graph.stages[circle[-1]].head.where),
+            hint="a stage can take files only from stages above it",
+        )
+
+
+def _split(dockerfile: Dockerfile) -> Iterator[tuple[From, tuple[Instruction, ...]]]:
+    head: From | None = None
+    body: list[Instruction] = []
+    for instruction in dockerfile.instructions:
+        if isinstance(instruction, From):
+            if head is not None:
+                yield head, tuple(body)
+            head, body = instruction, []
+        elif head is None:
+            raise DockerfileError("no build stage in current context", where=instruction.where)
+        else:
+            body.append(instruction)
+    if head is None:
+        raise DockerfileError(
+            "dockerfile contains no stages to build", where=SourceRange(dockerfile.name, 1, 1)
+        )
+    yield head, tuple(body)
+
+
+def _platform(head: From, variables: Mapping[str, str], escape: str) -> Platform | None:
+    if not head.platform:
+        return None
+    text = expand(head.platform, variables, escape)
+    if not text:
+        raise DockerfileError(f"empty platform value from expression {head.platform}")
+    try:
+        return parse_platform(text)
+    except UsageError as error:
+        raise DockerfileError(error.message, hint=error.hint) from error
+
+
+def _check_constant(name: str) -> None:
+    if expand_word(name, {}, "\\").text != name:
+        raise DockerfileError(
+            "variable expansion is not supported for --from",
+            hint="define a new stage with FROM using ARG from global scope as a workaround",
+        )
+
+
+def _find_context(name: str, contexts: Mapping[str, str], platform: Platform) -> str | None:
+    if not contexts or name in _UNREPLACEABLE:
+        return None
+    key = _context_key(name)
+    return contexts.get(f"{key}::{platform}") or contexts.get(key)
+
+
+def _context_key(name: str) -> str:
+    """Contexts are named as images are: ``x``, ``x:latest``, ``docker.io/library/x`` agree."""
+    name, separator, platform = name.partition("::")
+    try:
+        name = familiar(parse_reference(name)).removesuffix(":latest")
+    except UsageError:
+        pass  # no image has such a name, a context may
+    return name + separator + platform

@@ -1,0 +1,269 @@
+"""One step on one layer: what exactly it does, and doing it.
+
+`prepare` reads trees and turns a planned step into numbers and entries; `perform` lets the
+backend do it. The cache key of a step is made between the two.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
+
+from pybuild.backend import (
+    BindMount,
+    Mount,
+    Process,
+    ROLayer,
+    TmpfsMount,
+    User,
+)
+from pybuild.errors import CopyFailed, RunFailed, StepFailed
+from pybuild.files.copying import CopyRequest, plan_copy
+from pybuild.files.trees import MemoryTree, NewEntry, Tree, resolve
+from pybuild.files.users import resolve_owner, resolve_user
+from pybuild.oci.layerindex import Entry, Kind
+from pybuild.plan.steps import (
+    ContextSource,
+    CopyStep,
+    ImageSource,
+    InlineFile,
+    PlannedBind,
+    PlannedScript,
+    PlannedTmpfs,
+    RunStep,
+    Source,
+    StageSource,
+    Step,
+    WorkdirStep,
+)
+from pybuild.run.activity import StepActivity
+
+_SCRIPT = b"script"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles:
+    """The files behind a :data:`~pybuild.plan.steps.Source`; `layer` None for a context."""
+
+    tree: Tree
+    layer: ROLayer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """A process to run."""
+
+    process: Process
+    mounts: tuple[Mount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFiles:
+    """Entries to put; none of them if the step changes nothing."""
+
+    entries: tuple[NewEntry, ...]
+
+
+Prepared = PreparedRun | PreparedFiles
+OpenSource = Callable[[Source], SourceFiles]
+
+
+def prepare(step: Step, layer: ROLayer, open_source: OpenSource, created: int) -> Prepared:
+    """Find out what `step` means on `layer`. Nothing is changed.
+
+    `created` is the modification time, in seconds, of what the step itself makes up:
+    missing folders, heredocs. Raises StepFailed, CopyFailed, ContextError, BackendError.
+    """
+    match step:
+        case RunStep():
+            return _prepare_run(step, layer.tree(), open_source)
+        case CopyStep():
+            return PreparedFiles(_prepare_copy(step, layer.tree(), open_source, created))
+        case WorkdirStep():
+            return PreparedFiles(_prepare_workdir(step, layer.tree(), created))
+        case _:
+            assert_never(step)
+
+
+def perform(
+    prepared: Prepared, layer: ROLayer, key: str | None, activity: StepActivity
+) -> ROLayer | None:
+    """Do it, and return the layer that it made; None if there was nothing to do.
+
+    Raises RunFailed for an exit code other than 0, BackendError, BuildCancelled.
+    """
+    match prepared:
+        case PreparedRun(process, mounts):
+            with layer.begin(runs=True) as rw:
+                code = rw.run(process, mounts, activity)
+                # A process that was killed by a cancel failed for no reason of its own.
+                activity.raise_if_cancelled()
+                if code != 0:
+                    raise _run_failed(process, code, activity)
+                return rw.commit(key, activity)
+        case PreparedFiles(entries):
+            if not entries:
+                return None
+            with layer.begin(runs=False) as rw:
+                rw.put(entries, activity)
+                activity.raise_if_cancelled()
+                return rw.commit(key, activity)
+        case _:
+            assert_never(prepared)
+
+
+def _run_failed(process: Process, code: int, activity: StepActivity) -> RunFailed:
+    command = json.dumps(" ".join(process.args), ensure_ascii=False)
+    return RunFailed(
+        f"process {command} did not complete successfully: exit code: {code}",
+        process_exit_code=code,
+        output=activity.tail.lines(),
+    )
+
+
+def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource) -> PreparedRun:
+    uid, gid, groups = resolve_user(tree, step.user)
+    process = Process(
+        args=step.args,
+        env=step.env,
+        cwd=step.cwd,
+        user=User(uid, gid, groups),
+        network=step.network,
+        hostname=step.hostname,
+        extra_hosts=step.extra_hosts,
+        shm_size=step.shm_size,
+        ulimits=step.ulimits,
+    )
+    mounts: list[Mount] = []
+    for mount in step.mounts:
+        match mount:
+            case PlannedBind():
+                mounts.append(_bind(mount, open_source))
+            case PlannedTmpfs(target, size):
+                mounts.append(TmpfsMount(target, size))
+            case PlannedScript(target, content):
+                entry = _inline_entry(_SCRIPT, content, mode=0o755, mtime=0)
+                mounts.append(BindMount(target, MemoryTree([entry]), _SCRIPT))
+            case _:
+                assert_never(mount)
+    return PreparedRun(process, tuple(mounts))
+
+
+def _bind(mount: PlannedBind, open_source: OpenSource) -> BindMount:
+    files = open_source(mount.source)
+    path = resolve(files.tree, _tree_path(mount.path))
+    if path and files.tree.get(path) is None:
+        raise StepFailed(
+            f'source "{mount.path}" of the mount at "{mount.target}" was not found in '
+            f"{describe_source(mount.source)}",
+            hint="a file that .dockerignore excludes isn't part of the context"
+            if isinstance(mount.source, ContextSource)
+            else None,
+        )
+    return BindMount(mount.target, files.tree, path, mount.readonly, files.layer)
+
+
+def _prepare_copy(
+    step: CopyStep, tree: Tree, open_source: OpenSource, created: int
+) -> tuple[NewEntry, ...]:
+    if len(step.patterns) + len(step.files) > 1 and not step.destination.endswith("/"):
+        raise CopyFailed(
+            f"{step.instruction} of more than one source needs a folder as its destination",
+            hint=f"end it with a slash: {step.destination}/",
+        )
+    request = partial(
+        CopyRequest,
+        destination=step.destination,
+        chown=resolve_owner(tree, step.chown) if step.chown else None,
+        chmod=step.chmod,
+        link=step.link,
+        created=created,
+    )
+    # Later entries win, as if the sources were copied one after the other.
+    entries: dict[tuple[bytes, bool], NewEntry] = {}
+    if step.patterns:
+        copied = plan_copy(
+            request(
+                patterns=step.patterns,
+                exclude=step.exclude,
+                parents=step.parents,
+                unpack=step.unpack,
+            ),
+            open_source(step.source).tree,
+            tree,
+        )
+        entries.update((_slot(new), new) for new in copied)
+    if step.files:
+        inline = plan_copy(
+            request(patterns=tuple(_literal(file.name) for file in step.files)),
+            MemoryTree(_inline_files(step.files, created)),
+            tree,
+        )
+        entries.update((_slot(new), new) for new in inline)
+    return tuple(entries.values())
+
+
+def _slot(new: NewEntry) -> tuple[bytes, bool]:
+    return new.entry.path, new.entry.kind in {Kind.WHITEOUT, Kind.OPAQUE}
+
+
+def _prepare_workdir(step: WorkdirStep, tree: Tree, created: int) -> tuple[NewEntry, ...]:
+    """The missing folders, all owned by the user, as `llb.Mkdir` with a user makes them."""
+    path = resolve(tree, _tree_path(step.path))
+    missing: list[bytes] = []
+    while path:
+        entry = tree.get(path)
+        if entry is not None:
+            if entry.kind is not Kind.DIRECTORY:
+                name = path.decode("utf-8", "replace")
+                raise StepFailed(f'WORKDIR {step.path}: "/{name}" is not a folder')
+            break
+        missing.append(path)
+        path = path.rpartition(b"/")[0]
+    if not missing:
+        return ()
+    uid, gid = resolve_owner(tree, step.user) if step.user else (0, 0)
+    return tuple(
+        NewEntry(Entry(folder, Kind.DIRECTORY, mode=0o755, uid=uid, gid=gid, mtime=created))
+        for folder in reversed(missing)
+    )
+
+
+def describe_source(source: Source) -> str:
+    """How messages name a source of files."""
+    match source:
+        case ContextSource(None):
+            return "the build context"
+        case ContextSource(name):
+            return f'the named context "{name}"'
+        case StageSource():
+            return "the stage"
+        case ImageSource(image):
+            return f"the image {image.reference}" if image is not None else "scratch"
+        case _:
+            assert_never(source)
+
+
+def _inline_files(files: Iterable[InlineFile], mtime: int) -> list[NewEntry]:
+    return [
+        _inline_entry(_tree_path(file.name), file.content, mode=0o644, mtime=mtime)
+        for file in files
+    ]
+
+
+def _inline_entry(path: bytes, content: bytes, *, mode: int, mtime: int) -> NewEntry:
+    entry = Entry(path, Kind.FILE, mode=mode, size=len(content), mtime=mtime)
+    return NewEntry(entry, lambda: io.BytesIO(content))
+
+
+def _literal(name: str) -> str:
+    return "".join(f"\\{c}" if c in "*?[\\" else c for c in name)
+
+
+def _tree_path(path: str) -> bytes:
+    parts = [part for part in path.split("/") if part not in {"", "."}]
+    return "/".join(parts).encode("utf-8", "surrogateescape")

@@ -1,0 +1,325 @@
+"""Runs whole stages: the FROM, each step on the layer before it, the history that results."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pybuild.backend import Backend, BaseImage, ROLayer
+from pybuild.errors import located
+from pybuild.files.trees import Tree
+from pybuild.oci.image_config import HistoryEntry, ImageConfig
+from pybuild.plan.cachekey import run_key
+from pybuild.plan.steps import (
+    ContextSource,
+    ImageSource,
+    Plan,
+    PlannedStage,
+    Source,
+    StageSource,
+    Step,
+)
+from pybuild.run.activity import CancelToken, Events, StepActivity
+from pybuild.run.execute import (
+    OpenSource,
+    Prepared,
+    PreparedFiles,
+    SourceFiles,
+    perform,
+    prepare,
+)
+from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
+from pybuild.run.result import StepResult
+from pybuild.run.schedule import stages_needed
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """What all stages of a build share.
+
+    ``created`` fixes every time in the image; None for the times at which things happen.
+    ``began`` is the build's start. With ``use_cache``, steps are looked up and kept.
+    """
+
+    context: Tree | None
+    created: datetime | None
+    began: datetime
+    use_cache: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStage:
+    """What a stage left. ``history`` includes that of what it started from."""
+
+    layer: SharedLayer
+    key: str
+    history: tuple[HistoryEntry, ...]
+    steps: tuple[StepResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """One step that went well. ``layer`` is None if it made none."""
+
+    step: Step
+    layer: ROLayer | None
+    seconds: float
+    cached: bool
+    ended: datetime
+
+
+class StageRunner:
+    """Runs the stages of one plan, from the scheduler's threads."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        events: Events,
+        stop: CancelToken,
+        settings: StageSettings,
+    ) -> None:
+        self._plan = plan
+        self._backend = backend
+        self._events = events
+        self._stop = stop
+        self._settings = settings
+        self._images = BaseImages(backend)
+        self._finished: dict[int, FinishedStage] = {}
+        self._lock = threading.Lock()
+        # How many stages still need each; the image itself needs the target.
+        self._needed = Counter([plan.target.index])
+        for stage in plan.stages:
+            self._needed.update(stages_needed(stage))
+
+    def finished(self, index: int) -> FinishedStage:
+        """What the stage at `index` left, as long as something needs it."""
+        return self._finished[index]
+
+    def step_results(self) -> tuple[StepResult, ...]:
+        """All steps, in the plan's order."""
+        stages = [self._finished[stage.index] for stage in self._plan.stages]
+        return tuple(result for stage in stages for result in stage.steps)
+
+    def release(self) -> None:
+        """Let go of every layer that is still held."""
+        with self._lock:
+            held = [
+                stage.layer.release
+                for index, stage in self._finished.items()
+                if self._needed[index] > 0
+            ]
+            self._needed.clear()
+        release_all([self._images.release, *held])
+
+    def run(self, stage: PlannedStage) -> None:
+        """Run one stage whose needed stages are finished."""
+        base = self._start(stage)
+        made: list[SharedLayer] = [base]
+        with releasing(lambda: release_all([layer.release for layer in made]), self._events.warn):
+            current, key, done = base, self._start_key(stage), list[_Done]()
+            for position, step in enumerate(stage.steps, start=1 + _from_units(stage)):
+                outcome, key = self._run_step(stage, step, position, current.layer, key)
+                done.append(outcome)
+                if outcome.layer is not None:
+                    current = SharedLayer(outcome.layer)
+                    made.append(current)
+            self._finish(stage, current.share(), key, done)
+
+    def _finish(
+        self, stage: PlannedStage, top: SharedLayer, key: str, done: Sequence[_Done]
+    ) -> None:
+        try:
+            diffs = []
+            for each in done:
+                # Commits go on in the background; their errors come out here.
+                with located(each.step.where):
+                    diff = each.layer.diff if each.layer is not None else None
+                    diffs.append(diff.diff_id if diff is not None else None)
+            results = tuple(
+                StepResult(
+                    stage.label, each.step.title, each.step.where, each.seconds, each.cached, diff
+                )
+                for each, diff in zip(done, diffs, strict=True)
+            )
+            history = self._history(stage, [(x, y) for x, y in zip(done, diffs, strict=True)])
+        except BaseException:
+            top.release()
+            raise
+        with self._lock:
+            self._finished[stage.index] = FinishedStage(top, key, history, results)
+            unneeded = []
+            for index in stages_needed(stage):
+                self._needed[index] -= 1
+                if self._needed[index] == 0:
+                    unneeded.append(self._finished[index].layer.release)
+        release_all(unneeded)
+
+    def _start(self, stage: PlannedStage) -> SharedLayer:
+        if isinstance(stage.parent, StageSource):
+            return self._finished[stage.parent.index].layer.share()
+        image = stage.parent.image
+        if image is None:
+            with located(stage.where):
+                return self._images.checkout(None, self._events.silent(self._stop))
+        with self._events.unit(
+            f"FROM {_pinned(image)}",
+            self._stop,
+            stage=shown_name(self._plan, stage),
+            position=_position(stage, 1),
+            where=stage.where,
+        ) as activity:
+            return self._images.checkout(image, activity)
+
+    def _start_key(self, stage: PlannedStage) -> str:
+        if isinstance(stage.parent, StageSource):
+            return self._finished[stage.parent.index].key
+        return ""
+
+    def _run_step(
+        self, stage: PlannedStage, step: Step, position: int, layer: ROLayer, parent_key: str
+    ) -> tuple[_Done, str]:
+        with self._events.unit(
+            step.title,
+            self._stop,
+            stage=shown_name(self._plan, stage),
+            position=_position(stage, position),
+            where=step.where,
+        ) as activity:
+            activity.raise_if_cancelled()
+            images: list[SharedLayer] = []
+            with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
+                open_source = self._opener(activity, images)
+                prepared = prepare(step, layer, open_source, self._created_seconds())
+                key = self._key(step, parent_key, prepared)
+                made = self._lookup(key)
+                activity.cached = made is not None
+                if made is None:
+                    made = perform(prepared, layer, key or None, activity)
+            now = datetime.now(UTC)
+            return _Done(step, made, activity.seconds, activity.cached, now), key
+
+    def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
+        def open_source(source: Source) -> SourceFiles:
+            match source:
+                case ContextSource():
+                    if self._settings.context is None:
+                        raise AssertionError("the plan uses a context that was not opened")
+                    return SourceFiles(self._settings.context)
+                case StageSource(index):
+                    layer = self._finished[index].layer.layer
+                    return SourceFiles(layer.tree(), layer)
+                case ImageSource(image):
+                    shared = self._images.checkout(image, activity)
+                    images.append(shared)
+                    return SourceFiles(shared.layer.tree(), shared.layer)
+
+        return open_source
+
+    def _key(self, step: Step, parent_key: str, prepared: Prepared) -> str:
+        if not self._settings.use_cache:
+            return ""
+        raise NotImplementedError
+
+    def _lookup(self, key: str) -> ROLayer | None:
+        return self._backend.lookup(key) if key else None
+
+    def _created_seconds(self) -> int:
+        return int((self._settings.created or self._settings.began).timestamp())
+
+    def _history(
+        self, stage: PlannedStage, done: Sequence[tuple[_Done, str | None]]
+    ) -> tuple[HistoryEntry, ...]:
+        """The history of a finished stage, that of its base first.
+
+        As in BuildKit, a line of metadata has the time of the step before it, the first
+        lines that of the first step.
+        """
+        if isinstance(stage.parent, StageSource):
+            inherited = self._finished[stage.parent.index].history
+        elif stage.parent.image is not None:
+            inherited = base_history(stage.inherited, len(stage.parent.image.layers))
+        else:
+            inherited = stage.inherited
+        now = done[0][0].ended if done else datetime.now(UTC)
+        own = []
+        for planned in stage.history:
+            empty = True
+            if planned.step is not None:
+                outcome, diff = done[planned.step]
+                now, empty = outcome.ended, diff is None
+            own.append(
+                HistoryEntry(
+                    created_by=planned.created_by,
+                    empty_layer=empty,
+                    comment=planned.comment,
+                    created=rfc3339(self._settings.created or now),
+                )
+            )
+        return (*inherited, *own)
+
+
+def final_config(stage: PlannedStage, finished: FinishedStage, created: datetime) -> ImageConfig:
+    """The config of the image made from `stage`, complete with rootfs, history and time."""
+    return replace(
+        stage.config,
+        created=rfc3339(created),
+        history=finished.history,
+        diff_ids=tuple(diff.diff_id for diff in finished.layer.layer.diffs),
+    )
+
+
+def base_image(plan: Plan) -> BaseImage | None:
+    """The image that the target's chain of stages starts from; None for scratch."""
+    by_index = {stage.index: stage for stage in plan.stages}
+    parent = plan.target.parent
+    while isinstance(parent, StageSource):
+        parent = by_index[parent.index].parent
+    return parent.image
+
+
+def base_history(history: tuple[HistoryEntry, ...], layers: int) -> tuple[HistoryEntry, ...]:
+    """`history` of an image with this many layers, made to agree with them.
+
+    Images exist whose history lacks lines or claims too many layers; BuildKit mends them so.
+    """
+    left = layers
+    mended = []
+    for entry in history:
+        if not entry.empty_layer and left == 0:
+            mended.append(replace(entry, empty_layer=True))
+            continue
+        left -= 0 if entry.empty_layer else 1
+        mended.append(entry)
+    return (*mended, *(HistoryEntry(comment="from the base image") for _ in range(left)))
+
+
+def rfc3339(time: datetime) -> str:
+    """`time` as Go writes it: UTC, no trailing zeros in the fraction."""
+    text = time.astimezone(UTC).replace(tzinfo=None).isoformat()
+    if "." in text:
+        text = text.rstrip("0")
+    return f"{text}Z"
+
+
+def shown_name(plan: Plan, stage: PlannedStage) -> str:
+    """The stage's name in progress; empty where there is no other to tell it from."""
+    return "" if len(plan.stages) == 1 and stage.name is None else stage.label
+
+
+def _from_units(stage: PlannedStage) -> int:
+    """1 if the FROM counts among the stage's steps, as it does in BuildKit for an image."""
+    return 1 if isinstance(stage.parent, ImageSource) and stage.parent.image is not None else 0
+
+
+def _position(stage: PlannedStage, position: int) -> str:
+    total = str(len(stage.steps) + _from_units(stage))
+    return f"{position:>{len(total)}}/{total}"
+
+
+def _pinned(image: BaseImage) -> str:
+    name = str(image.reference)
+    return name if image.reference.digest else f"{name}@{image.digest}"

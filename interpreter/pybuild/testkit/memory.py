@@ -1,0 +1,402 @@
+"""A whole backend in memory: for tests of the interpreter, without privileges or a daemon.
+
+Layers, trees, configs, manifests and names are real, and every rule of the contract in
+:mod:`pybuild.backend` is checked, so that a caller's mistake fails here first. Only
+processes are simulated, by a *runner*; the default is :func:`pybuild.testkit.toyshell.run`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from typing import BinaryIO
+
+from pybuild.backend import (
+    Activity,
+    Backend,
+    BaseImage,
+    Capability,
+    Image,
+    ImageSpec,
+    Mount,
+    Process,
+    PullPolicy,
+    ROLayer,
+    RWLayer,
+)
+from pybuild.errors import ImageNotFound, PlatformMismatch
+from pybuild.files.layertree import LayerTree
+from pybuild.files.trees import NewEntry, Tree, parent_of
+from pybuild.oci.compression import Decompressed
+from pybuild.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerDiff, digest_of
+from pybuild.oci.image_config import HistoryEntry, ImageConfig, parse_config, serialize_config
+from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.oci.layertar import write_layer
+from pybuild.oci.manifest import make_manifest, parse_manifest
+from pybuild.oci.platform import Platform, best, host_platform
+from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
+from pybuild.testkit.toyshell import RunOutcome
+from pybuild.testkit.toyshell import run as toyshell_run
+
+__all__ = ["MemoryBackend", "RunOutcome", "Runner", "open_backend"]
+
+Runner = Callable[[Process, Tree, Sequence[Mount], Activity], RunOutcome]
+"""Stands in for a process: gets the file system, returns an exit code and what changed."""
+
+_UNCLEAN = frozenset({b"", b".", b".."})
+_REMOVALS = (Kind.WHITEOUT, Kind.OPAQUE)
+
+
+class MemoryBackend(Backend):
+    """Images and layers in memory. ``live_layers`` counts those not yet released.
+
+    Using it against the contract (a put through a symlink, a begin on a released layer, a
+    spec whose layers aren't the top's) raises RuntimeError.
+    """
+
+    name = "memory"
+
+    def __init__(
+        self,
+        *,
+        runner: Runner = toyshell_run,
+        platforms: Sequence[Platform] = (),
+        capabilities: Iterable[Capability] = tuple(Capability),
+    ) -> None:
+        self.platforms = tuple(platforms) or (host_platform(),)
+        self.capabilities = frozenset(capabilities)
+        self.runner = runner
+        self.live_layers = 0
+        self._store = _Store()
+        self._local: dict[Reference, dict[Platform, BaseImage]] = {}
+        self._remote: dict[Reference, dict[Platform, BaseImage]] = {}
+        self._cache: dict[str, tuple[tuple[LayerDiff, ...], LayerDiff | None]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def add_image(
+        self,
+        reference: str | Reference,
+        config: ImageConfig | None = None,
+        entries: Iterable[NewEntry] = (),
+        *more_layers: Iterable[NewEntry],
+        local: bool = True,
+    ) -> BaseImage:
+        """Register an image, one layer for each iterable of entries that isn't empty.
+
+        Its registry has it from now on, and, if `local`, so has this backend. ``diff_ids``
+        are filled in, and history where there is none. A second platform of one name is
+        added to the first.
+        """
+        name = _named(reference)
+        layers = []
+        for layer in (entries, *more_layers):
+            found = list(layer)
+            if found:
+                layers.append(self._store.add_layer(found))
+        config = config or ImageConfig(self.platforms[0])
+        history = config.history or tuple(HistoryEntry(created_by="layer") for _ in layers)
+        config = replace(config, diff_ids=tuple(x.diff_id for x in layers), history=history)
+        manifest, _ = self._store.add_manifest(config, tuple(layers), {})
+        image = BaseImage(name, manifest.digest, config, tuple(layers))
+        with self._lock:
+            for names in (self._remote, self._local) if local else (self._remote,):
+                names.setdefault(name, {})[config.platform] = image
+        return image
+
+    def resolve(
+        self,
+        reference: Reference,
+        platform: Platform,
+        pull_policy: PullPolicy,
+        activity: Activity,
+    ) -> BaseImage:
+        activity.raise_if_cancelled()
+        name = _named(reference)
+        with self._lock:
+            here, there = self._find(self._local, name), self._find(self._remote, name)
+            found = here
+            if pull_policy is PullPolicy.ALWAYS:
+                found = there
+            elif pull_policy is PullPolicy.MISSING and best(platform, here) is None:
+                found = there or here
+            if not found:
+                raise ImageNotFound(f"no image {familiar(name)}")
+            fitting = best(platform, found)
+            if fitting is None:
+                raise PlatformMismatch(
+                    f"{familiar(name)} is not for {platform}",
+                    hint="it is for " + ", ".join(sorted(map(str, found))),
+                )
+            image = found[fitting]
+            self._local.setdefault(name, {})[fitting] = image
+        config = parse_config(self._store.blob(_config_digest(self._store, image)))
+        return replace(image, reference=reference, config=config)
+
+    @staticmethod
+    def _find(
+        names: Mapping[Reference, Mapping[Platform, BaseImage]], name: Reference
+    ) -> dict[Platform, BaseImage]:
+        if name.digest is None:
+            return dict(names.get(name, {}))
+        return {
+            platform: image
+            for candidates in names.values()
+            for platform, image in candidates.items()
+            if image.digest == name.digest
+        }
+
+    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+        activity.raise_if_cancelled()
+        return _MemoryLayer(self, base.layers if base else (), None)
+
+    def lookup(self, key: str) -> ROLayer | None:
+        if Capability.STEP_CACHE not in self.capabilities:
+            return None
+        with self._lock:
+            found = self._cache.get(key)
+        return None if found is None else _MemoryLayer(self, *found)
+
+    def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
+        activity.raise_if_cancelled()
+        if spec.layers != top.diffs:
+            raise RuntimeError("the image's layers are not those of its top layer")
+        if spec.config.diff_ids != tuple(layer.diff_id for layer in spec.layers):
+            raise RuntimeError("the config's diff ids are not those of the layers")
+        manifest, config_digest = self._store.add_manifest(
+            spec.config, spec.layers, spec.annotations
+        )
+        for name in spec.names:
+            image = BaseImage(name, manifest.digest, spec.config, spec.layers)
+            with self._lock:
+                self._local[_named(name)] = {spec.config.platform: image}
+        return Image(manifest, config_digest, spec.names)
+
+    def open_blob(self, digest: str) -> BinaryIO:
+        return BytesIO(self._store.blob(digest))
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _opened(self) -> None:
+        if self._closed:
+            raise RuntimeError("the backend is closed")
+        with self._lock:
+            self.live_layers += 1
+
+    def _released(self) -> None:
+        with self._lock:
+            self.live_layers -= 1
+
+    def _tree(self, layers: Sequence[LayerDiff]) -> LayerTree:
+        diff_ids = [layer.diff_id for layer in layers]
+
+        def open_file(position: int, entry: Entry, offset: int) -> BinaryIO:
+            return BytesIO(self._store.tar(diff_ids[position])[offset : offset + entry.size])
+
+        return LayerTree([self._store.index(diff_id) for diff_id in diff_ids], open_file)
+
+    def _remember(self, key: str, layers: tuple[LayerDiff, ...], diff: LayerDiff | None) -> None:
+        with self._lock:
+            self._cache[key] = (layers, diff)
+
+
+@dataclass(slots=True)
+class _Store:
+    """Blobs by digest, and layers by diff id. Only grows, so readers need no lock."""
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    layers: dict[str, tuple[str, LayerIndex]] = field(default_factory=dict)
+
+    def add(self, data: bytes) -> str:
+        digest = digest_of(data)
+        self.blobs[digest] = data
+        return digest
+
+    def add_layer(self, entries: Iterable[NewEntry]) -> LayerDiff:
+        parts: list[bytes] = []
+        written = write_layer(_last_ones(entries), parts.append)
+        digest = self.add(b"".join(parts))
+        self.layers[written.diff.diff_id] = (digest, written.index)
+        return written.diff
+
+    def add_manifest(
+        self, config: ImageConfig, layers: tuple[LayerDiff, ...], annotations: Mapping[str, str]
+    ) -> tuple[Descriptor, str]:
+        raw = serialize_config(config)
+        config_digest = self.add(raw)
+        manifest = make_manifest(
+            Descriptor(OCI_CONFIG, config_digest, len(raw)),
+            [layer.blob for layer in layers],
+            annotations,
+        )
+        return Descriptor(OCI_MANIFEST, self.add(manifest), len(manifest)), config_digest
+
+    def blob(self, digest: str) -> bytes:
+        try:
+            return self.blobs[digest]
+        except KeyError:
+            raise ImageNotFound(f"no blob {digest}") from None
+
+    def index(self, diff_id: str) -> LayerIndex:
+        return self.layers[diff_id][1]
+
+    def tar(self, diff_id: str) -> bytes:
+        parts = []
+        with Decompressed(BytesIO(self.blobs[self.layers[diff_id][0]])) as stream:
+            while part := stream.read(1 << 20):
+                parts.append(part)
+        return b"".join(parts)
+
+
+class _MemoryLayer(ROLayer):
+    def __init__(
+        self, backend: MemoryBackend, layers: tuple[LayerDiff, ...], diff: LayerDiff | None
+    ) -> None:
+        self._backend = backend
+        self._layers = layers
+        self._diff = diff
+        self._released = _Once()
+        backend._opened()  # noqa: SLF001  (one class in three parts)
+
+    @property
+    def diff(self) -> LayerDiff | None:
+        return self._diff
+
+    @property
+    def diffs(self) -> tuple[LayerDiff, ...]:
+        return self._layers
+
+    def begin(self, *, runs: bool) -> RWLayer:
+        if self._released:
+            raise RuntimeError("the layer is released")
+        return _MemoryRWLayer(self._backend, self._layers, runs=runs)
+
+    def tree(self) -> Tree:
+        return self._backend._tree(self._layers)  # noqa: SLF001  (as above)
+
+    def release(self) -> None:
+        if self._released.first():
+            self._backend._released()  # noqa: SLF001  (as above)
+
+
+class _MemoryRWLayer(RWLayer):
+    def __init__(
+        self, backend: MemoryBackend, layers: tuple[LayerDiff, ...], *, runs: bool
+    ) -> None:
+        self._backend = backend
+        self._layers = layers
+        self._runs = runs
+        self._entries: list[NewEntry] | None = None
+        self._ended = _Once()
+        self._released = _Once()
+        backend._opened()  # noqa: SLF001  (as above)
+
+    def tree(self) -> Tree:
+        return self._backend._tree(self._layers)  # noqa: SLF001  (as above)
+
+    def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
+        self._start()
+        tree = self.tree()
+        added: list[NewEntry] = []
+        made: dict[bytes, Entry] = {}
+        for new in entries:
+            activity.raise_if_cancelled()
+            _check_put(new, tree, made)
+            made[new.entry.path] = new.entry
+            added.append(new)
+        self._entries = added
+
+    def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
+        if not self._runs:
+            raise RuntimeError("the layer was begun for put only")
+        if Capability.RUN not in self._backend.capabilities:
+            raise RuntimeError("the backend can't run processes")
+        self._start()
+        activity.raise_if_cancelled()
+        outcome = self._backend.runner(process, self.tree(), mounts, activity)
+        activity.raise_if_cancelled()
+        self._entries = list(outcome.entries)
+        return outcome.exit_code
+
+    def _start(self) -> None:
+        if self._ended or self._released:
+            raise RuntimeError("the layer is committed or released")
+        if self._entries is not None:
+            raise RuntimeError("the layer has had its step")
+        self._entries = []
+
+    def commit(self, key: str | None, activity: Activity) -> ROLayer:
+        activity.raise_if_cancelled()
+        if self._released or not self._ended.first():
+            raise RuntimeError("the layer is committed or released")
+        diff = None
+        layers = self._layers
+        if self._entries:
+            diff = self._backend._store.add_layer(self._entries)  # noqa: SLF001  (as above)
+            layers = (*layers, diff)
+        if key is not None:
+            self._backend._remember(key, layers, diff)  # noqa: SLF001  (as above)
+        return _MemoryLayer(self._backend, layers, diff)
+
+    def release(self) -> None:
+        if self._released.first():
+            self._backend._released()  # noqa: SLF001  (as above)
+
+
+class _Once:
+    """A flag that one thread only may raise."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._raised = False
+
+    def first(self) -> bool:
+        """Raise the flag; True if it was down."""
+        with self._lock:
+            was, self._raised = self._raised, True
+        return not was
+
+    def __bool__(self) -> bool:
+        return self._raised
+
+
+def _check_put(new: NewEntry, tree: Tree, made: Mapping[bytes, Entry]) -> None:
+    """Hold the caller to what :meth:`pybuild.backend.RWLayer.put` says of entries."""
+    entry = new.entry
+    if entry.path and not _UNCLEAN.isdisjoint(entry.path.split(b"/")):
+        raise RuntimeError(f"{entry.path!r} is not a clean relative path")
+    folder = parent_of(entry.path)
+    parent = made.get(folder) or tree.get(folder)
+    if folder and (parent is None or parent.kind is not Kind.DIRECTORY):
+        raise RuntimeError(f"the parent of {entry.path!r} is no folder")
+    if entry.kind is Kind.FILE and entry.link and entry.link not in made:
+        raise RuntimeError(f"{entry.path!r} is a hard link to a lower layer's file")
+    if (new.content is not None) != (entry.kind is Kind.FILE and not entry.link):
+        raise RuntimeError(f"{entry.path!r} has content without being a file, or none being one")
+
+
+def _last_ones(entries: Iterable[NewEntry]) -> list[NewEntry]:
+    """Of entries with one path the last, in the order of paths; removals come first."""
+    last = {(new.entry.path, new.entry.kind in _REMOVALS): new for new in entries}
+    return [last[key] for key in sorted(last, key=lambda key: (key[0], not key[1]))]
+
+
+def _named(reference: str | Reference) -> Reference:
+    if isinstance(reference, str):
+        reference = parse_reference(reference)
+    reference = with_default_tag(reference)
+    return replace(reference, tag=None) if reference.digest else reference
+
+
+def _config_digest(store: _Store, image: BaseImage) -> str:
+
+    return parse_manifest(store.blob(image.digest)).config.digest
+
+
+def open_backend(options: Mapping[str, str] | None = None) -> Backend:
+    """A memory backend without images. It has no options."""
+    del options
+    return MemoryBackend()

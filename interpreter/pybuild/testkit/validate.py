@@ -1,0 +1,131 @@
+"""One checker of every promise that an image makes: each hash, size and count is recomputed.
+
+It reads blobs through the backend and tars with the standard library, so that it shares no
+code with what made them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from io import BytesIO
+from typing import Any
+
+from pybuild.backend import Backend, Image
+from pybuild.oci.compression import Decompressed
+from pybuild.oci.descriptor import OCI_CONFIG, OCI_MANIFEST
+
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
+
+
+def validate(backend: Backend, image: Image, *, base_layers: int = 0) -> dict[str, Any]:
+    """Check `image` in `backend`'s store, and return its config as JSON.
+
+    The lowest `base_layers` layers come from elsewhere: their tars needn't be canonical.
+    Raises AssertionError with everything that is wrong.
+    """
+    faults: list[str] = []
+    manifest_bytes = _blob(backend, image.manifest.digest, image.manifest.size, faults)
+    manifest = json.loads(manifest_bytes)
+    if manifest.get("schemaVersion") != 2:
+        faults.append("the manifest's schemaVersion is not 2")
+    if manifest.get("mediaType", image.manifest.media_type) != image.manifest.media_type:
+        faults.append("the manifest's media type is not its descriptor's")
+    is_oci = image.manifest.media_type == OCI_MANIFEST
+    if is_oci != (manifest["config"]["mediaType"] == OCI_CONFIG):
+        faults.append("the manifest and its config are of two specifications")
+    if manifest["config"]["digest"] != image.config_digest:
+        faults.append("the manifest has another config than the image")
+    config_bytes = _blob(backend, image.config_digest, manifest["config"]["size"], faults)
+    config: dict[str, Any] = json.loads(config_bytes)
+    faults += _config_faults(config, len(manifest["layers"]))
+    for position, (layer, diff_id) in enumerate(
+        zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=False)
+    ):
+        stored = _blob(backend, layer["digest"], layer["size"], faults)
+        tar = _uncompressed(stored, layer["mediaType"])
+        if f"sha256:{hashlib.sha256(tar).hexdigest()}" != diff_id:
+            faults.append(f"layer {position} doesn't have its diff id")
+        canonical = position >= base_layers
+        faults += (f"layer {position}: {fault}" for fault in _tar_faults(tar, canonical=canonical))
+    if faults:
+        raise AssertionError(f"image {image.manifest.digest}: " + "; ".join(faults))
+    return config
+
+
+def _blob(backend: Backend, digest: str, size: int, faults: list[str]) -> bytes:
+    with closing(backend.open_blob(digest)) as stream:
+        data = stream.read()
+    if len(data) != size:
+        faults.append(f"blob {digest} has {len(data)} bytes instead of {size}")
+    if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+        faults.append(f"blob {digest} has another digest")
+    return data
+
+
+def _config_faults(config: dict[str, Any], layers: int) -> Iterator[str]:
+    for member in ("architecture", "os"):
+        if not config.get(member):
+            yield f"the config has no {member}"
+    rootfs = config.get("rootfs", {})
+    if rootfs.get("type") != "layers":
+        yield "rootfs isn't of type layers"
+    if len(rootfs.get("diff_ids", [])) != layers:
+        yield f"{len(rootfs.get('diff_ids', []))} diff ids for {layers} layers"
+    history = config.get("history", [])
+    with_layer = sum(not entry.get("empty_layer") for entry in history)
+    if with_layer != layers:
+        yield f"{with_layer} lines of history with a layer for {layers} layers"
+
+
+def _uncompressed(stored: bytes, media_type: str) -> bytes:
+    if media_type.endswith("gzip"):
+        return gzip.decompress(stored)
+    parts = []
+    with Decompressed(BytesIO(stored)) as stream:
+        while part := stream.read(1 << 20):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def _tar_faults(tar: bytes, *, canonical: bool) -> Iterator[str]:
+    seen: set[str] = set()
+    last = b""
+    with tarfile.open(fileobj=BytesIO(tar), errors="surrogateescape") as archive:
+        for member in archive:
+            name = member.name.rstrip("/")
+            if name.startswith("/") or ".." in name.split("/"):
+                yield f"the name {name!r} leaves the root"
+            if member.islnk() and member.linkname.rstrip("/") not in seen:
+                yield f"the hard link {name!r} has no target before it"
+            if not canonical:
+                seen.add(name)
+                continue
+            if name in seen:
+                yield f"{name!r} stands twice"
+            seen.add(name)
+            place = _place(name)
+            if place < last:
+                yield f"{name!r} isn't in order"
+            last = place
+            if member.uname or member.gname:
+                yield f"{name!r} has the name of an owner"
+            if member.mtime != int(member.mtime):
+                yield f"{name!r} has parts of a second"
+    if canonical and len(tar) % 512:
+        yield "its length is no number of blocks"
+
+
+def _place(name: str) -> bytes:
+    """Where a member stands in a sorted layer: a removal where the removed file would."""
+    parent, _, base = name.rpartition("/")
+    if base == _OPAQUE:
+        name = parent
+    elif base.startswith(_WHITEOUT):
+        name = f"{parent}/{base.removeprefix(_WHITEOUT)}".lstrip("/")
+    return name.encode("utf-8", "surrogateescape")

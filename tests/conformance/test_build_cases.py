@@ -1,0 +1,139 @@
+"""The build cases of BuildKit, moby and buildah, on a real containerd.
+
+A case that pybuild decides otherwise on purpose stands in ACCEPTED with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from build_cases import CONFORMANCE, copy_fixture, lay_out, load, options_of
+
+from pybuild import BuildResult, PybuildError
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.containerd,
+    pytest.mark.skipif(not CONFORMANCE.exists(), reason=f"{CONFORMANCE} is absent"),
+]
+
+ACCEPTED = json.loads(Path(__file__).with_name("accepted_differences.json").read_text())
+
+Build = Callable[..., BuildResult]
+ReadConfig = Callable[[BuildResult], dict[str, Any]]
+ReadFile = Callable[[BuildResult, str], bytes | None]
+
+
+def _named(cases: list[dict[str, Any]]) -> list[Any]:
+    return [pytest.param(case, id=case["name"].replace(" ", "-")) for case in cases]
+
+
+def _check_outcome(name: str, expected: bool | None, error: PybuildError | None) -> bool:
+    """Whether the build went as the case says; True if it should be looked into further."""
+    if expected is not None and (error is None) != expected:
+        pytest.fail(f"{name}: expected {'success' if expected else 'failure'}, got {error!r}")
+    return error is None
+
+
+def _attempt(build: Build, *arguments: Any, **options: Any) -> BuildResult | PybuildError:
+    try:
+        return build(*arguments, **options)
+    except PybuildError as error:
+        return error
+
+
+@pytest.mark.parametrize("case", _named(load("buildkit_cases.json")))
+def test_buildkit_case(
+    case: dict[str, Any], tmp_path: Path, build_on_cases: Build, read_image_file: ReadFile
+) -> None:
+    if case["name"] in ACCEPTED["buildkit"]:
+        pytest.skip(f"accepted: {ACCEPTED['buildkit'][case['name']]}")
+    lay_out(case["contexts"]["context"], tmp_path)
+    attributes = case["attrs"]
+    options: dict[str, Any] = {"dockerfile": case["dockerfile"].encode()}
+    for key, value in attributes.items():
+        match key.split(":"):
+            case ["build-arg", name]:
+                options.setdefault("build_args", {})[name] = value
+            case ["target"]:
+                options["target"] = value
+            case ["shm-size"]:
+                options["shm_size"] = int(value)
+            case ["ulimit"]:
+                options["ulimits"] = [value]
+            case _:
+                pytest.skip(f"accepted: {key} comes with a later version")
+    outcome = _attempt(build_on_cases, tmp_path, **options)
+    if isinstance(outcome, PybuildError):
+        _check_outcome(case["name"], case["expect"]["ok"], outcome)
+        return
+    _check_outcome(case["name"], case["expect"]["ok"], None)
+    for path, expected in (case["files"] or {}).items():
+        content = read_image_file(outcome, path)
+        assert (content is not None) == expected["exists"], path
+        text = (content or b"").decode()
+        if "equals" in expected:
+            assert text == expected["equals"], path
+        for part in expected.get("contains", []):
+            assert part in text, path
+        for part in expected.get("not_contains", []):
+            assert part not in text, path
+
+
+@pytest.mark.parametrize("case", _named(load("moby_cases.json")))
+def test_moby_case(
+    case: dict[str, Any], tmp_path: Path, build_on_cases: Build, read_config: ReadConfig
+) -> None:
+    name = case["name"]
+    if name in ACCEPTED["moby"]:
+        pytest.skip(f"accepted: {ACCEPTED['moby'][name]}")
+    lay_out(case["context"] or [], tmp_path)
+    context = None if case.get("via_stdin") else tmp_path
+    outcome = _attempt(
+        build_on_cases,
+        context,
+        dockerfile=case["dockerfile"].encode(),
+        **options_of(case["flags"]),
+    )
+    if isinstance(outcome, PybuildError):
+        _check_outcome(name, case["expect"]["ok"], outcome)
+        return
+    _check_outcome(name, case["expect"]["ok"], None)
+    config = read_config(outcome)["config"]
+    for field, expected in case["inspect"].items():
+        if "json" in expected and field.startswith("Config."):
+            assert config.get(field.removeprefix("Config.")) == json.loads(expected["json"]), field
+
+
+@pytest.mark.parametrize("case", _named(load("buildah_cases.json")))
+def test_buildah_case(case: dict[str, Any], tmp_path: Path, build_on_cases: Build) -> None:
+    name = case["name"]
+    if name in ACCEPTED["buildah"]:
+        pytest.skip(f"accepted: {ACCEPTED['buildah'][name]}")
+    if "skip" in case:
+        pytest.skip(f"accepted: {case['skip']}")
+    if case["context"]:
+        copy_fixture(case["context"], tmp_path)
+    lay_out(case["context_ops"], tmp_path)
+    (tmp_path / case["dockerfile_name"]).write_bytes(case["dockerfile"].encode())
+    outcome = _attempt(
+        build_on_cases,
+        tmp_path,
+        dockerfile=tmp_path / case["dockerfile_name"],
+        build_args=case["build_args"],
+    )
+    if isinstance(outcome, PybuildError):
+        _check_outcome(name, case["expect"]["ok"], outcome)
+        line = case["expect"]["fail_line"]
+        if line and outcome.where:
+            # a heredoc or continuation may put the place a line further
+            assert outcome.where.start_line <= line <= outcome.where.end_line or re.search(
+                r"\\\s*\n", case["dockerfile"]
+            )
+        return
+    _check_outcome(name, case["expect"]["ok"], None)

@@ -1,0 +1,2 @@
+FROM busybox
+ADD archive.tar.bz2 /unpacked/

@@ -1,0 +1,2 @@
+FROM busybox
+ADD not-an-archive.tar.gz /dest/

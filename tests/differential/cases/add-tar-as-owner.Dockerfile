@@ -1,0 +1,2 @@
+FROM busybox
+ADD --chown=1234:4321 archive.tar /unpacked/

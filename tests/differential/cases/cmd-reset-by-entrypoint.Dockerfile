@@ -1,0 +1,3 @@
+FROM busybox
+CMD ["lost"]
+ENTRYPOINT exec top -b

@@ -1,0 +1,7 @@
+# a comment
+FROM busybox
+RUN echo a \
+# inside
+    b \
+
+    c > /joined

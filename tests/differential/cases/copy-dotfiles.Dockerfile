@@ -1,0 +1,3 @@
+FROM busybox
+COPY .hidden /dest/
+COPY folder /dest

@@ -1,0 +1,2 @@
+FROM busybox
+COPY plain.txt folder/one.txt script.sh /many/

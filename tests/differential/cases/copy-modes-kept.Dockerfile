@@ -1,0 +1,2 @@
+FROM busybox
+COPY script.sh readonly.txt /modes/

@@ -1,0 +1,2 @@
+FROM busybox
+COPY ["name with space.txt", "/dest with space/"]

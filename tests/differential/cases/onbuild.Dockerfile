@@ -1,0 +1,3 @@
+FROM busybox
+ONBUILD RUN echo triggered > /triggered
+ONBUILD COPY . /src

@@ -1,0 +1,3 @@
+FROM busybox
+RUN ["touch", "/made by exec"]
+RUN ["/bin/sh", "-c", "echo $HOME > /home-value"]

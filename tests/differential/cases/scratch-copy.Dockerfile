@@ -1,0 +1,3 @@
+FROM scratch
+COPY plain.txt /
+COPY folder /folder
