@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,15 @@ from urllib.parse import urlsplit
 
 from pybuild.errors import BackendUnavailable, UsageError
 
-WELL_KNOWN = (
-    "/run/containerd/containerd.sock",
-    "/var/run/containerd/containerd.sock",
-    "/run/k3s/containerd/containerd.sock",
-    "/run/docker/containerd/containerd.sock",
-    "/var/run/docker/containerd/containerd.sock",
+_SYSTEM = (
+    "run/containerd/containerd.sock",
+    "var/run/containerd/containerd.sock",
+    "run/k3s/containerd/containerd.sock",
 )
-_ROOTLESS_PIDS = ("containerd-rootless/child_pid", "rootlesskit/child_pid")
+_DOCKER = (
+    "run/docker/containerd/containerd.sock",
+    "var/run/docker/containerd/containerd.sock",
+)
 _LONGEST_PATH = 107  # sun_path of a unix socket's address, less the zero byte
 _CONNECT_SECONDS = 5.0
 
@@ -103,14 +104,16 @@ def choose_address(
     explicit: str | None = None,
     from_environment: str | None = None,
     runtime_folder: str | None = None,
-    well_known: Sequence[str] = WELL_KNOWN,
+    *,
+    root: str = "/",
 ) -> str:
     """The path of containerd's socket.
 
     `explicit` (an option) goes before `from_environment` (CONTAINERD_ADDRESS), and either
-    is taken as it is. Without them the first place that takes a connection is used:
-    rootless containerd's if `runtime_folder` (XDG_RUNTIME_DIR) has one, else the system's
-    own, k3s's, Docker's. Raises BackendUnavailable with all places that were tried.
+    is taken as it is. Without them the first place that takes a connection is used: the
+    system's containerd, k3s's, a rootless one by `runtime_folder` (XDG_RUNTIME_DIR), and
+    Docker's. `root` is the folder that has ``run`` in it. Raises BackendUnavailable with
+    all places that were tried.
     """
     given = explicit or from_environment
     if given:
@@ -118,7 +121,7 @@ def choose_address(
         check_socket(path)
         return path
     obstacles: dict[str, Obstacle] = {}
-    for path in (*well_known, *_rootless_sockets(runtime_folder)):
+    for path in _places(runtime_folder, root):
         obstacle = find_obstacle(path)
         if obstacle is None:
             return path
@@ -135,12 +138,17 @@ def _advice(obstacles: dict[str, Obstacle]) -> str:
     return "start containerd, or give its address with --containerd-address or CONTAINERD_ADDRESS"
 
 
-def _rootless_sockets(runtime_folder: str | None) -> Iterator[str]:
-    """Sockets of a containerd inside RootlessKit's mount namespace, seen from outside."""
-    if not runtime_folder:
-        return
-    for name in _ROOTLESS_PIDS:
+def _places(runtime_folder: str | None, root: str) -> Iterator[str]:
+    """Where containerd may listen, best first."""
+    for name in _SYSTEM:
+        yield str(Path(root, name))
+    if runtime_folder:
         with suppress(OSError, ValueError):
-            pid = int(Path(runtime_folder, name).read_text(encoding="ascii").strip())
+            # RootlessKit hides /run in a mount namespace; its child's root leads into that
+            file = Path(runtime_folder, "containerd-rootless/child_pid")
+            pid = int(file.read_text(encoding="ascii"))
             yield f"/proc/{pid}/root/run/containerd/containerd.sock"
-    yield str(Path(runtime_folder, "containerd/containerd.sock"))
+    for name in _DOCKER:
+        yield str(Path(root, name))
+    if runtime_folder:
+        yield str(Path(runtime_folder, "docker/containerd/containerd.sock"))

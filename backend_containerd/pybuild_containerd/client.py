@@ -13,12 +13,15 @@ a client must not fork: start other programs with subprocess.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, Self, cast
+from urllib.parse import quote
 
 import grpc
 
@@ -44,7 +47,7 @@ LONGEST_SILENCE: Final = 300.0
 """Seconds without a message after which a stream is given up."""
 
 _CONNECT_DEADLINE: Final = 10.0
-_RETRY_PAUSES: Final = (0.2, 0.5, 1.0, 2.0)
+_RETRY_PAUSES: Final = (0.2, 0.5, 1.0, 1.0, 1.0)
 _QUEUE_DEPTH: Final = 8
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
@@ -92,9 +95,10 @@ class Client:
         self.namespace = namespace
         self.lease = lease
         check_socket(self.address)
+        self._closed = False
         self._stubs: dict[tuple[str, str], Any] = {}
         self._channel = grpc.insecure_channel(
-            f"unix:{self.address}",
+            f"unix:{quote(os.fsencode(self.address))}",
             options=[
                 ("grpc.default_authority", "localhost"),
                 ("grpc.max_receive_message_length", LARGEST_MESSAGE + (1 << 16)),
@@ -102,7 +106,8 @@ class Client:
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                # despite its name also what one attempt to connect may take
+                ("grpc.min_reconnect_backoff_ms", int(_CONNECT_DEADLINE * 2000)),
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
@@ -119,7 +124,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the connection and every call under way on it."""
+        """End the connection and every call under way on it. Idempotent."""
+        self._closed = True
         self._channel.close()
 
     def call(
@@ -156,16 +162,18 @@ class Client:
         stub = self._stub("unary_unary", method)
         return PendingCall(method, stub.future(request, metadata=self._metadata()))
 
-    def stream(self, method: Method, /, **fields: Any) -> Stream:
+    def stream(
+        self, method: Method, /, *, activity: Activity | None = None, **fields: Any
+    ) -> Stream:
         """Make a call that answers with many messages."""
         request = message_class(method.request)(**fields)
         stub = self._stub("unary_stream", method)
-        return Stream(method, lambda _: stub(request, metadata=self._metadata()))
+        return Stream(method, activity, lambda _: stub(request, metadata=self._metadata()))
 
-    def duplex(self, method: Method, /) -> Stream:
+    def duplex(self, method: Method, /, *, activity: Activity | None = None) -> Stream:
         """Open a stream in both directions."""
         stub = self._stub("stream_stream", method)
-        return Stream(method, lambda requests: stub(requests, metadata=self._metadata()))
+        return Stream(method, activity, lambda requests: stub(requests, metadata=self._metadata()))
 
     def _metadata(self) -> list[tuple[str, str]]:
         metadata = [("containerd-namespace", self.namespace)]
@@ -174,6 +182,8 @@ class Client:
         return metadata
 
     def _stub(self, kind: str, method: Method) -> Any:
+        if self._closed:
+            raise _cancelled(method, "the connection is closed")
         key = (kind, method.path)
         if key not in self._stubs:
             self._stubs[key] = getattr(self._channel, kind)(
@@ -240,6 +250,10 @@ def _stranger(address: str, failure: CallFailed | DaemonGone) -> BackendUnavaila
     return BackendUnavailable(message, hint=hint)
 
 
+def _cancelled(method: Method, details: str) -> CallCancelled:
+    return CallCancelled(f"{method} is over: {details}", call=str(method), details=details)
+
+
 class PendingCall:
     """A call under way."""
 
@@ -254,9 +268,7 @@ class PendingCall:
         except grpc.FutureTimeoutError:
             raise TimeoutError from None
         except grpc.FutureCancelledError:
-            raise CallCancelled(
-                f"{self._method} was cancelled", call=str(self._method), details="cancelled"
-            ) from None
+            raise _cancelled(self._method, "cancelled") from None
         except grpc.RpcError as error:
             raise _translated(str(self._method), error) from None
 
@@ -279,8 +291,14 @@ class Stream:
     neither side waits for the other with each one.
     """
 
-    def __init__(self, method: Method, begin: Callable[[Iterator[Any]], Any]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        activity: Activity | None,
+        begin: Callable[[Iterator[Any]], Any],
+    ) -> None:
         self._method = method
+        self._activity = activity
         self._message = message_class(method.request)
         self._changed = threading.Condition()
         self._outgoing: deque[Any] = deque()
@@ -290,6 +308,9 @@ class Stream:
         self._ended = False
         self._error: CallFailed | DaemonGone | None = None
         self._call = cast("_RunningCall", begin(self._requests()))
+        self._cancelling = contextlib.ExitStack()
+        if activity is not None:
+            self._cancelling.enter_context(activity.on_cancel(self._break))
         threading.Thread(target=self._receive_all, name=f"pybuild-{method}", daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -308,7 +329,8 @@ class Stream:
         with self._changed:
             self._wait(lambda: len(self._outgoing) < _QUEUE_DEPTH or self._ended)
             if self._ended:
-                raise self._error or self._failure("the stream has ended")
+                self._raise_error()
+                raise _cancelled(self._method, "the stream has ended")
             self._outgoing.append(message)
             self._changed.notify_all()
 
@@ -326,8 +348,7 @@ class Stream:
                 message = self._incoming.popleft()
                 self._changed.notify_all()
                 return message
-            if self._error is not None:
-                raise self._error
+            self._raise_error()
             return None
 
     def has_received(self) -> bool:
@@ -337,10 +358,21 @@ class Stream:
 
     def cancel(self) -> None:
         """End the stream now, from any thread. Idempotent."""
+        self._cancelling.close()
+        self._break()
+
+    def _break(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._call.cancel()
+
+    def _raise_error(self) -> None:
+        if self._error is None:
+            return
+        if self._activity is not None and isinstance(self._error, CallCancelled):
+            self._activity.raise_if_cancelled()
+        raise self._error
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         if not self._changed.wait_for(ready, LONGEST_SILENCE):
@@ -351,11 +383,6 @@ class Stream:
                 details="silent",
                 hint="containerd is overloaded or hangs; its own log may say why",
             )
-
-    def _failure(self, details: str) -> CallCancelled:
-        return CallCancelled(
-            f"{self._method} is over: {details}", call=str(self._method), details=details
-        )
 
     def _requests(self) -> Iterator[Any]:
         """What grpc takes its messages from, in a thread of its own."""

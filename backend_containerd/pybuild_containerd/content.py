@@ -11,15 +11,15 @@ import io
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Self, cast
 
 from pybuild.backend import Activity
-from pybuild.errors import BackendError, BackendFailed, InvalidImage
+from pybuild.errors import BackendError, BackendFailed, InvalidImage, PybuildError
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import COMMIT, WRITE, Client, Stream
-from pybuild_containerd.errors_table import AlreadyExists, Locked, NotFound, OutOfRange
+from pybuild_containerd.errors_table import AlreadyExists, Locked, NotFound
 from pybuild_containerd.leases import keep_content
 
 _MESSAGE: Final = 1 << 20
@@ -72,7 +72,9 @@ class ContentStore:
         stream = self._client.stream(
             rpcs.CONTENT_READ, digest=digest, offset=offset, size=end - offset
         )
-        return cast("BinaryIO", io.BufferedReader(_BlobReader(stream, digest, end - offset), 1 << 18))
+        return cast(
+            "BinaryIO", io.BufferedReader(_BlobReader(stream, digest, end - offset), 1 << 18)
+        )
 
     def read(self, digest: str, limit: int = _SMALL) -> bytes:
         """The whole blob. Raises NotFound, and InvalidImage if it is beyond `limit` bytes."""
@@ -138,6 +140,37 @@ class ContentStore:
             self._client.call(rpcs.CONTENT_DELETE, digest=digest)
 
 
+class _BlobReader(io.RawIOBase):
+    """The bytes of a Read stream; ends with an error if there are fewer than `size`."""
+
+    def __init__(self, stream: Stream, digest: str, size: int) -> None:
+        super().__init__()
+        self._stream = stream
+        self._digest = digest
+        self._missing = size
+        self._piece = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._piece and self._missing > 0:
+            message = self._stream.receive()
+            if message is None:
+                raise BackendFailed(f"containerd ended {self._digest} {self._missing} bytes early")
+            self._piece = memoryview(message.data)[: self._missing]
+            self._missing -= len(self._piece)
+        count = min(len(buffer), len(self._piece))
+        buffer[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.cancel()
+        super().close()
+
+
 class BlobWriter:
     """One blob being written: a context manager that ends in `commit`, or drops the bytes.
 
@@ -160,8 +193,8 @@ class BlobWriter:
         self._resumable = resumable
         self._activity = activity
         self._pending = bytearray()
-        self._committed = False
-        self._stream: Stream = client.duplex(rpcs.CONTENT_WRITE)
+        self._over = False
+        self._stream = client.duplex(rpcs.CONTENT_WRITE, activity=activity)
         self.present = False
         self.offset = 0
         try:
@@ -183,7 +216,7 @@ class BlobWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self._committed:
+        if not self._over:
             self.abort()
 
     @property
@@ -196,9 +229,12 @@ class BlobWriter:
         if self._activity is not None:
             self._activity.raise_if_cancelled()
         self._pending += data
-        while len(self._pending) >= _MESSAGE:
-            self._send(bytes(self._pending[:_MESSAGE]))
-            del self._pending[:_MESSAGE]
+        sent = 0
+        with memoryview(self._pending) as pending:
+            while len(pending) - sent >= _MESSAGE:
+                self._send(bytes(pending[sent : sent + _MESSAGE]))
+                sent += _MESSAGE
+        del self._pending[:sent]
 
     def commit(self, digest: str, size: int, labels: Mapping[str, str] | None = None) -> None:
         """Store the blob. `digest` and `size` are of all of it, as the caller counted them.
@@ -217,15 +253,19 @@ class BlobWriter:
             keep_content(self._client, digest)
             ContentStore(self._client).update_labels(digest, labels)
             ContentStore(self._client).info(digest)
-        self._committed = True
+        self._over = True
 
     def abort(self) -> None:
         """Drop what was written, or keep it for a later writer if it is resumable."""
+        self._over = True
+        keep = self.present or (self._resumable and self.offset > 0)
+        with contextlib.suppress(PybuildError):  # must not hide what led here
+            if keep and not self.present:
+                self._flush()
         self._stream.cancel()
-        self._committed = True
-        if self.present or (self._resumable and self.offset > 0):
+        if keep:
             return
-        with contextlib.suppress(BackendError):  # must not hide what led here
+        with contextlib.suppress(BackendError):  # as above
             _retry_locked(lambda: self._client.call(rpcs.CONTENT_ABORT, ref=self._ref))
 
     def _send(self, data: bytes) -> None:
@@ -235,10 +275,17 @@ class BlobWriter:
         )
         self.offset += len(data)
 
+    def _flush(self) -> None:
+        """Wait until containerd has what is on its way."""
+        self._stream.finish()
+        for _ in self._stream:
+            pass
+
     def _drain(self) -> None:
         """Take the acknowledgements that are here, so that the daemon isn't held up."""
         while self._stream.has_received():
-            self._stream.receive()
+            if self._stream.receive() is None:
+                raise BackendFailed(f"containerd ended the writing of {self._ref} early")
 
     def _commit(self, digest: str, size: int, labels: dict[str, str]) -> None:
         data = bytes(self._pending)

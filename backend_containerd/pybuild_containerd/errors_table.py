@@ -39,7 +39,7 @@ class OutOfRange(CallFailed):
 
 
 class Unimplemented(CallFailed):
-    """This containerd is too old for the call, or it can't do this variant of it."""
+    """A call, or a variant of it, that this containerd is too old for."""
 
 
 class Locked(CallFailed):
@@ -102,11 +102,14 @@ def translate(call: str, code: str, details: str | None) -> CallFailed | DaemonG
 
     `call` names the method, as in ``Snapshots.Prepare``; `details` is the daemon's text.
     """
-    text = " ".join((details or "").split())[:_LONGEST_DETAILS] or code.lower()
+    text = "".join(c if c.isprintable() else " " for c in details or "")
+    text = " ".join(text.split())[:_LONGEST_DETAILS] or code.lower()
     kind = STATUS_ERRORS[code]
     if kind is DaemonGone and "locked" in text:
         kind = Locked  # containerd reports a held ref with the code of a dead connection
     hint = _HINTS.get(kind)
+    if "no space left on device" in text:
+        hint = "make room on the disk that holds containerd's root folder"
     if kind is DaemonGone:
         message = f"the connection to containerd broke in {call}: {text}"
     elif kind is TimedOut:

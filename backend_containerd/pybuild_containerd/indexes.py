@@ -71,6 +71,11 @@ class LayerFiles:
             self.remember(layer.diff_id, index)
         return index
 
+    def open(self, layer: LayerDiff, entry: Entry) -> BinaryIO:
+        """The content of a FILE of one layer."""
+        offset = self.index(layer).offset(entry.path)
+        return self._open_part(layer, offset, entry.size)
+
     def close(self) -> None:
         """Remove the copies. Idempotent."""
         with self._lock:

@@ -14,7 +14,6 @@ import contextlib
 import os
 import secrets
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -102,7 +101,7 @@ def _start_time(pid: str) -> str:
 
 def _boot_id() -> str:
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return ""
 
 
@@ -194,9 +193,7 @@ def _add(client: Client, lease: str, kind: str, resource: str) -> None:
 def keep_content(client: Client, digest: str) -> None:
     """Have the client's lease keep a blob that exists already. Without a lease, nothing."""
     if client.lease is not None:
-        client.call(
-            rpcs.LEASE_ADD, id=client.lease, resource={"id": digest, "type": "content"}
-        )
+        client.call(rpcs.LEASE_ADD, id=client.lease, resource={"id": digest, "type": "content"})
 
 
 def keep_snapshot(client: Client, snapshotter: str, name: str) -> None:

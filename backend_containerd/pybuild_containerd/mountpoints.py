@@ -79,7 +79,9 @@ def resolve_cwd(tree: Tree, cwd: str) -> None:
     try:
         path = trees.resolve(tree, os.fsencode(_clean(cwd).lstrip("/")))
     except PybuildError as error:
-        raise StepFailed(f"the working directory {cwd} can't be resolved: {error.message}") from error
+        raise StepFailed(
+            f"the working directory {cwd} can't be resolved: {error.message}"
+        ) from error
     first, _, rest = path.partition(b"/")
     if first == b"proc" or (first == b"dev" and rest.split(b"/")[0] != b"shm"):
         raise StepFailed(f"the working directory {cwd} is inside /{first.decode()}")
@@ -153,7 +155,9 @@ def _resolve(tree: Tree, target: str, *, folder: bool) -> bytes:
     for parent in _parents(path):
         entry = tree.get(parent)
         if entry is not None and entry.kind is not Kind.DIRECTORY:
-            raise StepFailed(f"{target} can't be a mount target: /{os.fsdecode(parent)} is no folder")
+            raise StepFailed(
+                f"{target} can't be a mount target: /{os.fsdecode(parent)} is no folder"
+            )
     entry = tree.get(path)
     if path and entry is not None and (entry.kind is Kind.DIRECTORY) != folder:
         raise StepFailed(

@@ -95,9 +95,7 @@ class RunMounts:
                 made.append(self._mount(mount, point, undo, activity))
             # outer before inner; of two at one place the later one is seen
             made.sort(key=lambda mount: mount.destination.count("/"))
-            yield PreparedMounts(
-                tuple(made), missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
-            )
+            yield PreparedMounts(tuple(made), missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points]))
 
     def skeleton(self, missing: Sequence[Entry], activity: Activity) -> str:
         """A folder on the daemon's machine with empty files and folders as `missing` says."""
@@ -196,7 +194,7 @@ def hosts_file(hostname: str, extra: Sequence[HostEntry]) -> bytes:
 
 
 def _host_resolv_conf() -> bytes:
-    """This machine's resolv.conf as it is: a RUN is in the same network."""
+    """The resolv.conf of this machine as it is: a RUN is in the same network."""
     try:
         return Path("/etc/resolv.conf").read_bytes()
     except OSError:
@@ -227,7 +225,9 @@ def _source_entry(mount: BindMount) -> Entry:
     if entry is None:
         raise StepFailed(f"the source /{name} of the mount at {mount.target} doesn't exist")
     if entry.kind not in (Kind.DIRECTORY, Kind.FILE):
-        raise StepFailed(f"the source /{name} of the mount at {mount.target} is a {entry.kind.value}")
+        raise StepFailed(
+            f"the source /{name} of the mount at {mount.target} is a {entry.kind.value}"
+        )
     return entry
 
 

@@ -16,7 +16,16 @@ _KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
 _BIND_OPTIONS: Final = frozenset({"rw", "ro", "bind", "rbind"})
 # none of these changes what a file in the upper folder means; redirect_dir and metacopy do
 _PLAIN_OVERLAY_OPTIONS: Final = frozenset(
-    {"rw", "ro", "index=off", "userxattr", "volatile", "xino=off", "redirect_dir=off", "metacopy=off"}
+    {
+        "rw",
+        "ro",
+        "index=off",
+        "userxattr",
+        "volatile",
+        "xino=off",
+        "redirect_dir=off",
+        "metacopy=off",
+    }
 )
 
 
@@ -95,9 +104,7 @@ class Snapshots:
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """The mounts of an active snapshot or a view. Raises NotFound, FailedPrecondition."""
-        response = self._client.call(
-            rpcs.SNAPSHOT_MOUNTS, snapshotter=self.snapshotter, key=key
-        )
+        response = self._client.call(rpcs.SNAPSHOT_MOUNTS, snapshotter=self.snapshotter, key=key)
         return _mounts(response.mounts)
 
     def commit(self, key: str, name: str, labels: Mapping[str, str] | None = None) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pybuild.backend import Activity
 from pybuild.errors import BackendError, InvalidImage
-from pybuild.oci.descriptor import LayerDiff, chain_id
+from pybuild.oci.descriptor import LayerDiff, digest_of
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.errors_table import AlreadyExists
@@ -38,7 +38,7 @@ class Unpacker:
         The blobs must be in the content store. Raises InvalidImage for a blob whose
         content isn't what its diff id says.
         """
-        chains = [chain_id(tuple(l.diff_id for l in layers[:count])) for count in _counts(layers)]
+        chains = chain_ids(layers)
         missing = len(chains)
         while missing and not self._is_there(chains[missing - 1]):
             missing -= 1
@@ -81,6 +81,14 @@ class Unpacker:
         return False
 
 
+def chain_ids(layers: Sequence[LayerDiff]) -> list[str]:
+    """The chain id of each layer with all below it (OCI `config.md`, ChainID)."""
+    chains: list[str] = []
+    for layer in layers:
+        below = chains[-1] if chains else ""
+        chains.append(digest_of(f"{below} {layer.diff_id}".encode()) if below else layer.diff_id)
+    return chains
+
 
 def apply_layer(
     client: Client, layer: LayerDiff, mounts: tuple[Mount, ...], activity: Activity
@@ -101,10 +109,6 @@ def apply_layer(
             f"layer {layer.blob.digest} holds {applied.digest}, "
             f"but the image's config says {layer.diff_id}"
         )
-
-
-def _counts(layers: tuple[LayerDiff, ...]) -> range:
-    return range(1, len(layers) + 1)
 
 
 @contextlib.contextmanager

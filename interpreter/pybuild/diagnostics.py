@@ -66,10 +66,8 @@ def _frame(where: SourceRange, data: bytes | None) -> list[str]:
 def _caret(text: str, where: SourceRange) -> str:
     """Spaces and carets below what columns `where` means, as wide as it is shown."""
     start = (where.start_column or 1) - 1
-    if where.end_line > where.start_line:
-        end = len(text)
-    else:
-        end = (where.end_column or start + 2) - 1
+    several = where.end_line > where.start_line
+    end = len(text) if several else (where.end_column or start + 2) - 1
     before = width(_shown(text[:start]))
     if before >= _MAX_COLUMNS:
         return ""

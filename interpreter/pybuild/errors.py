@@ -32,7 +32,7 @@ reaches the command line is a bug and ends with 70.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,7 +64,8 @@ class PybuildError(Exception):
     """What every foreseen failure raises.
 
     ``message`` is one sentence without a final stop; ``where`` the place in the
-    Dockerfile or .dockerignore that it is about; ``hint`` what the user can do.
+    Dockerfile or .dockerignore that it is about; ``hint`` what the user can do. ``files``
+    is given by `pybuild.build`: the texts that places name, for showing the line.
     """
 
     exit_code: ClassVar[int] = 1
@@ -76,6 +77,7 @@ class PybuildError(Exception):
         self.message = message
         self.where = where
         self.hint = hint
+        self.files: Mapping[str, bytes] = {}
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""

@@ -8,10 +8,12 @@ these messages nor depends on the version of protobuf's code generator.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import Descriptor
 
 PACKAGE = "pybuild.containerd.v1"
 
@@ -19,22 +21,41 @@ PACKAGE = "pybuild.containerd.v1"
 @functools.cache
 def _pool() -> descriptor_pool.DescriptorPool:
     compiled = resources.files(__name__).joinpath("containerd.desc").read_bytes()
-    pool = descriptor_pool.DescriptorPool()  # type: ignore[no-untyped-call]  # the stubs' gap
+    pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(compiled).file:
-        pool.AddSerializedFile(file.SerializeToString())  # type: ignore[no-untyped-call]  # as above
+        pool.AddSerializedFile(file.SerializeToString())
     return pool
 
 
 @functools.cache
+def _classes() -> dict[str, Any]:
+    """All message classes by name.
+
+    None may be collected: protobuf before 4.25 crashes when a message is made whose inner
+    message's class was.
+    """
+    found = _all_messages(_pool().FindFileByName("containerd.proto").message_types_by_name.values())
+    prefix = f"{PACKAGE}."
+    return {
+        message.full_name.removeprefix(prefix): message_factory.GetMessageClass(message)
+        for message in found
+    }
+
+
+def _all_messages(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    """The messages and those inside them, which maps are made of."""
+    for message in messages:
+        yield message
+        yield from _all_messages(message.nested_types)
+
+
 def message_class(name: str) -> Any:
     """The class of the message `name` of containerd.proto, e.g. ``Mount``."""
-    descriptor = _pool().FindMessageTypeByName(f"{PACKAGE}.{name}")  # type: ignore[no-untyped-call]  # as above
-    return message_factory.GetMessageClass(descriptor)
+    return _classes()[name]
 
 
 @functools.cache
 def enum_value(enum: str, name: str) -> int:
     """The number of a value of an enum of containerd.proto."""
-    descriptor = _pool().FindEnumTypeByName(f"{PACKAGE}.{enum}")  # type: ignore[no-untyped-call]  # as above
-    number: int = descriptor.values_by_name[name].number
+    number: int = _pool().FindEnumTypeByName(f"{PACKAGE}.{enum}").values_by_name[name].number
     return number

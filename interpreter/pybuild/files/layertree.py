@@ -121,7 +121,7 @@ class LayerTree(Tree):
             entry = index.get(path)
             if entry is not None and entry.kind is not Kind.DIRECTORY:
                 return position, entry
-            if entry is not None or index.has_below(path):
+            if entry is not None or _implies(index, path):
                 folder = self._folder(path)
                 return None if folder is None else (position, folder.entry)
             if index.removes(path):
@@ -155,15 +155,20 @@ class LayerTree(Tree):
             entry = index.get(path)
             if entry is not None and entry.kind is not Kind.DIRECTORY:
                 break
-            present = entry is not None or index.has_below(path)
+            present = entry is not None or _implies(index, path)
             if present or index.touches_below(path):
                 layers.append(position)
             listed = listed or entry
             if index.removes(path) or index.is_opaque(path):
                 break
-        if path and listed is None and not any(self._indexes[i].has_below(path) for i in layers):
+        if path and listed is None and not any(_implies(self._indexes[i], path) for i in layers):
             return None
         return _Folder(listed or Entry(path, Kind.DIRECTORY, mode=0o755), tuple(layers))
+
+
+def _implies(index: LayerIndex, path: bytes) -> bool:
+    """Whether `path` must be a folder for what the layer has in it, listed or not."""
+    return index.is_opaque(path) or index.has_below(path)
 
 
 def extended(parent: LayerTree, index: LayerIndex, open_file: OpenFile) -> LayerTree:

@@ -96,7 +96,9 @@ class DockerCredentials:
         return self._from_entry(entry, host)
 
     def _lookup(self, member: str, host: str) -> Any:
-        table = self._config.get(member) or {}
+        table = self._config.get(member)
+        if table is None:
+            return None
         if not isinstance(table, dict):
             raise UsageError(f"{self._name}: {member} is no object")
         names = [_HUB_KEY, *sorted(_HUB_NAMES)] if host == "docker.io" else [host]

@@ -228,7 +228,8 @@ class _Reader:
         return float(match[1]) * _SECONDS[match[2]]
 
     def _error(self, url: str, reason: str) -> UsageError:
-        return UsageError(f"{self.name}: host {url!r} {reason}")
+        without_login = re.sub(r"//[^/]*@", "//", url)
+        return UsageError(f"{self.name}: host {without_login!r} {reason}")
 
 
 def _read(path: Path) -> str:

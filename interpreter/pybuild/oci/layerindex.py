@@ -132,9 +132,9 @@ class LayerIndex:
         return any(self._code(i) == _OPAQUE for i in self._at(path))
 
     def has_below(self, path: bytes) -> bool:
-        """Whether any entry but a removal lies below `path`."""
+        """Whether anything but removals of names lies below `path`."""
         start, end = self._range_below(path)
-        return any(self._code(i) not in _REMOVALS for i in range(start, end))
+        return any(self._code(i) != _WHITEOUT for i in range(start, end))
 
     def touches_below(self, path: bytes) -> bool:
         """Whether any entry, removals included, lies below `path`."""
@@ -164,7 +164,7 @@ class LayerIndex:
         while i < end:
             name, slash, _ = self._paths[i][skip:].partition(b"/")
             if not slash:
-                found[name] = found.get(name, False) or self._code(i) not in _REMOVALS
+                found[name] = found.get(name, False) or self._code(i) != _WHITEOUT
                 i += 1
                 continue
             # everything below the child lies together: look once whether it is there, go on

@@ -53,7 +53,7 @@ def write_layer(
 
     The bytes depend on the entries alone, not on their order: names sorted, owners numeric,
     no times but mtime, whole seconds; of several hard links the first by name has the
-    content. Paths must differ, but for a WHITEOUT before what replaces the removed file.
+    content, and all have its attributes. Paths must differ, but for a WHITEOUT before what replaces the removed file.
     `on_bytes` is told the number of tar bytes done since it was last called. Raises
     CopyFailed if a file can't be read or isn't as long as its entry says.
     """
@@ -70,12 +70,14 @@ def write_layer(
         before = key
         entry = new.entry
         offset = -1
-        blocks.write(header(_member(entry)))
         if entry.kind is Kind.FILE and entry.link:
-            target = written[entry.link]
-            offset = offset_of[entry.link]
-            entry = replace(entry, size=target.size, digest=target.digest)
-        elif entry.kind is Kind.FILE:
+            target = entry.link
+            entry = replace(written[target], path=entry.path, link=target)
+            offset = offset_of[target]
+        elif entry.kind in (Kind.WHITEOUT, Kind.OPAQUE):
+            entry = Entry(entry.path, entry.kind, mode=0)
+        blocks.write(header(_member(entry)))
+        if entry.kind is Kind.FILE and not entry.link:
             offset = offset_of[entry.path] = blocks.position
             entry = replace(entry, digest=_write_content(blocks, new))
             written[entry.path] = entry
@@ -285,24 +287,34 @@ def read_index(stream: BinaryIO, limits: Limits | None = None) -> tuple[str, Lay
     same layer means what the link points to, as it does when containerd unpacks it.
     """
     whole = sha256()
-    found = _Found()
     with Decompressed(stream) as plain:
-        reader = TarReader(plain, limits, whole.update)
-        for member in reader:
-            digest = None
-            if member.size:
-                content = sha256()
-                for piece in reader.content():
-                    content.update(piece)
-                digest = f"sha256:{content.hexdigest()}"
-            found.add(member, digest)
-    return f"sha256:{whole.hexdigest()}", found.index()
+        index = index_tar(TarReader(plain, limits, whole.update))
+    return f"sha256:{whole.hexdigest()}", index
+
+
+def index_tar(reader: TarReader, *, whiteouts: bool = True) -> LayerIndex:
+    """The index of what `reader` reads, digests included; see :func:`read_index`.
+
+    Without `whiteouts` it is an archive, not a layer: names beginning with ``.wh.`` are
+    names like others, and a hard link must have its file in the same tar.
+    """
+    found = _Found(whiteouts=whiteouts)
+    for member in reader:
+        digest = None
+        if member.size:
+            content = sha256()
+            for piece in reader.content():
+                content.update(piece)
+            digest = f"sha256:{content.hexdigest()}"
+        found.add(member, digest)
+    return found.index()
 
 
 class _Found:
-    """The entries of a layer seen so far."""
+    """The entries of a tar seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whiteouts: bool) -> None:
+        self._whiteouts = whiteouts
         self._entries: dict[tuple[bytes, bool], tuple[Entry, int]] = {}
         self._opaque: dict[bytes, Entry] = {}
         self._parents: dict[bytes, bytes] = {b"": b""}
@@ -314,12 +326,12 @@ class _Found:
     def add(self, member: Member, digest: str | None) -> None:
         path = self._path(member.name)
         folder, _, name = path.rpartition(b"/")
-        if name.startswith(_WHITEOUT):
+        if self._whiteouts and name.startswith(_WHITEOUT):
             self._remove(folder, name)
             return
         entry, offset = self._entry(path, member, digest)
         if entry.kind is not Kind.DIRECTORY and not path:
-            raise InvalidImage("the layer's root is no directory")
+            raise InvalidImage("the root of the tar is no directory")
         known = self._entries.get((path, False))
         self._entries[path, False] = entry, offset
         if entry.kind is not Kind.DIRECTORY or (known and known[0].kind is not Kind.DIRECTORY):
@@ -336,10 +348,10 @@ class _Found:
         kind = _KINDS.get(member.type)
         if kind is None:
             raise InvalidImage(
-                f"{_shown(member.name)} in a layer has the unknown tar type {chr(member.type)!r}"
+                f"{_shown(member.name)} in the tar has the unknown tar type {chr(member.type)!r}"
             )
         if kind is Kind.CHARACTER and member.device == (0, 0):
-            raise InvalidImage(f"{_shown(path)} in a layer is a device that stands for a removal")
+            raise InvalidImage(f"{_shown(path)} in the tar is a device that stands for a removal")
         entry = Entry(
             path,
             kind,
@@ -358,11 +370,13 @@ class _Found:
     def _hard_link(self, path: bytes, member: Member) -> tuple[Entry, int]:
         target = self._path(member.link)
         known = self._entries.get((target, False))
+        if known is None and not self._whiteouts:
+            raise InvalidImage(f"{_shown(path)} is a hard link to {_shown(target)}, which isn't there")
         if known is None:  # a file of a lower layer
             return Entry(path, Kind.FILE, member.mode, link=target, mtime=member.mtime), -1
         entry, offset = known
         if entry.kind is Kind.DIRECTORY or target == path:
-            raise InvalidImage(f"{_shown(path)} in a layer is a hard link to {_shown(target)}")
+            raise InvalidImage(f"{_shown(path)} in the tar is a hard link to {_shown(target)}")
         if entry.kind is Kind.FILE:
             entry = replace(entry, link=entry.link or target)
         return replace(entry, path=path), offset
@@ -373,7 +387,7 @@ class _Found:
         elif not name.startswith(_RESERVED):
             removed = name[len(_WHITEOUT) :]
             if removed in (b"", b".", b".."):
-                raise InvalidImage("a layer removes a file without a name")
+                raise InvalidImage("the tar removes a file without a name")
             path = folder + b"/" + removed if folder else removed
             self._entries[path, True] = Entry(path, Kind.WHITEOUT, mode=0), -1
 
@@ -381,11 +395,11 @@ class _Found:
         """The entry's path: nothing but names, parents free of this layer's symlinks."""
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
-            raise InvalidImage(f"{_shown(name)} in a layer leads out of it")
+            raise InvalidImage(f"{_shown(name)} in the tar leads out of it")
         if parts and max(map(len, parts)) > _MAX_COMPONENT:
-            raise InvalidImage(f"a name in a layer is longer than {_MAX_COMPONENT} bytes")
-        if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
-            raise InvalidImage(f"{_shown(name)} in a layer is below a removal")
+            raise InvalidImage(f"a name in the tar is longer than {_MAX_COMPONENT} bytes")
+        if self._whiteouts and any(part.startswith(_WHITEOUT) for part in parts[:-1]):
+            raise InvalidImage(f"{_shown(name)} in the tar is below a removal")
         if not parts:
             return b""
         written = b"/".join(parts[:-1])
@@ -409,10 +423,10 @@ class _Found:
             if known is None or known[0].kind is Kind.DIRECTORY:
                 continue
             if known[0].kind is not Kind.SYMLINK:
-                raise InvalidImage(f"{_shown(known[0].path)} in a layer is no directory")
+                raise InvalidImage(f"{_shown(known[0].path)} in the tar is no directory")
             links += 1
             if links > 40:
-                raise InvalidImage(f"{_shown(known[0].path)} in a layer is a circle of links")
+                raise InvalidImage(f"{_shown(known[0].path)} in the tar is a circle of links")
             done = [] if known[0].link.startswith(b"/") else done[:-1]
             todo += [p for p in reversed(known[0].link.split(b"/")) if p not in (b"", b".")]
         return b"/".join(done)

@@ -227,12 +227,8 @@ class TarReader:
                 raise InvalidImage("a tar header is broken")
             self._finish()
             return None
-        stored = _number_of(block[148:156])
-        checksum = sum(block) - sum(block[148:156]) + 8 * 32
-        if stored != checksum:
-            signed = checksum - 256 * sum(1 for c in block[:148] + block[156:] if c > 127)
-            if stored != signed:
-                raise InvalidImage("a tar header is broken: its checksum is wrong")
+        if not is_header(block):
+            raise InvalidImage("a tar header is broken: its checksum is wrong")
         return block
 
     def _special(self, kind: int, block: bytes, pending: _Pending) -> None:
@@ -353,6 +349,21 @@ class TarReader:
             self._observe(piece)
         self._ahead = memoryview(piece)
         return True
+
+
+def is_header(block: bytes) -> bool:
+    """Whether `block` is a tar header by its length and checksum. Zeros are none."""
+    if len(block) != BLOCK:
+        return False
+    try:
+        stored = _number_of(block[148:156])
+    except InvalidImage:
+        return False
+    unsigned = sum(block) - sum(block[148:156]) + 8 * 32
+    if stored == unsigned:
+        return block != _ZERO
+    # some old programs summed the bytes as signed
+    return stored == unsigned - 256 * sum(c > 127 for c in block[:148] + block[156:])
 
 
 def _text(raw: bytes) -> bytes:

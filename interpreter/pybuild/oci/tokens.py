@@ -17,7 +17,7 @@ from pybuild.oci.manifest import parse_json_object
 
 MAX_TOKEN_ANSWER = 1 << 20
 _MAX_HEADER = 8192
-_SCHEME = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)(?:\s+|$)(?!=)")
+_SCHEME = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)(?:\s+(?!=)|$|(?=,))")
 _PARAMETER = re.compile(r'\s*,?\s*([A-Za-z_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))')
 _TOKEN = re.compile(r"[\x21-\x7e]{1,131072}")
 _CLIENT = "pybuild"

@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -244,11 +244,9 @@ class _Interrupt:
     def _shut_down(self) -> None:
         if self._socket is None:
             return
-        try:
+        with suppress(OSError):  # it may not be connected any more
             # Not SSLSocket's own method, which takes the TLS state from under a reader.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        except OSError:
-            pass  # not connected any more
 
 
 _interrupt: ContextVar[_Interrupt | None] = ContextVar("interrupt", default=None)

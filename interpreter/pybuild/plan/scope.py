@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pybuild.dockerfile.instructions import Dockerfile, From, Pair
-from pybuild.dockerfile.words import expand_word, expand_words
-from pybuild.errors import ExpansionError, located
+from pybuild.dockerfile.words import expand_text, expand_word, expand_words
+from pybuild.errors import located
 from pybuild.oci.platform import Platform
 from pybuild.plan.steps import PlanRequest
 
@@ -26,9 +26,6 @@ _PLATFORM_ARGS = frozenset(
 )
 # Read by the builder itself; they never become variables of a process.
 _NO_VARIABLES = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
-
-# A process takes no variable above 128 KiB (MAX_ARG_STRLEN); one word may still grow further.
-_MAX_EXPANDED = 16 * 1024 * 1024
 
 
 def platform_args(request: PlanRequest, last_stage: str | None) -> dict[str, str]:
@@ -67,14 +64,7 @@ def global_variables(dockerfile: Dockerfile, request: PlanRequest) -> dict[str, 
 
 def expand(word: str, variables: Mapping[str, str], escape: str) -> str:
     """`word` with quotes removed and variables replaced. Raises ExpansionError."""
-    check_growth(word, max(map(len, variables.values()), default=0))
     return expand_word(word, variables, escape).text
-
-
-def check_growth(word: str, longest: int) -> None:
-    """Raise ExpansionError where `word` with values of length `longest` grows beyond all bounds."""
-    if word.count("$") * longest > _MAX_EXPANDED:
-        raise ExpansionError(f"a word may expand to more than {_MAX_EXPANDED} characters")
 
 
 def predefined(name: str) -> bool:
@@ -93,7 +83,7 @@ def proxy_variables(build_args: Mapping[str, str]) -> dict[str, str]:
     for name in sorted(build_args):
         if name.lower() in _PROXIES:
             values[name.lower()] = build_args[name]
-    found = {}
+    found: dict[str, str] = {}
     for name in _PROXIES:
         if values.get(name):
             found |= {name.upper(): values[name], name: values[name]}
@@ -117,29 +107,30 @@ class Scope:
             self.env["PATH"] = PATH_UNIX
         self.declared: list[tuple[str, str | None]] = []
         self.variables: dict[str, str] = {}
-        self._longest = 0
         if below is not None:
             self.declared += below.declared
             self.variables |= below.variables
-            self._longest = below._longest
         for name, value in self.env.items():
             self._set(name, value)
 
     def expand(self, word: str) -> str:
         """See :func:`expand`."""
-        check_growth(word, self._longest)
-        return expand_word(word, self.variables, self.escape).text
+        return expand(word, self.variables, self.escape)
 
     def expand_list(self, word: str) -> list[str]:
         """`word` expanded, then split at white space that wasn't quoted."""
-        check_growth(word, self._longest)
         return expand_words(word, self.variables, self.escape)
+
+    def expand_heredoc(self, text: str) -> str:
+        """The body of a COPY's heredoc; its escape is always the backslash."""
+        return expand_text(text, self.variables, "\\").text
 
     def expand_pairs(self, pairs: tuple[Pair, ...]) -> list[tuple[str, str]]:
         """The pairs of an ENV or LABEL: all see the values from before the instruction."""
         return [(self.expand(p.name), self.expand(p.value or "")) for p in pairs]
 
     def set_env(self, name: str, value: str) -> None:
+        """Set a variable of the image."""
         self.env[name] = value
         self._set(name, value)
 
@@ -163,7 +154,6 @@ class Scope:
         # a process's environment is ordered by when a variable was last set
         self.variables.pop(name, None)
         self.variables[name] = value
-        self._longest = max(self._longest, len(value))
 
 
 def _with_version(platform: Platform) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pybuild.dockerfile.instructions import Copy, Dockerfile, From, Instruction, Run
@@ -59,13 +60,17 @@ Origin = StageOrigin | ContextOrigin | ImageOrigin | ScratchOrigin
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage as written. ``origin`` is what it starts on, ``platform`` FROM's flag."""
+    """One stage as written. ``origin`` is what it starts on, ``platform`` FROM's flag.
+
+    A stage is ``replaced`` where a named context has its name: ``origin`` is that context.
+    """
 
     index: int
     head: From
     body: tuple[Instruction, ...]
     origin: Origin
     platform: Platform | None
+    replaced: bool
 
     @property
     def label(self) -> str:
@@ -126,11 +131,7 @@ class StageGraph:
                     return []
 
     def _stage_or_context(self, stage: Stage) -> Origin:
-        if isinstance(stage.origin, ContextOrigin) and replaced_by(
-            stage.head, self.contexts, self.platform
-        ):
-            return stage.origin
-        return StageOrigin(stage.index)
+        return stage.origin if stage.replaced else StageOrigin(stage.index)
 
 
 def build_graph(
@@ -152,7 +153,7 @@ def build_graph(
             if not base:
                 raise DockerfileError(f"base name ({head.image}) should not be blank")
             own = _platform(head, variables, dockerfile.directives.escape)
-        named = replaced_by(head, known, own or platform)
+        named = _find_context(head.stage, known, own or platform) if head.stage else None
         origin: Origin
         if named is not None:
             origin = ContextOrigin(named)
@@ -160,15 +161,10 @@ def build_graph(
             origin = StageOrigin(names[base])
         else:
             origin = origin_of(base, known, own or platform)
-        stages.append(Stage(len(stages), head, body, origin, own))
+        stages.append(Stage(len(stages), head, body, origin, own, named is not None))
         if head.stage:
             names[head.stage.lower()] = len(stages) - 1
     return StageGraph(tuple(stages), names, known, platform)
-
-
-def replaced_by(head: From, contexts: Mapping[str, str], platform: Platform) -> str | None:
-    """The named context that stands in for the stage with this FROM, if any."""
-    return _find_context(head.stage, contexts, platform) if head.stage else None
 
 
 def origin_of(name: str, contexts: Mapping[str, str], platform: Platform) -> Origin:
@@ -179,11 +175,9 @@ def origin_of(name: str, contexts: Mapping[str, str], platform: Platform) -> Ori
     return ImageOrigin(name) if context is None else ContextOrigin(context)
 
 
-def reachable(
-    start: int, edges: Mapping[int, Sequence[int]], found: set[int] | None = None
-) -> set[int]:
+def reachable(start: int, edges: Mapping[int, Sequence[int]]) -> set[int]:
     """The stages that `start` needs, itself included."""
-    found = set() if found is None else found
+    found: set[int] = set()
     waiting = [start]
     while waiting:
         index = waiting.pop()
@@ -197,20 +191,19 @@ def find_cycle(edges: Mapping[int, Sequence[int]]) -> list[int] | None:
     """Stages that lead to each other in a circle, in order; None if there is no circle."""
     done: set[int] = set()
     for start in sorted(edges):
-        path: dict[int, Iterator[int]] = {}
-        following: int | None = start
-        while path or following is not None:
-            if following is not None:
+        if start in done:
+            continue
+        path: dict[int, Iterator[int]] = {start: iter(edges[start])}
+        while path:
+            top = next(reversed(path))
+            for following in path[top]:
                 if following in path:
                     circle = list(path)
                     return circle[circle.index(following) :]
                 if following not in done:
                     path[following] = iter(edges.get(following, ()))
-            top = next(reversed(path), None)
-            if top is None:
-                break
-            following = next(path[top], None)
-            if following is None:
+                    break
+            else:
                 done.add(top)
                 del path[top]
     return None
@@ -280,8 +273,6 @@ def _find_context(name: str, contexts: Mapping[str, str], platform: Platform) ->
 def _context_key(name: str) -> str:
     """Contexts are named as images are: ``x``, ``x:latest``, ``docker.io/library/x`` agree."""
     name, separator, platform = name.partition("::")
-    try:
+    with suppress(UsageError):  # no image has such a name, a context may
         name = familiar(parse_reference(name)).removesuffix(":latest")
-    except UsageError:
-        pass  # no image has such a name, a context may
     return name + separator + platform

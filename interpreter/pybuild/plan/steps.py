@@ -200,3 +200,29 @@ class PlanRequest:
     build_args: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     run: RunDefaults = RunDefaults()
+
+
+def needs(plan: Plan) -> tuple[Need, ...]:
+    """What the backend must be able to do, each capability with every place that needs it."""
+    found = [need for stage in plan.stages for step in stage.steps for need in _needs(step)]
+    return tuple(dict.fromkeys(found))
+
+
+def _needs(step: Step) -> list[Need]:
+    if not isinstance(step, RunStep):
+        return []
+    capabilities = [Capability.RUN]
+    match step.network:
+        case Network.NONE:
+            capabilities.append(Capability.NETWORK_NONE)
+        case Network.HOST:
+            capabilities.append(Capability.NETWORK_HOST)
+        case Network.DEFAULT:
+            pass
+    for mount in step.mounts:
+        match mount:
+            case PlannedBind() | PlannedScript():
+                capabilities.append(Capability.BIND_MOUNT)
+            case PlannedTmpfs():
+                capabilities.append(Capability.TMPFS_MOUNT)
+    return [Need(capability, step.where) for capability in capabilities]

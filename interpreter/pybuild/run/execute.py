@@ -126,12 +126,12 @@ def _run_failed(process: Process, code: int, activity: StepActivity) -> RunFaile
 
 
 def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource) -> PreparedRun:
-    uid, gid, groups = resolve_user(tree, step.user)
+    identity = resolve_user(tree, step.user)
     process = Process(
         args=step.args,
         env=step.env,
         cwd=step.cwd,
-        user=User(uid, gid, groups),
+        user=User(identity.uid, identity.gid, identity.groups),
         network=step.network,
         hostname=step.hostname,
         extra_hosts=step.extra_hosts,
@@ -226,7 +226,7 @@ def _prepare_workdir(step: WorkdirStep, tree: Tree, created: int) -> tuple[NewEn
         path = path.rpartition(b"/")[0]
     if not missing:
         return ()
-    uid, gid = resolve_owner(tree, step.user) if step.user else (0, 0)
+    uid, gid = resolve_owner(tree, step.user, unknown_is_root=True) if step.user else (0, 0)
     return tuple(
         NewEntry(Entry(folder, Kind.DIRECTORY, mode=0o755, uid=uid, gid=gid, mtime=created))
         for folder in reversed(missing)

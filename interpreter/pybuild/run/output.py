@@ -101,8 +101,8 @@ class LineBuffer:
             self._returned = False
         line = self._pending + text
         full = (len(line) - 1) // MAX_LINE * MAX_LINE
-        for start in range(0, full, MAX_LINE):
-            lines.append(without_escapes(line[start : start + MAX_LINE]))
+        pieces = (line[start : start + MAX_LINE] for start in range(0, full, MAX_LINE))
+        lines.extend(map(without_escapes, pieces))
         self._pending = line[full:]
 
     def _end(self, lines: list[str]) -> None:

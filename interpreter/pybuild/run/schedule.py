@@ -22,12 +22,14 @@ from pybuild.plan.steps import (
 from pybuild.run.activity import CancelToken
 
 
-def default_workers() -> int:
-    """How many stages run at the same time where the caller doesn't say.
+def workers(count: int | None = None) -> ThreadPoolExecutor:
+    """The threads for a build's work.
 
     Stages mostly wait for processes and downloads, so few processors are no reason for few.
     """
-    return min(32, max(4, os.cpu_count() or 1))
+    return ThreadPoolExecutor(
+        count or min(32, max(4, os.cpu_count() or 1)), thread_name_prefix="pybuild"
+    )
 
 
 def sources(step: Step) -> tuple[Source, ...]:
@@ -68,7 +70,7 @@ def run_stages(
             graph,
             lambda index: run_stage(by_index[index]),
             stop,
-            max_workers or default_workers(),
+            max_workers,
         )
     cancel.raise_if_cancelled()
     if error is not None:
@@ -79,13 +81,13 @@ def _run_graph(
     graph: Mapping[int, frozenset[int]],
     work: Callable[[int], None],
     stop: CancelToken,
-    max_workers: int,
+    max_workers: int | None,
 ) -> BaseException | None:
     sorter = TopologicalSorter(graph)
     sorter.prepare()
     running: dict[Future[None], int] = {}
     first: BaseException | None = None
-    with ThreadPoolExecutor(max_workers, thread_name_prefix="pybuild-stage") as pool:
+    with workers(max_workers) as pool:
         try:
             while sorter.is_active():
                 if first is None and not stop.cancelled:

@@ -12,7 +12,6 @@ from pybuild.backend import Backend, BaseImage, ROLayer
 from pybuild.errors import located
 from pybuild.files.trees import Tree
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
-from pybuild.plan.cachekey import run_key
 from pybuild.plan.steps import (
     ContextSource,
     ImageSource,
@@ -25,12 +24,11 @@ from pybuild.plan.steps import (
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.execute import (
     OpenSource,
-    Prepared,
-    PreparedFiles,
     SourceFiles,
     perform,
     prepare,
 )
+from pybuild.run.keys import content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
@@ -190,11 +188,12 @@ class StageRunner:
             where=step.where,
         ) as activity:
             activity.raise_if_cancelled()
+            use_cache = self._settings.use_cache
             images: list[SharedLayer] = []
             with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
                 open_source = self._opener(activity, images)
                 prepared = prepare(step, layer, open_source, self._created_seconds())
-                key = self._key(step, parent_key, prepared)
+                key = content_key(step, parent_key, prepared) if use_cache else ""
                 made = self._lookup(key)
                 activity.cached = made is not None
                 if made is None:
@@ -218,11 +217,6 @@ class StageRunner:
                     return SourceFiles(shared.layer.tree(), shared.layer)
 
         return open_source
-
-    def _key(self, step: Step, parent_key: str, prepared: Prepared) -> str:
-        if not self._settings.use_cache:
-            return ""
-        raise NotImplementedError
 
     def _lookup(self, key: str) -> ROLayer | None:
         return self._backend.lookup(key) if key else None
@@ -262,11 +256,17 @@ class StageRunner:
         return (*inherited, *own)
 
 
-def final_config(stage: PlannedStage, finished: FinishedStage, created: datetime) -> ImageConfig:
-    """The config of the image made from `stage`, complete with rootfs, history and time."""
+def final_config(
+    stage: PlannedStage, finished: FinishedStage, created: datetime | None
+) -> ImageConfig:
+    """The config of the image made from `stage`, complete with rootfs, history and time.
+
+    `created` None is the time of the last line of its history.
+    """
+    last = finished.history[-1].created if finished.history else None
     return replace(
         stage.config,
-        created=rfc3339(created),
+        created=rfc3339(created) if created else last or rfc3339(datetime.now(UTC)),
         history=finished.history,
         diff_ids=tuple(diff.diff_id for diff in finished.layer.layer.diffs),
     )

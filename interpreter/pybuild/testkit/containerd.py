@@ -19,10 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pybuild.errors import BackendUnavailable
+from pybuild.testkit import _containerd_cleaner as cleaner_program
+from pybuild_containerd import rpcs
+from pybuild_containerd.client import COMMITTED, Client
+from pybuild_containerd.probe import usable_snapshotters
 
 _CONFIG = """\
 version = 2
@@ -114,8 +118,6 @@ class PrivateContainerd:
             process.wait()
 
     def _wait_until_it_answers(self) -> None:
-        from pybuild_containerd.client import Client
-
         assert self._process is not None
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -150,7 +152,7 @@ def private_containerd(
         folder.rmdir()
         raise RuntimeError(f"{folder} is too long a path for a socket; give another parent")
     cleaner = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(folder)],
+        [sys.executable, "-I", "-S", cleaner_program.__file__, str(folder)],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
@@ -186,16 +188,12 @@ def check_nothing_left(address: str, namespace: str, folder: Path | None = None)
     """
     left = list(_leftovers(address, namespace))
     if folder is not None:
-        left += [f"mount {point}" for point in _mounts_below(folder)]
+        left += [f"mount {point}" for point in cleaner_program.mounts_below(folder)]
     if left:
         raise AssertionError(f"left in containerd's namespace {namespace}: {', '.join(left)}")
 
 
 def _leftovers(address: str, namespace: str) -> Iterator[str]:
-    from pybuild_containerd import rpcs
-    from pybuild_containerd.client import COMMITTED, Client
-    from pybuild_containerd.probe import usable_snapshotters
-
     with Client(address, namespace) as client:
         for lease in client.call(rpcs.LEASE_LIST).leases:
             yield f"lease {lease.id} {dict(lease.labels)}"
@@ -211,83 +209,3 @@ def _leftovers(address: str, namespace: str) -> Iterator[str]:
                     for info in page.info:
                         if info.kind != COMMITTED:
                             yield f"uncommitted {snapshotter.name} snapshot {info.name}"
-
-
-def _mounts_below(folder: Path) -> list[str]:
-    """Mount points below `folder`, innermost first."""
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    points = [line.split(" ")[4].replace("\\040", " ") for line in lines]
-    return sorted((point for point in points if point.startswith(f"{folder}/")), reverse=True)
-
-
-def _clean_up(folder: Path) -> None:
-    """End every process that belongs to `folder`, undo its mounts, and remove it."""
-    daemons = [
-        pid for pid, args in _processes() if args[:1] == ["containerd"] and _in(folder, args)
-    ]
-    _end_processes(daemons)
-    shims = [pid for pid, args in _processes() if _in(folder, args)]
-    _end_processes([*shims, *_descendants(shims)])
-    for bundle in (folder / "state").glob("io.containerd.runtime.v2.task/*/*"):
-        with contextlib.suppress(OSError):
-            address = (bundle / "address").read_text().strip().removeprefix("unix://")
-            Path(address).unlink()
-        runc_state = Path("/run/containerd/runc", bundle.parent.name, bundle.name)
-        shutil.rmtree(runc_state, ignore_errors=True)
-    for point in _mounts_below(folder):
-        subprocess.run(["umount", "--lazy", point], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _in(folder: Path, args: Iterable[str]) -> bool:
-    return any(arg.startswith(f"{folder}/") for arg in args)
-
-
-def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Process ids and arguments of every process but this one."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                raw = (entry / "cmdline").read_bytes()
-                yield int(entry.name), raw.decode(errors="surrogateescape").split("\0")
-
-
-def _descendants(pids: Iterable[int]) -> list[int]:
-    """What the processes `pids` started, and what that started."""
-    children: dict[int, list[int]] = {}
-    for pid, _ in _processes():
-        with contextlib.suppress(OSError):
-            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(pid)
-    found: list[int] = []
-    waiting = list(pids)
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
-
-
-def _end_processes(pids: Iterable[int]) -> None:
-    """Kill the processes and wait until they are gone or zombies."""
-    pids = list(pids)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-if __name__ == "__main__":
-    # the cleaner: standard input ends when the test does, however it ends
-    sys.stdin.buffer.read()
-    _clean_up(Path(sys.argv[1]))

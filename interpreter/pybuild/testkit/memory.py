@@ -26,7 +26,7 @@ from pybuild.backend import (
     ROLayer,
     RWLayer,
 )
-from pybuild.errors import ImageNotFound, PlatformMismatch
+from pybuild.errors import ImageNotFound, PlatformMismatch, UsageError
 from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import NewEntry, Tree, parent_of
 from pybuild.oci.compression import Decompressed
@@ -300,13 +300,11 @@ class _MemoryRWLayer(RWLayer):
     def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
         self._start()
         tree = self.tree()
-        added: list[NewEntry] = []
-        made: dict[bytes, Entry] = {}
-        for new in entries:
-            activity.raise_if_cancelled()
+        added = list(entries)
+        made = {new.entry.path: new.entry for new in added}
+        for new in added:
             _check_put(new, tree, made)
-            made[new.entry.path] = new.entry
-            added.append(new)
+        activity.raise_if_cancelled()
         self._entries = added
 
     def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
@@ -396,7 +394,9 @@ def _config_digest(store: _Store, image: BaseImage) -> str:
     return parse_manifest(store.blob(image.digest)).config.digest
 
 
-def open_backend(options: Mapping[str, str] | None = None) -> Backend:
-    """A memory backend without images. It has no options."""
-    del options
+def open_backend(options: Mapping[str, object] | None = None) -> Backend:
+    """A memory backend without images. It has no options; raises UsageError for any."""
+    given = [name for name, value in (options or {}).items() if value is not None]
+    if given:
+        raise UsageError(f"the memory backend has no option {given[0]}")
     return MemoryBackend()

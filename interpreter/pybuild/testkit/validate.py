@@ -15,7 +15,7 @@ from contextlib import closing
 from io import BytesIO
 from typing import Any
 
-from pybuild.backend import Backend, Image
+from pybuild.backend import Backend, Image, ROLayer
 from pybuild.oci.compression import Decompressed
 from pybuild.oci.descriptor import OCI_CONFIG, OCI_MANIFEST
 
@@ -56,6 +56,15 @@ def validate(backend: Backend, image: Image, *, base_layers: int = 0) -> dict[st
     if faults:
         raise AssertionError(f"image {image.manifest.digest}: " + "; ".join(faults))
     return config
+
+
+def layer_names(backend: Backend, layer: ROLayer) -> list[str]:
+    """The names in the tar of the layer's own diff, as they stand there; folders end in /."""
+    assert layer.diff is not None, "the layer changed nothing"
+    with closing(backend.open_blob(layer.diff.blob.digest)) as stream:
+        tar = _uncompressed(stream.read(), layer.diff.blob.media_type)
+    with tarfile.open(fileobj=BytesIO(tar), errors="surrogateescape") as archive:
+        return [member.name + "/" * member.isdir() for member in archive]
 
 
 def _blob(backend: Backend, digest: str, size: int, faults: list[str]) -> bytes:
@@ -125,7 +134,7 @@ def _place(name: str) -> bytes:
     """Where a member stands in a sorted layer: a removal where the removed file would."""
     parent, _, base = name.rpartition("/")
     if base == _OPAQUE:
-        name = parent
+        name = f"{parent}/"
     elif base.startswith(_WHITEOUT):
         name = f"{parent}/{base.removeprefix(_WHITEOUT)}".lstrip("/")
-    return name.encode("utf-8", "surrogateescape")
+    return b"" if name == "." else name.encode("utf-8", "surrogateescape")

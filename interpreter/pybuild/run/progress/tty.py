@@ -111,10 +111,13 @@ class TtyReporter:
 
     def _tick(self) -> None:
         while not self._closed.wait(_TICK):
-            # A terminal that went away ends the build through report(), not through the clock.
-            with self._lock, suppress(OSError, ValueError):
-                for unit in self._units.values():
-                    self._draw(unit)
+            self._tick_once()
+
+    def _tick_once(self) -> None:
+        # A terminal that went away ends the build through report(), not through the clock.
+        with self._lock, suppress(OSError, ValueError):
+            for unit in self._units.values():
+                self._draw(unit)
 
     def _draw(self, unit: _Unit) -> None:
         seconds = self._clock() - unit.began

@@ -1,0 +1,23 @@
+# Every target sets up what it needs first, with scripts/setup.
+.PHONY: sample test check bench clean
+
+# Build samples/hello and run it, on a containerd of its own if none answers.
+sample:
+	scripts/setup sample
+	.venv/bin/python scripts/run_sample.py samples/hello
+
+# Lint, types and all tests.
+test:
+	scripts/setup test
+	scripts/check
+
+check:
+	scripts/check
+
+# The overhead of steps; see bench/.
+bench:
+	scripts/setup test
+	.venv/bin/python bench/overhead.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -1,0 +1,254 @@
+"""The containerd backend: images, layers and processes of one containerd namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from pybuild.backend import (
+    Activity,
+    Backend,
+    BaseImage,
+    Capability,
+    Image,
+    ImageSpec,
+    PullPolicy,
+    ROLayer,
+)
+from pybuild.errors import ImageError, ImageNotFound
+from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.hosts import load_hosts
+from pybuild.oci.image_config import parse_config
+from pybuild.oci.platform import Platform, host_platform, matches
+from pybuild.oci.reference import Reference, familiar, with_default_tag
+from pybuild.oci.registry import RegistryClient
+from pybuild_containerd import moby
+from pybuild_containerd.address import choose_address
+from pybuild_containerd.client import Client
+from pybuild_containerd.content import ContentStore
+from pybuild_containerd.errors_table import NotFound
+from pybuild_containerd.images import Images, base_image, not_here
+from pybuild_containerd.indexes import LayerFiles
+from pybuild_containerd.layers import ContainerdROLayer
+from pybuild_containerd.leases import Session, sweep
+from pybuild_containerd.options import Options, parse_options
+from pybuild_containerd.probe import Probe, probe
+from pybuild_containerd.pulling import Puller
+from pybuild_containerd.runmounts import RunMounts
+from pybuild_containerd.runtime_spec import Machine
+from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.unpack import Unpacker, chain_ids
+from pybuild_containerd.workspace import Workspace
+
+_CPUS = "/sys/devices/system/cpu"
+
+
+def open_backend(options: Mapping[str, object]) -> Backend:
+    """Connect to containerd; :class:`.options.Options` names what `options` may hold.
+
+    What killed builds left is removed first. Raises UsageError for a wrong option,
+    BackendUnavailable where there is no containerd, or none that can be used.
+    """
+    parsed = parse_options(options)
+    address = choose_address(parsed.address, parsed.environment_address, parsed.xdg_runtime_dir)
+    with contextlib.ExitStack() as undo:
+        client = undo.enter_context(Client(address, parsed.namespace))
+        sweep(client)
+        session = undo.enter_context(Session(client))
+        found = probe(client, parsed.snapshotter)
+        return ContainerdBackend(client, session, found, parsed, undo.pop_all())
+
+
+class ContainerdBackend(Backend):
+    """See :func:`open_backend`. Everything made here is kept by one lease until it is closed."""
+
+    name = "containerd"
+
+    def __init__(
+        self,
+        client: Client,
+        session: Session,
+        found: Probe,
+        options: Options,
+        resources: contextlib.ExitStack,
+    ) -> None:
+        """Take over `resources`, which hold the client and the session."""
+        self._resources = resources
+        self._options = options
+        self._probe = found
+        self._client = client
+        self.platforms = found.platforms or (host_platform(),)
+        self.capabilities = frozenset(Capability) - {Capability.STEP_CACHE}
+        self._content = ContentStore(client)
+        self._images = Images(client, self._content)
+        self._files = LayerFiles(self._content.open, options.cache_dir)
+        self._puller = Puller(lambda: _registry_client(options), self._content)
+        snapshots = Snapshots(client, found.snapshotter)
+        unpacker = Unpacker(client, snapshots)
+        self._space = Workspace(
+            client=client,
+            content=self._content,
+            snapshots=snapshots,
+            unpacker=unpacker,
+            files=self._files,
+            mounts=RunMounts(client, self._content, snapshots, unpacker),
+            machine=_machine(self.platforms[0]),
+            runtime=options.runtime,
+            reads_snapshots=found.shared_fs and _is_root(),
+            session_labels=session.labels,
+        )
+        resources.callback(self._files.close)
+        resources.callback(self._puller.close)
+        self._moby = (
+            options.namespace == moby.NAMESPACE
+            if options.moby_labels is None
+            else options.moby_labels
+        )
+        self._lock = threading.Lock()
+        # blobs that are known to be here and to be kept by the session's lease
+        self._kept: set[str] = set()
+        # what a pulled image's record will point to, once its layers are here
+        self._unrecorded: dict[str, tuple[Reference, Descriptor]] = {}
+
+    def resolve(
+        self,
+        reference: Reference,
+        platform: Platform,
+        pull_policy: PullPolicy,
+        activity: Activity,
+    ) -> BaseImage:
+        reference = with_default_tag(reference)
+        found: BaseImage | None = None
+        match pull_policy:
+            case PullPolicy.ALWAYS:
+                pass
+            case PullPolicy.NEVER:
+                stored = self._images.find(reference, platform)
+                if stored is None:
+                    raise not_here(reference)
+                found = stored.base
+            case PullPolicy.MISSING:
+                # an image for another platform, or a broken one, is fetched again
+                with contextlib.suppress(ImageError):
+                    stored = self._images.find(reference, platform)
+                    found = stored.base if stored else None
+        if found is None:
+            found = self._pull(reference, platform, activity)
+        if not matches(platform, found.config.platform):
+            activity.warn(
+                f"{familiar(reference)} was asked for as {platform}, but its config says "
+                f"{found.config.platform}: most likely a bug in the build that made the image",
+                "tell the image's author to correct its config",
+            )
+        return found
+
+    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+        if base is None:
+            return ContainerdROLayer(self._space, (), None)
+        self._fetch_missing(base, activity)
+        return ContainerdROLayer(self._space, base.layers, None)
+
+    def lookup(self, key: str) -> ROLayer | None:
+        del key
+        return None
+
+    def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
+        if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
+            raise RuntimeError("the image's config names other layers than its top layer has")
+        labels: dict[str, str] = {}
+        if self._options.unpack and spec.layers:
+            self._space.unpacker.ensure(spec.layers, activity)
+            key = f"containerd.io/gc.ref.snapshot.{self._probe.snapshotter}"
+            labels[key] = chain_ids(spec.layers)[-1]
+        activity.raise_if_cancelled()
+        written = self._images.write(spec, labels, moby=self._moby)
+        names = tuple(with_default_tag(name) for name in spec.names)
+        records = [str(name) for name in names] or [
+            moby.dangling_name(written.manifest.digest, moby=self._moby)
+        ]
+        for record in records:
+            self._images.record(record, written.manifest, written.labels)
+        return Image(written.manifest, written.config_digest, names)
+
+    def open_blob(self, digest: str) -> BinaryIO:
+        try:
+            return self._content.open(digest)
+        except NotFound:
+            raise ImageNotFound(f"there is no blob {digest} in containerd's store") from None
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def describe(self) -> Sequence[tuple[str, str]]:
+        """What was found out about this containerd, as pairs of a label and its value."""
+        found = self._probe
+        yes_no = {True: "yes", False: "no"}
+        return (
+            ("address", self._client.address),
+            ("version", found.version),
+            ("namespace", self._client.namespace),
+            ("snapshotter", f"{found.snapshotter} of {', '.join(found.snapshotters)}"),
+            ("platforms", ", ".join(map(str, self.platforms))),
+            ("reads snapshots itself", yes_no[self._space.reads_snapshots]),
+            ("transfer service", yes_no[found.transfer]),
+        )
+
+    def _pull(self, reference: Reference, platform: Platform, activity: Activity) -> BaseImage:
+        image = self._puller.fetch(reference, platform, activity)
+        config = parse_config(image.config_bytes)
+        base = base_image(reference, image.descriptor.digest, image.manifest, config)
+        with self._lock:
+            self._unrecorded[base.digest] = (reference, image.target)
+        return base
+
+    def _fetch_missing(self, base: BaseImage, activity: Activity) -> None:
+        """Have every layer's blob in the store, and the record of an image that was pulled."""
+        blobs = {layer.blob.digest: layer.blob for layer in base.layers}
+        missing = [blob for digest, blob in blobs.items() if not self._has(digest)]
+        if missing:
+            self._puller.fetch_layers(base.reference, missing, activity)
+            with self._lock:
+                self._kept.update(blob.digest for blob in missing)
+        with self._lock:
+            unrecorded = self._unrecorded.pop(base.digest, None)
+        if unrecorded is not None:
+            self._images.record(str(unrecorded[0]), unrecorded[1], {})
+
+    def _has(self, digest: str) -> bool:
+        with self._lock:
+            if digest in self._kept:
+                return True
+        if not self._content.exists(digest):
+            return False
+        with self._lock:
+            self._kept.add(digest)
+        return True
+
+
+def _registry_client(options: Options) -> RegistryClient:
+    return RegistryClient(
+        load_hosts(options.hosts_dir),
+        DockerCredentials(options.docker_config),
+        proxies=options.proxies,
+    )
+
+
+def _machine(platform: Platform) -> Machine:
+    """What this machine, whose kernel the daemon's processes run on, adds to a specification."""
+    return Machine(
+        architecture=platform.architecture,
+        # timing of other processes (GHSA-6fw5-f8r9-fgfm)
+        masked=tuple(sorted(map(str, Path(_CPUS).glob("cpu[0-9]*/thermal_throttle")))),
+        cgroup_namespace=Path("/sys/fs/cgroup/cgroup.controllers").exists(),
+    )
+
+
+def _is_root() -> bool:
+    """Only root sees the attributes by which overlayfs marks a replaced folder."""
+    geteuid: Callable[[], int] | None = getattr(os, "geteuid", None)
+    return geteuid is not None and geteuid() == 0

@@ -1,0 +1,199 @@
+"""Layers: blobs with an index first, snapshots when a process must run on them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
+from pybuild.errors import BackendError
+from pybuild.files.trees import NewEntry, Tree
+from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.layerindex import Entry
+from pybuild.oci.layertar import write_layer
+from pybuild_containerd.changes import changes_of
+from pybuild_containerd.mountpoints import resolve_cwd
+from pybuild_containerd.runtime_spec import runtime_spec
+from pybuild_containerd.snapshots import Mount as SnapshotMount
+from pybuild_containerd.snapshots import layer_folders
+from pybuild_containerd.tasks import Task, run_task
+from pybuild_containerd.unpack import chain_ids
+from pybuild_containerd.workspace import Workspace
+
+UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
+# overlayfs takes 500 lower folders
+_MOST_LOWERS = 499
+
+
+class ContainerdROLayer(ROLayer):
+    """A chain of layers whose blobs are in the content store."""
+
+    def __init__(
+        self, space: Workspace, diffs: tuple[LayerDiff, ...], own: LayerDiff | None
+    ) -> None:
+        self._space = space
+        self._diffs = diffs
+        self._own = own
+        self._tree: Tree | None = None
+        self._released = False
+
+    @property
+    def diff(self) -> LayerDiff | None:
+        return self._own
+
+    @property
+    def diffs(self) -> tuple[LayerDiff, ...]:
+        return self._diffs
+
+    def begin(self, *, runs: bool) -> RWLayer:
+        if self._released:
+            raise RuntimeError("a layer was begun on a released one")
+        return ContainerdRWLayer(self._space, self, runs=runs)
+
+    def tree(self) -> Tree:
+        # two threads may both make one, which costs time only
+        if self._tree is None:
+            self._tree = self._space.files.tree(self._diffs)
+        return self._tree
+
+    def release(self) -> None:
+        # the session's lease keeps blobs and snapshots: layers made from this one need them
+        self._released = True
+
+
+@dataclass(slots=True)
+class _Active:
+    """The snapshot that processes run on. ``missing`` is what its root lacked for mounts."""
+
+    key: str
+    mounts: tuple[SnapshotMount, ...]
+    missing: dict[bytes, Entry]
+
+
+class ContainerdRWLayer(RWLayer):
+    """What one step changes: a blob after `put`, a snapshot after `run`."""
+
+    def __init__(self, space: Workspace, below: ContainerdROLayer, *, runs: bool) -> None:
+        self._space = space
+        self._below = below
+        self._runs = runs
+        self._written: LayerDiff | None = None
+        self._active: _Active | None = None
+
+    def tree(self) -> Tree:
+        return self._below.tree()
+
+    def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
+        if self._written is not None or self._active is not None:
+            raise RuntimeError("a layer takes entries once, and none after a process ran")
+        self._written = write_blob(self._space, entries, activity)
+
+    def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
+        if not self._runs or self._written is not None:
+            raise RuntimeError("a process was run on a layer begun without runs, or after put")
+        space = self._space
+        tree = self.tree()
+        resolve_cwd(tree, process.cwd)
+        with space.mounts.prepared(process, mounts, tree, activity) as prepared:
+            active = self._prepare(activity)
+            active.missing.update((entry.path, entry) for entry in prepared.missing)
+            container = f"pybuild-{secrets.token_hex(16)}"
+            task = Task(
+                id=container,
+                spec=runtime_spec(process, container, prepared.mounts, space.machine),
+                rootfs=self._root(active, prepared.missing, activity),
+                runtime=space.runtime,
+                snapshotter=space.snapshots.snapshotter,
+                snapshot_key=active.key,
+                labels=space.session_labels,
+            )
+            return run_task(space.client, task, activity)
+
+    def commit(self, key: str | None, activity: Activity) -> ROLayer:  # noqa: ARG002 - without STEP_CACHE keys mean nothing
+        below = self._below.diffs
+        own = self._written
+        if self._active is not None:
+            own = self._commit_active(self._active, activity)
+        self._written = None
+        if own is None:
+            return ContainerdROLayer(self._space, below, None)
+        return ContainerdROLayer(self._space, (*below, own), own)
+
+    def release(self) -> None:
+        active, self._active = self._active, None
+        if active is not None:
+            with contextlib.suppress(BackendError):  # the session's lease removes it later
+                self._space.snapshots.remove(active.key)
+
+    def _prepare(self, activity: Activity) -> _Active:
+        if self._active is None:
+            chain = self._space.unpacker.ensure(self._below.diffs, activity)
+            key = f"pybuild-{secrets.token_hex(16)}"
+            self._active = _Active(key, self._space.snapshots.prepare(key, chain), {})
+        return self._active
+
+    def _root(
+        self, active: _Active, missing: Sequence[Entry], activity: Activity
+    ) -> list[Mapping[str, Any]]:
+        """The snapshot's mounts, with what is missing for other mounts shown from below."""
+        mounts = active.mounts
+        if missing and _takes_another_lower(mounts):
+            mounts = with_lowest(mounts, self._space.mounts.skeleton(missing, activity))
+        return [mount.fields() for mount in mounts]
+
+    def _commit_active(self, active: _Active, activity: Activity) -> LayerDiff | None:
+        space = self._space
+        missing = [active.missing[path] for path in sorted(active.missing)]
+        chain = "".join(chain_ids(self._below.diffs)[-1:])
+        changes = changes_of(space, chain, self.tree(), active.mounts, activity, missing=missing)
+        own = changes.written or write_blob(space, changes.entries, activity)
+        if own is not None and changes.whole:
+            space.unpacker.commit(active.key, chain_ids((*self._below.diffs, own))[-1])
+        else:
+            space.snapshots.remove(active.key)
+        self._active = None
+        return own
+
+
+def write_blob(
+    space: Workspace, entries: Iterable[NewEntry], activity: Activity
+) -> LayerDiff | None:
+    """Write a layer straight into the content store; None if there are no entries."""
+    rest = iter(entries)
+    first = next(rest, None)
+    if first is None:
+        return None
+    with space.content.writer(activity=activity) as writer:
+        layer = write_layer(itertools.chain((first,), rest), writer.write)
+        blob = layer.diff.blob
+        writer.commit(blob.digest, blob.size, {UNCOMPRESSED_LABEL: layer.diff.diff_id})
+    space.files.remember(layer.diff.diff_id, layer.index)
+    return layer.diff
+
+
+def _takes_another_lower(mounts: tuple[SnapshotMount, ...]) -> bool:
+    folders = layer_folders(mounts)
+    return (
+        folders is not None
+        and folders.upper is not None
+        and not folders.unknown
+        and 0 < len(folders.lowers) < _MOST_LOWERS
+    )
+
+
+def with_lowest(mounts: tuple[SnapshotMount, ...], folder: str) -> tuple[SnapshotMount, ...]:
+    """Overlay mounts with `folder` below all other layers."""
+    return tuple(
+        replace(
+            mount,
+            options=tuple(
+                f"{option}:{folder}" if option.startswith("lowerdir=") else option
+                for option in mount.options
+            ),
+        )
+        for mount in mounts
+    )

@@ -1,0 +1,164 @@
+"""What one more step costs: `RUN true` and a COPY of one file, on a base of 10,000 files.
+
+Each workload is built with 1 and with N+1 such steps, in turn with the peers that are
+installed; the difference divided by N is the cost of a step, without what a build costs
+anyway. Medians of several rounds; the first round warms up. Needs root and containerd::
+
+    .venv/bin/python bench/overhead.py [--tiny] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pybuild
+from pybuild.backends import open_backend
+from pybuild.testkit.baseimages import BUSYBOX_LARGE, LARGE_FILES, busybox_layout
+from pybuild.testkit.containerd import private_containerd
+from pybuild.testkit.layouts import import_into_containerd
+
+BASE = "docker.io/library/busybox:large"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of step; ``target`` is the milliseconds that it may cost pybuild."""
+
+    name: str
+    step: Callable[[int], str]
+    target: float | None
+
+    def dockerfile(self, steps: int) -> str:
+        lines = [f"FROM {BASE}", *(self.step(number) for number in range(steps))]
+        return "\n".join(lines) + "\n"
+
+
+WORKLOADS = (
+    Workload("RUN true", lambda _: "RUN true", 200),
+    Workload("RUN echo > file", lambda number: f"RUN echo {number} > /made-{number}", None),
+    Workload("COPY of one file", lambda number: f"COPY file-{number} /copied-{number}", 60),
+)
+Build = Callable[[Path, str], None]
+
+
+@contextmanager
+def pybuild_on_containerd(layout: Path, cache: Path) -> Iterator[Build]:
+    """pybuild's API on a private containerd, connected once."""
+    with private_containerd() as daemon:
+        import_into_containerd(layout, daemon.address)
+        options = {"address": daemon.address, "cache_dir": cache}
+
+        with open_backend("containerd", options) as backend:
+
+            def build(context: Path, dockerfile: str) -> None:
+                pybuild.build(context, dockerfile=dockerfile.encode(), backend=backend)
+
+            yield build
+
+
+@contextmanager
+def buildah(layout: Path, storage: Path) -> Iterator[Build]:
+    """buildah with a layer for each step, on a storage of its own."""
+    command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
+
+    def call(*arguments: str, text: str | None = None) -> str:
+        done = subprocess.run(
+            [*command, *arguments], input=text, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def build(context: Path, dockerfile: str) -> None:
+        call(
+            "build",
+            "--layers",
+            "--no-cache",
+            "--pull=never",
+            "-f",
+            "-",
+            str(context),
+            text=dockerfile,
+        )
+
+    image = call("pull", f"oci:{layout}:large")
+    call("tag", image, BASE)
+    try:
+        yield build
+    finally:
+        call("rmi", "--all", "--force")
+
+
+def measure(builders: dict[str, Build], context: Path, *, steps: int, rounds: int) -> Results:
+    """Milliseconds a step by workload and builder, a value for each round but the first."""
+    results: Results = {}
+    for workload in WORKLOADS:
+        for turn in range(rounds + 1):
+            for name, build in builders.items():
+                few = seconds(lambda: build(context, workload.dockerfile(1)))
+                many = seconds(lambda: build(context, workload.dockerfile(steps + 1)))
+                if turn:
+                    cost = (many - few) / steps * 1000
+                    results.setdefault(workload.name, {}).setdefault(name, []).append(cost)
+    return results
+
+
+Results = dict[str, dict[str, list[float]]]
+
+
+def seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def report(results: Results) -> bool:
+    """Print medians; whether pybuild keeps its targets."""
+    kept = True
+    print(f"{'milliseconds a step (median)':<32}{'pybuild':>10}{'buildah':>10}{'target':>10}")
+    for workload in WORKLOADS:
+        medians = {name: statistics.median(c) for name, c in results[workload.name].items()}
+        shown = [f"{medians[n]:.0f}" if n in medians else "-" for n in ("pybuild", "buildah")]
+        target = "-" if workload.target is None else f"{workload.target:.0f}"
+        print(f"{workload.name:<32}{shown[0]:>10}{shown[1]:>10}{target:>10}")
+        kept = kept and (workload.target is None or medians["pybuild"] <= workload.target)
+    return kept
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="a smoke test: few files and steps")
+    parser.add_argument("--json", type=Path, help="write all single values to this file")
+    parser.add_argument("--strict", action="store_true", help="fail if a target isn't kept")
+    given = parser.parse_args()
+    files, steps, rounds = (100, 2, 1) if given.tiny else (LARGE_FILES, 10, 7)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        layout = busybox_layout(folder / "layout", BUSYBOX_LARGE, extra_files=files)
+        context = folder / "context"
+        context.mkdir()
+        for number in range(steps + 1):
+            (context / f"file-{number}").write_text(f"{number}\n")
+        maker = pybuild_on_containerd(layout, folder / "cache")
+        builders = {"pybuild": stack.enter_context(maker)}
+        if shutil.which("buildah"):
+            builders["buildah"] = stack.enter_context(buildah(layout, folder / "buildah"))
+        results = measure(builders, context, steps=steps, rounds=rounds)
+    kept = report(results)
+    if given.json:
+        machine = {"cpus": os.cpu_count(), "load": os.getloadavg()}
+        given.json.write_text(json.dumps({"machine": machine, "milliseconds": results}, indent=1))
+    return 1 if given.strict and not kept else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,298 @@
+"""The build context as a tree: a folder, or a tar that is read from a stream.
+
+Files of a context belong to root whatever their owner here; their modes, times (whole
+seconds) and links are theirs. Nothing is followed out of the context, and a tar is never
+unpacked: its entries are indexed, and their content served from a temporary file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+from pybuild.errors import ContextError, InvalidImage, PybuildError
+from pybuild.files.archives import ArchiveTree, open_archive
+from pybuild.files.safepath import Listed, Root
+from pybuild.files.spool import Spool
+from pybuild.files.trees import Tree, join, parent_of, resolve, shown
+from pybuild.oci.compression import detect
+from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.layertar import allowed_xattrs
+from pybuild.oci.tarformat import Limits, is_header
+
+if TYPE_CHECKING:
+    from pybuild.files.ignore import IgnoreMatcher
+
+_MAX_TEXT = 16 * 1024 * 1024
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+}
+
+
+class ContextTree(Tree):
+    """A tree that holds something open; a context manager over `close`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Idempotent. Nothing of the tree can be opened afterwards."""
+
+    def ignoring(self, ignore: IgnoreMatcher) -> ContextTree:
+        """The same without what `ignore` excludes. Closing the one closes the other."""
+        return _Filtered(self, ignore)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_context_directory(
+    path: str | os.PathLike[str], ignore: IgnoreMatcher | None = None
+) -> ContextTree:
+    """The folder `path` as a context. Raises ContextError if it is none, or unreadable.
+
+    Folders are read when something below them is asked for, each once; a file that changes
+    after that can't be opened any more.
+    """
+    try:
+        tree: ContextTree = _Directory(Root(path))
+    except NotADirectoryError as error:
+        raise ContextError(f"the build context {os.fspath(path)} is not a directory") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ContextError(f"can't open the build context {os.fspath(path)}: {reason}") from error
+    return tree if ignore is None else tree.ignoring(ignore)
+
+
+def open_context_tar(
+    stream: BinaryIO, ignore: IgnoreMatcher | None = None, limits: Limits | None = None
+) -> ContextTree:
+    """A tar, plain or compressed by gzip, bzip2, xz or zstd, as a context.
+
+    Reads `stream` to its end. Raises ContextError for what is no tar, is broken, or has
+    names that lead out of it.
+    """
+    spool = Spool()
+    try:
+        tree: ContextTree = _Archive(spool, open_archive(stream, spool, limits))
+    except InvalidImage as error:
+        spool.close()
+        raise ContextError(f"the build context is no usable tar: {error.message}") from error
+    except BaseException:
+        spool.close()
+        raise
+    return tree if ignore is None else tree.ignoring(ignore)
+
+
+def is_archive(head: bytes) -> bool:
+    """Whether a stream that begins with `head` is a tar or compressed, not a Dockerfile.
+
+    512 bytes suffice.
+    """
+    return detect(head) is not None or is_header(head[:512])
+
+
+def read_file(tree: Tree, path: str | bytes, limit: int = _MAX_TEXT) -> bytes | None:
+    """The content of a small file such as the Dockerfile; None if there is none.
+
+    Symlinks are followed inside of the tree. Raises ContextError if it is no regular file
+    or larger than `limit` bytes.
+    """
+    name = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
+    try:
+        real = resolve(tree, name)
+    except ContextError:
+        raise
+    except PybuildError as error:
+        raise ContextError(error.message) from error
+    entry = tree.get(real)
+    if entry is None:
+        return None
+    if entry.kind is not Kind.FILE:
+        raise ContextError(f"{shown(name)} is not a regular file")
+    if entry.size > limit:
+        raise ContextError(f"{shown(name)} is larger than {limit} bytes")
+    with tree.open(real) as stream:
+        parts = []
+        left = entry.size
+        while left and (part := stream.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
+
+
+class _Directory(ContextTree):
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._lock = threading.RLock()
+        self._folders: dict[bytes, dict[bytes, tuple[Entry, os.stat_result]]] = {}
+        self._linked: dict[tuple[int, int], bytes] = {}
+        top = root.status(b"")
+        self._top = Entry(
+            b"", Kind.DIRECTORY, stat.S_IMODE(top.status.st_mode), mtime=_seconds(top.status)
+        )
+
+    def close(self) -> None:
+        self._root.close()
+
+    def get(self, path: bytes) -> Entry | None:
+        if not path:
+            return self._top
+        found = self._found(path)
+        return None if found is None else found[0]
+
+    def children(self, path: bytes) -> Sequence[bytes]:
+        return sorted(self._folder(path))
+
+    def open(self, path: bytes) -> BinaryIO:
+        found = self._found(path)
+        if found is None or found[0].kind is not Kind.FILE:
+            raise ContextError(f"{shown(path)} is not a regular file")
+        try:
+            return self._root.open_file(path, found[1])
+        except FileNotFoundError as error:
+            raise ContextError(f"{shown(path)} was removed while the build was using it") from error
+        except OSError as error:
+            raise ContextError(f"can't open {shown(path)}: {error.strerror}") from error
+
+    def _found(self, path: bytes) -> tuple[Entry, os.stat_result] | None:
+        folder, _, name = path.rpartition(b"/")
+        return self._folder(folder).get(name)
+
+    def _folder(self, path: bytes) -> dict[bytes, tuple[Entry, os.stat_result]]:
+        """What is in the folder; empty if it is none. From the nearest known parent down."""
+        known = self._folders.get(path)
+        if known is not None:
+            return known
+        with self._lock:
+            missing = [path]
+            while missing[-1] and parent_of(missing[-1]) not in self._folders:
+                missing.append(parent_of(missing[-1]))
+            for folder in reversed(missing):
+                if not folder:
+                    self._folders[folder] = self._scan(folder)
+                    continue
+                above, _, name = folder.rpartition(b"/")
+                entry = self._folders[above].get(name)
+                is_folder = entry is not None and entry[0].kind is Kind.DIRECTORY
+                if not is_folder:
+                    return {}
+                self._folders[folder] = self._scan(folder)
+            return self._folders[path]
+
+    def _scan(self, path: bytes) -> dict[bytes, tuple[Entry, os.stat_result]]:
+        try:
+            listed = self._root.list(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ContextError(f"can't read the folder {shown(path)}: {reason}") from error
+        listed.sort(key=lambda item: item.name)
+        return {item.name: (self._entry(join(path, item.name), item), item.status) for item in listed}
+
+    def _entry(self, path: bytes, item: Listed) -> Entry:
+        status = item.status
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.SOCKET)
+        link = item.target
+        if kind is Kind.FILE and status.st_nlink > 1:
+            first = self._linked.setdefault((status.st_dev, status.st_ino), path)
+            link = first if first != path else b""
+        device = (0, 0)
+        if kind in (Kind.CHARACTER, Kind.BLOCK):
+            device = os.major(status.st_rdev), os.minor(status.st_rdev)
+        # Windows has no modes; BuildKit gives everything from there the bits of a program
+        mode = 0o755 if os.name == "nt" else stat.S_IMODE(status.st_mode)
+        return Entry(
+            path,
+            kind,
+            mode,
+            size=status.st_size if kind is Kind.FILE else 0,
+            mtime=_seconds(status),
+            link=link,
+            device=device,
+            xattrs=allowed_xattrs(item.xattrs) if item.xattrs else (),
+        )
+
+
+def _seconds(status: os.stat_result) -> int:
+    return status.st_mtime_ns // 10**9
+
+
+class _Archive(ContextTree):
+    def __init__(self, spool: Spool, inner: ArchiveTree) -> None:
+        self._spool = spool
+        self._inner = inner
+
+    def close(self) -> None:
+        self._spool.close()
+
+    def get(self, path: bytes) -> Entry | None:
+        entry = self._inner.get(path)
+        if entry is None or (entry.uid, entry.gid) == (0, 0):
+            return entry
+        return replace(entry, uid=0, gid=0)
+
+    def children(self, path: bytes) -> Sequence[bytes]:
+        return self._inner.children(path)
+
+    def open(self, path: bytes) -> BinaryIO:
+        return self._inner.open(path)
+
+
+class _Filtered(ContextTree):
+    """Hides what is excluded. An excluded folder is seen if something in it is let in again."""
+
+    def __init__(self, inner: ContextTree, ignore: IgnoreMatcher) -> None:
+        self._inner = inner
+        self._ignore = ignore
+        self._visible: dict[bytes, bool] = {b"": True}
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get(self, path: bytes) -> Entry | None:
+        return self._inner.get(path) if self._is_visible(path) else None
+
+    def children(self, path: bytes) -> Sequence[bytes]:
+        if not self._is_visible(path):
+            return ()
+        names = self._inner.children(path)
+        return [name for name in names if self._is_visible(join(path, name))]
+
+    def open(self, path: bytes) -> BinaryIO:
+        if not self._is_visible(path):
+            raise ContextError(f"{shown(path)} is excluded by .dockerignore")
+        return self._inner.open(path)
+
+    def _is_visible(self, path: bytes) -> bool:
+        known = self._visible.get(path)
+        if known is None:
+            known = self._visible[path] = self._decide(path)
+        return known
+
+    def _decide(self, path: bytes) -> bool:
+        """Whether `path`, or anything below it if it is an excluded folder, isn't excluded."""
+        pending = [path]
+        while pending:
+            here = pending.pop()
+            text = here.decode("utf-8", "surrogateescape")
+            if not self._ignore.excludes(text):
+                return True
+            if self._ignore.excludes_all_below(text):
+                continue
+            entry = self._inner.get(here)
+            if entry is not None and entry.kind is Kind.DIRECTORY:
+                pending.extend(join(here, name) for name in self._inner.children(here))
+        return False
+

@@ -1,0 +1,277 @@
+"""The one module that opens untrusted paths of this machine.
+
+Everything is reached from an open folder and no symlink is ever followed, so whoever swaps
+files or folders meanwhile gets an error or the other file of the same name, never one from
+outside. On Linux one openat2(2) does it; elsewhere, or where that call is forbidden, each
+component is opened by itself with O_NOFOLLOW.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import io
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
+
+from pybuild.errors import ContextError
+from pybuild.files.trees import shown
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from 3.12 on
+
+_HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
+_SYS_OPENAT2 = 437  # the same on every architecture
+_RESOLVE = 0x02 | 0x04 | 0x08  # no magic links, no symlinks, beneath the folder
+_MAX_CALL = 4000  # bytes of path in one call: PATH_MAX less some room
+_RETRIES = 64
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_FOLDER = os.O_RDONLY | _CLOEXEC | _NOFOLLOW | getattr(os, "O_DIRECTORY", 0)
+# O_NONBLOCK: opening a FIFO that took a file's place must not wait for a writer
+_FILE = (
+    os.O_RDONLY
+    | _CLOEXEC
+    | _NOFOLLOW
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A name in a folder and its lstat. ``xattrs`` are all that this process may read."""
+
+    name: bytes
+    status: os.stat_result
+    target: bytes = b""
+    xattrs: tuple[tuple[str, bytes], ...] = ()
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class Root:
+    """A folder of this machine; paths below it are bytes, relative, without ``..``.
+
+    A context manager. The folder itself is trusted and may be reached by symlinks. Every
+    method raises OSError as the system gives it: ELOOP or ENOTDIR where a component is a
+    symlink.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fsencode(os.path.abspath(path))  # noqa: PTH100  (links stay, as given)
+        self._fd = -1
+        if _HAS_DIR_FD:
+            self._fd = os.open(path, _FOLDER & ~_NOFOLLOW)
+        self._openat2 = _load_openat2() if _HAS_DIR_FD else None
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def list(self, path: bytes, *, with_xattrs: bool = True) -> list[Listed]:
+        """What is in the folder `path`, in no order. Names that vanish meanwhile are left out."""
+        if not _HAS_DIR_FD:
+            return self._list_by_name(path)
+        found = []
+        with self._opened(path, _FOLDER) as fd, os.scandir(fd) as names:
+            for item in names:
+                try:
+                    status = item.stat(follow_symlinks=False)
+                    name = os.fsencode(item.name)
+                    target = b""
+                    if stat.S_ISLNK(status.st_mode):
+                        target = os.readlink(name, dir_fd=fd)
+                    xattrs = _read_xattrs(fd, name) if with_xattrs else ()
+                except FileNotFoundError:
+                    continue
+                found.append(Listed(name, status, target, xattrs))
+        return found
+
+    def status(self, path: bytes) -> Listed:
+        """The folder `path` itself: its status and extended attributes, without a name."""
+        if not _HAS_DIR_FD:
+            return Listed(b"", os.lstat(self._by_name(path)))
+        with self._opened(path, _FOLDER) as fd:
+            return Listed(b"", os.fstat(fd), xattrs=_read_xattrs(fd, b"."))
+
+    def open_file(self, path: bytes, expected: os.stat_result | None = None) -> BinaryIO:
+        """The regular file `path`, to be read once to its end, unbuffered.
+
+        With `expected`, an earlier lstat of it: ContextError if it is another file, or was
+        written since, or ends elsewhere than it did.
+        """
+        fd = self._open(path, _FILE) if _HAS_DIR_FD else os.open(self._by_name(path), _FILE)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ContextError(f"{shown(path)} is not a regular file")
+            if expected is not None and _identity(status) != _identity(expected):
+                raise ContextError(f"{shown(path)} changed while the build was using it")
+            raw = io.FileIO(fd, "rb", closefd=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cast("BinaryIO", ExactReader(raw, status.st_size, path))
+
+    @contextmanager
+    def _opened(self, path: bytes, flags: int) -> Iterator[int]:
+        fd = self._open(path, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _open(self, path: bytes, flags: int) -> int:
+        parts = path.split(b"/") if path else [b"."]
+        if b".." in parts or b"" in parts or b"\0" in path:
+            raise OSError(errno.EINVAL, "invalid path", shown(path))
+        here = os.dup(self._fd)
+        try:
+            while parts:
+                count = _fitting(parts) if self._openat2 else 1
+                piece, parts = b"/".join(parts[:count]), parts[count:]
+                inner = self._open_piece(here, piece, _FOLDER if parts else flags)
+                os.close(here)
+                here = inner
+        except BaseException:
+            os.close(here)
+            raise
+        return here
+
+    def _open_piece(self, here: int, piece: bytes, flags: int) -> int:
+        """Open `piece`, which fits into one call, below the folder `here`."""
+        if self._openat2 is None:
+            return _open_each(here, piece.split(b"/"), flags)
+        try:
+            return self._openat2(here, piece, flags)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+        self._openat2 = None  # an old kernel, or a seccomp filter that doesn't know the call
+        return self._open_piece(here, piece, flags)
+
+    def _by_name(self, path: bytes) -> bytes:
+        """The path as a whole, where the system has no folders to start from (Windows)."""
+        here = self._path
+        for part in path.split(b"/") if path else []:
+            here = os.path.join(here, part)  # noqa: PTH118  (bytes)
+            if part == b".." or stat.S_ISLNK(os.lstat(here).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), shown(path))
+        return here
+
+    def _list_by_name(self, path: bytes) -> list[Listed]:
+        found = []
+        with os.scandir(self._by_name(path)) as names:
+            for item in names:
+                status = os.lstat(item.path)
+                is_link = stat.S_ISLNK(status.st_mode)
+                target = os.readlink(item.path) if is_link else b""
+                found.append(Listed(item.name, status, target))
+        return found
+
+
+class ExactReader(io.RawIOBase):
+    """Reads `size` bytes of a file; ContextError if it ends before or goes on after them."""
+
+    def __init__(self, raw: io.FileIO, size: int, path: bytes) -> None:
+        super().__init__()
+        self._raw = raw
+        self._left = size
+        self._path = path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        count = self._raw.readinto(buffer) or 0
+        self._left -= count
+        if self._left < 0 or (not count and self._left and len(memoryview(buffer))):
+            raise ContextError(f"{shown(self._path)} changed while it was read")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _fitting(parts: list[bytes]) -> int:
+    """How many of `parts` fit into the path of one call; at least one."""
+    size = 0
+    for count, part in enumerate(parts):
+        size += len(part) + 1
+        if size > _MAX_CALL and count:
+            return count
+    return len(parts)
+
+
+def _open_each(here: int, parts: list[bytes], flags: int) -> int:
+    """Open `parts` one after the other, following no symlink."""
+    fd = -1
+    for i, part in enumerate(parts):
+        start = here if i == 0 else fd
+        try:
+            inner = os.open(part, flags if i == len(parts) - 1 else _FOLDER, dir_fd=start)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        fd = inner
+    return fd
+
+
+def _load_openat2() -> Callable[[int, bytes, int], int] | None:
+    """openat2(2) beneath a folder, without any symlink; None where there is no such call."""
+    if sys.platform != "linux":
+        return None
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    size = ctypes.sizeof(_OpenHow)
+
+    def openat2(folder: int, path: bytes, flags: int) -> int:
+        how = _OpenHow(flags, 0, _RESOLVE)
+        for _ in range(_RETRIES):
+            fd = syscall(_SYS_OPENAT2, folder, path, ctypes.byref(how), ctypes.c_size_t(size))
+            if fd >= 0:
+                return int(fd)
+            code = ctypes.get_errno()
+            if code not in (errno.EAGAIN, errno.EINTR):
+                break
+        raise OSError(code, os.strerror(code), shown(path))
+
+    return openat2
+
+
+def _read_xattrs(folder: int, name: bytes) -> tuple[tuple[str, bytes], ...]:
+    """The extended attributes of `name` in the open `folder`, not following it."""
+    if sys.platform != "linux":
+        return ()
+    path = b"/proc/self/fd/%d/%b" % (folder, name)
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+        return tuple(sorted((n, os.getxattr(path, n, follow_symlinks=False)) for n in names))
+    except OSError:  # no such file system feature, no /proc, or just removed
+        return ()

@@ -1,0 +1,425 @@
+"""ARG/ENV scope; instruction -> step and next config. Pure but for the `resolve` callback."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import replace
+
+from pybuild.backend import BaseImage
+from pybuild.dockerfile.instructions import (
+    Add,
+    Arg,
+    Cmd,
+    Command,
+    Copy,
+    Dockerfile,
+    Entrypoint,
+    Env,
+    Expose,
+    From,
+    Healthcheck,
+    Instruction,
+    Label,
+    Maintainer,
+    Onbuild,
+    Run,
+    Shell,
+    StopSignal,
+    User,
+    Volume,
+    Workdir,
+)
+from pybuild.errors import (
+    DockerfileError,
+    SourceRange,
+    UnsupportedByBackend,
+    located,
+)
+from pybuild.oci import image_config
+from pybuild.oci.image_config import HistoryEntry, ImageConfig
+from pybuild.oci.platform import Platform
+from pybuild.plan import cachekey, paths
+from pybuild.plan.copies import plan_add, plan_copy
+from pybuild.plan.history import healthcheck_text, listed, quoted
+from pybuild.plan.ports import exposed_ports
+from pybuild.plan.resolve import Body, Resolve, Resolved, resolve_stages
+from pybuild.plan.runs import plan_run
+from pybuild.plan.scope import Scope, global_variables, predefined
+from pybuild.plan.signals import is_signal
+from pybuild.plan.stages import (
+    ContextOrigin,
+    ImageOrigin,
+    Origin,
+    ScratchOrigin,
+    Stage,
+    StageOrigin,
+    build_graph,
+)
+from pybuild.plan.state import Allowance, StageState
+from pybuild.plan.steps import (
+    ContextSource,
+    ImageSource,
+    Plan,
+    PlannedHistory,
+    PlannedStage,
+    PlanRequest,
+    Source,
+    StageSource,
+    WorkdirStep,
+)
+
+# A mirror's copy is the same frontend; the name is never fetched in any case.
+_FRONTENDS = re.compile(r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?docker/dockerfile(-upstream)?(:[^@]*)?(@.*)?")
+
+
+def make_plan(
+    dockerfile: Dockerfile,
+    request: PlanRequest,
+    resolve: Resolve,
+    contexts: frozenset[str] = frozenset(),
+    *,
+    executor: Executor | None = None,
+) -> Plan:
+    """Plan the build of `request.target` and of all stages that it needs.
+
+    `resolve` finds the image of a reference for a platform; it is called once for each
+    pair, from threads of `executor` if there is one. `contexts` are the names of the named
+    local contexts. The plan's warnings don't repeat those of the Dockerfile.
+
+    Raises DockerfileError, UnsupportedByBackend, and what `resolve` raises, all with the
+    place in the Dockerfile.
+    """
+    _check_syntax(dockerfile, request)
+    variables = global_variables(dockerfile, request)
+    graph = build_graph(dockerfile, variables, request.platform, contexts)
+    target = graph.target(request.target)
+    resolved = resolve_stages(
+        graph,
+        target,
+        request.platform,
+        resolve,
+        escape=dockerfile.directives.escape,
+        executor=executor,
+    )
+    evaluation = _Evaluation(dockerfile, request, variables, resolved)
+    for stage in resolved.stages:
+        evaluation.evaluate(stage)
+    planned = [evaluation.planned[stage.index] for stage in resolved.stages]
+    planned[-1] = replace(planned[-1], config=_target_config(planned[-1].config, request))
+    warnings = (*evaluation.warnings, *_unused_args(dockerfile, request, resolved.bodies.values()))
+    return Plan(tuple(planned), warnings)
+
+
+def _check_syntax(dockerfile: Dockerfile, request: PlanRequest) -> None:
+    """The frontend that a file asks for is never fetched: only the built-in one is there."""
+    syntax = request.build_args.get("BUILDKIT_SYNTAX") or dockerfile.directives.syntax
+    name = (syntax or "").split(" ", 1)[0]
+    if name and not _FRONTENDS.fullmatch(name):
+        raise DockerfileError(
+            f"unknown syntax {name!r}",
+            where=SourceRange(dockerfile.name, 1, 1),
+            hint="other frontends than docker/dockerfile are not run",
+        )
+
+
+def _target_config(config: ImageConfig, request: PlanRequest) -> ImageConfig:
+    """The labels of the command line, and the platform where it isn't the builder's own."""
+    labels = {**config.labels, **request.labels}
+    if request.platform == request.build_platform:
+        return replace(config, labels=labels)
+    ours, wanted = config.platform, request.platform
+    if (ours.os, ours.architecture) == (wanted.os, wanted.architecture):
+        wanted = replace(
+            wanted,
+            variant=wanted.variant or ours.variant,
+            os_version=wanted.os_version or ours.os_version,
+        )
+    return replace(config, labels=labels, platform=wanted)
+
+
+def _unused_args(
+    dockerfile: Dockerfile, request: PlanRequest, bodies: Iterable[Body]
+) -> list[tuple[str, SourceRange | None]]:
+    declared: set[str] = set()
+    in_triggers = (trigger for body in bodies for trigger in body.triggers)
+    for instruction in (*dockerfile.global_args, *dockerfile.instructions, *in_triggers):
+        if isinstance(instruction, Arg):
+            declared |= {pair.name for pair in instruction.args}
+    unused = sorted(n for n in request.build_args if n not in declared and not predefined(n))
+    if not unused:
+        return []
+    return [(f"one or more build-args {listed(unused)} were not consumed", None)]
+
+
+class _Evaluation:
+    """The stages of one plan, evaluated in the order of the file."""
+
+    def __init__(
+        self,
+        dockerfile: Dockerfile,
+        request: PlanRequest,
+        variables: dict[str, str],
+        resolved: Resolved,
+    ) -> None:
+        self.planned: dict[int, PlannedStage] = {}
+        self.warnings: list[tuple[str, SourceRange | None]] = []
+        self._escape = dockerfile.directives.escape
+        self._request = request
+        self._variables = variables
+        self._resolved = resolved
+        self._scopes: dict[int, Scope] = {}
+        self._keys: dict[int, str] = {}
+        self._histories: dict[int, tuple[HistoryEntry, ...]] = {}
+        self._allowance = Allowance()
+
+    def evaluate(self, stage: Stage) -> None:
+        """Plan one stage; what it needs was planned before."""
+        where = stage.head.where
+        with located(where):
+            state, parent, inherited = self._begin(stage)
+            self._run_body(stage, state)
+            self._scopes[stage.index] = state.scope
+            self._keys[stage.index] = state.key
+            self.planned[stage.index] = state.finish(
+                stage.index, stage.head.stage, parent, inherited, where
+            )
+
+    def _begin(
+        self, stage: Stage
+    ) -> tuple[StageState, ImageSource | StageSource, tuple[HistoryEntry, ...]]:
+        """The state before the first instruction, what it starts on, and its history."""
+        match stage.origin:
+            case StageOrigin(index):
+                below = self.planned[index]
+                return self._on_stage(below), StageSource(index), self._history_of(below)
+            case ImageOrigin(name):
+                image = self._resolved.image(name, stage.platform)
+                platform = stage.platform or self._request.platform
+                self._check_platform(name, image, platform, stage.head.where)
+                state = self._on_image(image, platform)
+                return state, ImageSource(image), image.config.history
+            case ScratchOrigin():
+                return self._on_image(None, self._request.platform), ImageSource(None), ()
+            case ContextOrigin(name):
+                raise UnsupportedByBackend(
+                    f'a stage on the named context "{name}" can\'t be built yet',
+                    hint="COPY --from and RUN --mount=from can read the context",
+                )
+
+    def _run_body(self, stage: Stage, state: StageState) -> None:
+        graph = self._resolved.graph
+        state.copy_source = lambda name: self._source(graph.copy_origin(name))
+        state.mount_source = lambda name: self._source(graph.mount_origin(name))
+        body = self._resolved.bodies[stage.index]
+        state.in_trigger = True
+        for instruction in body.triggers:
+            with located(instruction.where):
+                apply(instruction, state)
+        state.in_trigger = False
+        for instruction in body.own:
+            with located(instruction.where):
+                apply(instruction, state)
+
+    def _on_image(self, image: BaseImage | None, platform: Platform) -> StageState:
+        if image is None:
+            config = ImageConfig(platform, working_dir="/")
+        else:
+            config = _inheritable(image.config)
+        scope = Scope(dict(config.env), platform, self._escape)
+        key = cachekey.base_key(image, platform)
+        return self._state(config, scope, key, platform)
+
+    def _on_stage(self, below: PlannedStage) -> StageState:
+        scope = Scope(
+            dict(below.config.env), below.platform, self._escape, below=self._scopes[below.index]
+        )
+        return self._state(below.config, scope, self._keys[below.index], below.platform)
+
+    def _state(self, config: ImageConfig, scope: Scope, key: str, platform: Platform) -> StageState:
+        return StageState(
+            config,
+            scope,
+            key,
+            platform,
+            request=self._request,
+            global_args=self._variables,
+            allowance=self._allowance,
+        )
+
+    def _history_of(self, stage: PlannedStage) -> tuple[HistoryEntry, ...]:
+        """All lines up to the end of `stage`, made once for all stages that start from it."""
+        found = self._histories.get(stage.index)
+        if found is None:
+            own = tuple(map(_entry, stage.history))
+            if own:
+                self._allowance.spend(len(stage.inherited) + len(own))
+            found = self._histories[stage.index] = stage.inherited + own
+        return found
+
+    def _source(self, origin: Origin) -> Source:
+        match origin:
+            case StageOrigin(index):
+                return StageSource(index)
+            case ContextOrigin(name):
+                return ContextSource(name)
+            case ImageOrigin(name):
+                return ImageSource(self._resolved.image(name, None))
+            case ScratchOrigin():
+                return ImageSource(None)
+
+    def _check_platform(
+        self, name: str, image: BaseImage, wanted: Platform, where: SourceRange
+    ) -> None:
+        found = image.config.platform
+        if (found.os, found.architecture) != (wanted.os, wanted.architecture):
+            message = (
+                f'base image {name} was pulled with platform "{found}", expected "{wanted}" '
+                "for current build"
+            )
+            self.warnings.append((message, where))
+
+
+def _inheritable(config: ImageConfig) -> ImageConfig:
+    """What a stage takes over from its image's config, as BuildKit does."""
+    workdir = config.working_dir
+    kept = {name: config.extra[name] for name in ("os.features",) if name in config.extra}
+    return replace(
+        config,
+        working_dir=paths.join("/", workdir) if workdir else "",
+        created=None,
+        history=(),
+        diff_ids=(),
+        onbuild=(),
+        extra=kept,
+        config_extra={},
+    )
+
+
+def _entry(line: PlannedHistory) -> HistoryEntry:
+    return HistoryEntry(line.created_by, empty_layer=line.step is None, comment=line.comment)
+
+
+def apply(instruction: Instruction, state: StageState) -> None:
+    """Evaluate one instruction: what it adds to the steps, the config and the history."""
+    match instruction:
+        case Run():
+            plan_run(instruction, state)
+        case Copy():
+            plan_copy(instruction, state)
+        case Add():
+            plan_add(instruction, state)
+        case Workdir():
+            _workdir(instruction, state)
+        case Env():
+            pairs = state.scope.expand_pairs(instruction.pairs)
+            for name, value in pairs:
+                state.set_env(name, value)
+            state.note(" ".join(["ENV", *(f"{name}={value}" for name, value in pairs)]))
+        case Arg():
+            _arg(instruction, state)
+        case Label():
+            pairs = state.scope.expand_pairs(instruction.pairs)
+            state.labels |= dict(pairs)
+            state.note(" ".join(["LABEL", *(f"{name}={value}" for name, value in pairs)]))
+        case Cmd(command=command):
+            args = _with_shell(command, state)
+            state.update(cmd=args, args_escaped=True)
+            state.has_cmd = True
+            state.note(f"CMD {quoted(args)}")
+        case Entrypoint(command=command):
+            args = _with_shell(command, state)
+            state.update(entrypoint=args, cmd=state.config.cmd if state.has_cmd else None)
+            state.note(f"ENTRYPOINT {quoted(args)}")
+        case Expose():
+            _expose(instruction, state)
+        case Volume(paths=volumes):
+            _volume([state.scope.expand(path) for path in volumes], state)
+        case User(user=user):
+            name = state.scope.expand(user)
+            state.update(user=name)
+            state.note(f"USER {name}")
+        case Shell(args=args):
+            state.update(shell=args)
+            state.note(f"SHELL {listed(args)}")
+        case StopSignal():
+            _stop_signal(instruction, state)
+        case Healthcheck():
+            _healthcheck(instruction, state)
+        case Onbuild(trigger=trigger):
+            state.onbuild.append(trigger)
+        case Maintainer(name=name):
+            state.update(author=name)
+            state.note(f"MAINTAINER {name}")
+        case From():
+            raise DockerfileError("FROM begins a stage and stands nowhere else")
+
+
+def _workdir(instruction: Workdir, state: StageState) -> None:
+    path = paths.join(state.workdir, state.scope.expand(instruction.path))
+    state.update(working_dir=path)
+    created_by = f"WORKDIR {path}"
+    if path == "/":
+        state.note(created_by)
+        return
+    step = WorkdirStep(
+        where=instruction.where,
+        title=state.title(instruction),
+        key="",
+        path=path,
+        user=state.config.user,
+    )
+    state.add_step(step, created_by)
+
+
+def _arg(instruction: Arg, state: StageState) -> None:
+    words = ["ARG"]
+    for pair in instruction.args:
+        value = state.scope.declare(pair, state.request.build_args, state.global_args)
+        words.append(pair.name if value is None else f"{pair.name}={value}")
+    state.forget_env()
+    state.note(" ".join(words))
+
+
+def _with_shell(command: Command, state: StageState) -> tuple[str, ...]:
+    return (*state.shell, " ".join(command.args)) if command.shell else command.args
+
+
+def _expose(instruction: Expose, state: StageState) -> None:
+    words = [w for port in sorted(instruction.ports) for w in state.scope.expand_list(port)]
+    ports = exposed_ports(words, state.allowance)
+    state.ports |= set(ports)
+    state.note(f"EXPOSE {listed(ports)}")
+
+
+def _volume(volumes: list[str], state: StageState) -> None:
+    if "" in volumes:
+        raise DockerfileError("VOLUME specified can not be an empty string")
+    state.volumes |= set(volumes)
+    state.note(f"VOLUME {listed(volumes)}")
+
+
+def _stop_signal(instruction: StopSignal, state: StageState) -> None:
+    signal = state.scope.expand(instruction.signal)
+    if not is_signal(signal):
+        raise DockerfileError(f"invalid signal: {signal}")
+    state.update(stop_signal=signal)
+    state.note(f"STOPSIGNAL {signal}")
+
+
+def _healthcheck(instruction: Healthcheck, state: StageState) -> None:
+    command = instruction.command
+    if command is None:
+        check = image_config.Healthcheck(("NONE",))
+    else:
+        check = image_config.Healthcheck(
+            ("CMD-SHELL" if command.shell else "CMD", *command.args),
+            interval=instruction.interval,
+            timeout=instruction.timeout,
+            start_period=instruction.start_period,
+            start_interval=instruction.start_interval,
+            retries=instruction.retries,
+        )
+    state.update(healthcheck=check)
+    state.note(healthcheck_text(check))

@@ -1,0 +1,203 @@
+"""The Dockerfile, its .dockerignore and the build context, from wherever the caller has them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pybuild.errors import ContextError, UsageError
+from pybuild.files.context import (
+    ContextTree,
+    is_archive,
+    open_context_directory,
+    open_context_tar,
+    read_file,
+)
+from pybuild.files.ignore import IgnoreMatcher, read_patterns
+from pybuild.files.trees import MemoryTree, Tree
+
+DEFAULT_NAMES = ("Dockerfile", "Containerfile")
+MAX_DOCKERFILE = 16 * 1024 * 1024
+_IGNORE_FILE = ".dockerignore"
+_REMOTE = ("http://", "https://", "git://", "git@", "ssh://", "github.com/")
+_HEAD = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a build reads. ``name`` is the Dockerfile's for messages.
+
+    ``context`` is what `.dockerignore` leaves of the build context.
+    """
+
+    name: str
+    dockerfile: bytes
+    context: Tree
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A Dockerfile, and the .dockerignore that belongs to it alone."""
+
+    name: str
+    data: bytes
+    ignore: bytes | None = None
+
+
+@contextmanager
+def read_inputs(
+    context: str | Path | BinaryIO | None, dockerfile: str | Path | bytes | None
+) -> Iterator[Inputs]:
+    """Read the Dockerfile and open the context; see :func:`pybuild.api.build`.
+
+    Raises ContextError, UsageError.
+    """
+    with ExitStack() as stack:
+        if context is None:
+            yield Inputs(*_outside(dockerfile), MemoryTree(()))
+            return
+        if isinstance(context, str | Path):
+            tree = stack.enter_context(_open_folder(context))
+            text = _find_in_folder(tree, Path(context), dockerfile)
+        else:
+            stream, head = _peek(context)
+            if not is_archive(head):
+                yield Inputs(*_from_stream(stream, dockerfile), MemoryTree(()))
+                return
+            tree = stack.enter_context(open_context_tar(stream))
+            text = _find_in_tree(tree, dockerfile, "the tar archive")
+        ignore = text.ignore if text.ignore is not None else read_file(tree, _IGNORE_FILE)
+        if ignore is not None:
+            tree = tree.ignoring(IgnoreMatcher(read_patterns(ignore)))
+        yield Inputs(text.name, text.data, tree)
+
+
+def read_limited(stream: BinaryIO, what: str) -> bytes:
+    """All of a Dockerfile that comes as a stream. Raises ContextError if it doesn't end."""
+    parts, size = [], 0
+    while part := stream.read(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_DOCKERFILE:
+            raise ContextError(f"{what} is larger than {MAX_DOCKERFILE} bytes")
+    return b"".join(parts)
+
+
+def _open_folder(path: str | Path) -> ContextTree:
+    if str(path).startswith(_REMOTE):
+        raise UsageError(
+            f'a build context from git or the web ("{path}") is not supported yet',
+            hint="fetch it first and give its folder",
+        )
+    if not os.path.lexists(path):
+        raise ContextError(f'there is no folder "{path}" to be the build context')
+    return open_context_directory(path)
+
+
+def _outside(dockerfile: str | Path | bytes | None) -> tuple[str, bytes]:
+    if dockerfile is None:
+        raise UsageError("without a build context a Dockerfile must be given")
+    text = _given(dockerfile)
+    return text.name, text.data
+
+
+def _from_stream(stream: BinaryIO, dockerfile: str | Path | bytes | None) -> tuple[str, bytes]:
+    """A stream that is no archive is the Dockerfile, and there is no context."""
+    if dockerfile is not None:
+        raise ContextError(
+            "the build context is no tar archive",
+            hint="a Dockerfile given as the context needs no other one",
+        )
+    return "Dockerfile", read_limited(stream, "the Dockerfile")
+
+
+def _find_in_folder(tree: Tree, root: Path, dockerfile: str | Path | bytes | None) -> _Text:
+    if dockerfile is None or isinstance(dockerfile, bytes):
+        return _find_in_tree(tree, dockerfile, f'"{root}"')
+    path = Path(dockerfile)
+    if not path.is_absolute() and not os.path.lexists(path):
+        # As in buildah: what isn't in the working directory may be in the context.
+        return _find_in_tree(tree, path, f'the working directory and not in "{root}"')
+    inside = _inside(path, root)
+    return _given(path) if inside is None else _find_in_tree(tree, inside, f'"{root}"')
+
+
+def _inside(path: Path, root: Path) -> Path | None:
+    """`path` relative to the context, None if it lies elsewhere.
+
+    What lies in the context is read as part of it: a context from a stranger may hold a
+    Dockerfile that is a link to a file of this machine.
+    """
+    # Only the lexical form sees that a link inside the context was named; only the real one
+    # that the context was reached by a link.
+    lexical, real = Path(os.path.normpath(path.absolute())), path.parent.resolve() / path.name
+    for base in (Path(os.path.normpath(root.absolute())), root.resolve()):
+        for name in (lexical, real):
+            if name.is_relative_to(base):
+                return name.relative_to(base)
+    return None
+
+
+def _find_in_tree(tree: Tree, dockerfile: str | Path | bytes | None, place: str) -> _Text:
+    if isinstance(dockerfile, bytes):
+        return _Text("Dockerfile", dockerfile)
+    names = DEFAULT_NAMES if dockerfile is None else (Path(dockerfile).as_posix(),)
+    for name in names:
+        data = read_file(tree, name, MAX_DOCKERFILE)
+        if data is not None:
+            ignore = read_file(tree, f"{name}{_IGNORE_FILE}", MAX_DOCKERFILE)
+            return _Text(name, data, ignore)
+    raise ContextError(
+        f"there is no {' or '.join(names)} in {place}",
+        hint="give its path with --file" if dockerfile is None else None,
+    )
+
+
+def _given(dockerfile: str | Path | bytes) -> _Text:
+    """A Dockerfile that isn't part of the context: the caller's own file, or text."""
+    if isinstance(dockerfile, bytes):
+        return _Text("Dockerfile", dockerfile)
+    path = Path(dockerfile)
+    beside = path.with_name(path.name + _IGNORE_FILE)
+    ignore = _read_path(beside) if beside.is_file() else None
+    return _Text(str(dockerfile), _read_path(path), ignore)
+
+
+def _read_path(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return read_limited(stream, f'"{path}"')
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ContextError(f'can\'t read "{path}": {reason}') from error
+
+
+def _peek(stream: BinaryIO) -> tuple[BinaryIO, bytes]:
+    """The first bytes of a stream, and a stream that still has them."""
+    head = b""
+    while len(head) < _HEAD and (part := stream.read(_HEAD - len(head))):
+        head += part
+    return cast("BinaryIO", io.BufferedReader(_Joined(head, stream))), head
+
+
+class _Joined(io.RawIOBase):
+    """`head`, then the rest of `stream`."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head = head
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
+        size = len(buffer)
+        part = self._head[:size] or self._stream.read(size)
+        self._head = self._head[size:]
+        buffer[: len(part)] = part
+        return len(part)

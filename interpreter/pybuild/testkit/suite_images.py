@@ -1,0 +1,234 @@
+"""The backend suite's part on images: resolve, checkout, create_image, open_blob, close."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from pybuild.backend import Backend, BaseImage, Capability, ImageSpec, PullPolicy
+from pybuild.errors import BuildCancelled, ImageError, ImageNotFound
+from pybuild.files.trees import walk
+from pybuild.oci.descriptor import is_digest
+from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
+from pybuild.oci.layerindex import Kind
+from pybuild.oci.platform import Platform
+from pybuild.oci.reference import parse_reference
+from pybuild.testkit.suite_base import SuiteBase, needs
+from pybuild.testkit.validate import validate
+from pybuild.testkit.workbench import Workbench, content, file, folder
+
+_ALIEN = Platform("plan9", "mips")
+
+
+def _resolve(bench: Workbench, name: str, platform: Platform | None = None) -> BaseImage:
+    """Find an image among those that are here."""
+    return bench.backend.resolve(
+        parse_reference(name),
+        platform or bench.backend.platforms[0],
+        PullPolicy.NEVER,
+        bench.activity,
+    )
+
+
+class ImageSuite(SuiteBase):
+    """Images go in and come out as they were."""
+
+    def test_a_backend_declares_what_it_is(self, backend: Backend) -> None:
+        assert isinstance(backend.name, str)
+        assert backend.name
+        assert backend.platforms
+        assert all(isinstance(platform, Platform) for platform in backend.platforms)
+        assert backend.capabilities <= frozenset(Capability)
+
+    def test_resolve_finds_the_base_image(self, bench: Workbench) -> None:
+        image = bench.image()
+        assert is_digest(image.digest)
+        assert image.layers
+        assert image.config.diff_ids == tuple(layer.diff_id for layer in image.layers)
+        assert image.config.platform.os == bench.backend.platforms[0].os
+
+    def test_resolve_finds_a_resolved_image_again_without_a_registry(
+        self, bench: Workbench
+    ) -> None:
+        image = bench.image()
+        with bench.backend.checkout(image, bench.activity) as layer:
+            layer.tree().get(b"etc/passwd")
+        again = _resolve(bench, self.base_reference)
+        assert (again.digest, again.config, again.layers) == (
+            image.digest,
+            image.config,
+            image.layers,
+        )
+
+    def test_resolve_refuses_an_unknown_image(self, bench: Workbench) -> None:
+        with pytest.raises(ImageNotFound):
+            _resolve(bench, "localhost/pybuild/nowhere:none")
+
+    def test_resolve_refuses_an_unknown_digest(self, bench: Workbench) -> None:
+        with pytest.raises(ImageNotFound):
+            _resolve(bench, f"localhost/pybuild/nowhere@sha256:{'0' * 64}")
+
+    def test_resolve_refuses_another_platform(self, bench: Workbench) -> None:
+        bench.image()
+        with pytest.raises(ImageError):
+            _resolve(bench, self.base_reference, _ALIEN)
+
+    def test_a_cancelled_activity_stops_resolve(self, bench: Workbench) -> None:
+        bench.activity.cancel()
+        with pytest.raises(BuildCancelled):
+            bench.image()
+
+    def test_scratch_is_empty(self, bench: Workbench) -> None:
+        scratch = bench.scratch()
+        assert scratch.diff is None
+        assert scratch.diffs == ()
+        assert [entry for entry in walk(scratch.tree(), b"") if entry.path] == []
+
+    def test_a_checked_out_image_has_its_layers_and_no_diff(self, bench: Workbench) -> None:
+        assert bench.base().diffs == bench.image().layers
+        assert bench.base().diff is None
+
+    def test_the_tree_of_a_base_image_can_be_read(self, bench: Workbench) -> None:
+        tree = bench.base().tree()
+        passwd = tree.get(b"etc/passwd")
+        assert passwd is not None
+        assert passwd.kind is Kind.FILE
+        data = content(bench.base(), b"etc/passwd")
+        assert len(data) == passwd.size
+        assert data.startswith(b"root:")
+        assert b"passwd" in tree.children(b"etc")
+        assert tree.get(b"etc/nowhere") is None
+
+    def test_an_image_of_one_layer_is_valid(self, bench: Workbench) -> None:
+        image = bench.create(bench.put(bench.scratch(), file(b"a", b"x")), "localhost/one:1")
+        config = validate(bench.backend, image)
+        assert len(config["rootfs"]["diff_ids"]) == 1
+
+    def test_an_image_on_a_base_is_valid(self, bench: Workbench) -> None:
+        base = bench.image()
+        top = bench.put(bench.base(), folder(b"new"), file(b"new/a", b"x"))
+        image = bench.create(top, "localhost/based:1", base=base)
+        config = validate(bench.backend, image, base_layers=len(base.layers))
+        assert tuple(config["rootfs"]["diff_ids"][:-1]) == base.config.diff_ids
+
+    def test_an_image_may_have_no_layer_at_all(self, bench: Workbench) -> None:
+        image = bench.create(bench.scratch(), "localhost/empty:1", labels={"a": "b"})
+        assert validate(bench.backend, image)["config"]["Labels"] == {"a": "b"}
+
+    def test_an_image_is_found_by_each_of_its_names(self, bench: Workbench) -> None:
+        top = bench.put(bench.scratch(), file(b"a", b"x"))
+        names = ("localhost/named:1", "localhost/other/named:2")
+        image = bench.create(top, *names)
+        assert tuple(map(str, image.names)) == names
+        assert {_resolve(bench, name).digest for name in names} == {image.manifest.digest}
+
+    def test_a_made_image_can_be_built_upon(self, bench: Workbench) -> None:
+        top = bench.put(bench.scratch(), folder(b"d"), file(b"d/a", b"below"))
+        bench.create(top, "localhost/below:1")
+        found = _resolve(bench, "localhost/below:1")
+        layer = bench.hold(bench.backend.checkout(found, bench.activity))
+        above = bench.put(layer, file(b"d/b", b"above"))
+        assert (content(above, b"d/a"), content(above, b"d/b")) == (b"below", b"above")
+        image = bench.create(above, "localhost/above:1", base=found)
+        validate(bench.backend, image)
+
+    def test_a_name_moves_to_the_newer_image(self, bench: Workbench) -> None:
+        for text in (b"old", b"new"):
+            top = bench.put(bench.scratch(), file(b"a", text))
+            image = bench.create(top, "localhost/moving:1")
+            assert _resolve(bench, "localhost/moving:1").digest == image.manifest.digest
+
+    def test_an_image_without_a_name_is_known_by_its_digest(self, bench: Workbench) -> None:
+        image = bench.create(bench.put(bench.scratch(), file(b"a", b"nameless")))
+        assert image.names == ()
+        validate(bench.backend, image)
+
+    def test_the_same_input_gives_the_same_image(self, bench: Workbench) -> None:
+        made = {
+            bench.create(
+                bench.put(bench.scratch(), file(b"a", b"same")), f"localhost/same:{n}"
+            ).manifest.digest
+            for n in range(2)
+        }
+        assert len(made) == 1
+
+    def test_annotations_are_in_the_manifest(self, bench: Workbench) -> None:
+        top = bench.put(bench.scratch(), file(b"a", b"x"))
+        image = bench.create(top, "localhost/noted:1", annotations={"b": "2", "a": "ü"})
+        with closing(bench.backend.open_blob(image.manifest.digest)) as stream:
+            assert json.loads(stream.read())["annotations"] == {"a": "ü", "b": "2"}
+        validate(bench.backend, image)
+
+    def test_the_config_comes_back_as_it_was(self, bench: Workbench) -> None:
+        top = bench.put(bench.scratch(), file(b"a", b"x"))
+        config = ImageConfig(  # noqa: S604  (a value, no process)
+            platform=bench.backend.platforms[0],
+            env=(("PATH", "/bin"), ("EMPTY", ""), ("ODD", 'a=b "c" <&>')),
+            entrypoint=("/a", "b c"),
+            cmd=(),
+            user="web:7",
+            working_dir="/srv",
+            exposed_ports=frozenset({"80/tcp", "53/udp"}),
+            volumes=frozenset({"/data"}),
+            labels={"one": "1"},
+            stop_signal="SIGINT",
+            shell=("/bin/sh", "-ec"),
+            healthcheck=Healthcheck(("CMD", "true"), interval=5_000_000_000, retries=3),
+            onbuild=("RUN true",),
+            author="someone",
+            created="2024-01-02T03:04:05Z",
+            history=(
+                HistoryEntry("COPY a /a", created="2024-01-02T03:04:05Z"),
+                HistoryEntry("ENV X=1", empty_layer=True, comment="note"),
+            ),
+            diff_ids=tuple(diff.diff_id for diff in top.diffs),
+        )
+        names = (parse_reference("localhost/config:1"),)
+        image = bench.backend.create_image(ImageSpec(config, top.diffs, names), top, bench.activity)
+        validate(bench.backend, image)
+        found = _resolve(bench, "localhost/config:1").config
+        assert replace(found, cmd=found.cmd or ()) == config
+
+    def test_an_image_outlives_its_layers(self, bench: Workbench) -> None:
+        with bench.scratch() as scratch:
+            top = bench.put(scratch, file(b"a", b"kept"))
+        image = bench.create(top, "localhost/outlives:1")
+        top.release()
+        validate(bench.backend, image)
+        found = _resolve(bench, "localhost/outlives:1")
+        layer = bench.hold(bench.backend.checkout(found, bench.activity))
+        assert content(layer, b"a") == b"kept"
+
+    def test_an_unknown_blob_is_refused(self, backend: Backend) -> None:
+        with pytest.raises(ImageNotFound):
+            backend.open_blob(f"sha256:{'0' * 64}").read()
+
+    def test_closing_twice_is_the_same_as_once(self, backend: Backend) -> None:
+        backend.close()
+        backend.close()
+
+    def test_a_committed_key_is_found(self, backend: Backend, bench: Workbench) -> None:
+        needs(backend, Capability.STEP_CACHE)
+        made = bench.put(bench.scratch(), file(b"a", b"cached"), key="sha256:key-1")
+        found = backend.lookup("sha256:key-1")
+        assert found is not None
+        bench.hold(found)
+        assert (found.diff, found.diffs) == (made.diff, made.diffs)
+        made.release()
+        assert content(bench.put(found, file(b"b", b"")), b"a") == b"cached"
+
+    def test_a_key_never_committed_is_not_found(self, backend: Backend, bench: Workbench) -> None:
+        with bench.scratch().begin(runs=False) as rw:
+            rw.put([file(b"a", b"x")], bench.activity)
+        assert backend.lookup("sha256:key-2") is None
+
+    def test_without_a_step_cache_nothing_is_found(
+        self, backend: Backend, bench: Workbench
+    ) -> None:
+        if Capability.STEP_CACHE in backend.capabilities:
+            pytest.skip("inherent: the backend has a step cache")
+        bench.put(bench.scratch(), file(b"a", b"x"), key="sha256:key-3")
+        assert backend.lookup("sha256:key-3") is None

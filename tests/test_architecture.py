@@ -1,0 +1,308 @@
+"""The rules of the house, checked on the code itself: who may import, read and call what."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = (ROOT / "interpreter", ROOT / "backend_containerd")
+
+# What each part of pybuild may import of pybuild, itself included.
+LAYERS = {
+    "errors": set[str](),
+    "oci": {"errors", "oci"},
+    "dockerfile": {"errors", "dockerfile"},
+    "files": {"errors", "oci", "files"},
+    "backend": {"errors", "oci", "files"},
+    "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
+    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
+}
+BELOW_API = {*LAYERS, "backends"}
+LAYERS |= {
+    "backends": {"errors", "backend"},
+    "diagnostics": {"errors", "run"},
+    "api": BELOW_API,
+    "doctor": {"errors", "backend", "backends", "oci"},
+    "__init__": {*BELOW_API, "api"},
+    "arguments": {*BELOW_API, "api"},
+    "cli": {*BELOW_API, "api", "arguments", "diagnostics", "doctor", "__init__"},
+    "__main__": {"cli"},
+    "testkit": {*BELOW_API, "api", "testkit", "__init__"},
+    "pybuild_containerd": {"errors", "oci", "files", "backend"},
+}
+
+# Imports for annotations alone, where a module above is named: (module, imported).
+FOR_TYPES_ONLY = {
+    ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
+}
+
+# Imported in functions, or in modules that are only imported in functions.
+HEAVY = {"grpc", "google", "urllib3", "tqdm", "isal", "backports", "compression"}
+HEAVY_MODULES = {
+    "grpc": {"pybuild_containerd.client"},
+    "google": {"pybuild_containerd._proto"},
+    "tqdm": {"pybuild.run.progress.tty"},
+    "urllib3": {"pybuild.oci.transport"},
+}
+LINUX_ONLY = {"fcntl", "pwd", "grp", "resource", "termios", "tty"}
+ENTRANCES = {"pybuild.cli", "pybuild.__main__"}
+CONTAINERD_KIT = "pybuild.testkit.containerd"
+
+# (what, the modules that may, why)
+BANNED = {
+    "os.fork": set[str](),
+    "os.forkpty": set[str](),
+    "os.system": set[str](),
+    "os.popen": set[str](),
+    "eval": set[str](),
+    "exec": set[str](),
+    "pickle.load": set[str](),
+    "pickle.loads": set[str](),
+    "tempfile.mktemp": set[str](),
+    "yaml.load": set[str](),
+    "os.chdir": set[str](),
+    "os.umask": set[str](),
+    "time.clock": set[str](),
+    "hashlib.md5": set[str](),
+    "hashlib.sha1": set[str](),
+}
+BANNED_METHODS = {"extractall", "unpack_archive", "make_archive"}
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def part(self) -> str:
+        """The key in LAYERS."""
+        names = self.name.split(".")
+        if names[0] != "pybuild":
+            return names[0]
+        return names[1] if len(names) > 1 else "__init__"
+
+    @property
+    def is_testkit(self) -> bool:
+        return self.name.startswith("pybuild.testkit")
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    found = []
+    for source in SOURCES:
+        for path in sorted(source.rglob("*.py")):
+            names = path.relative_to(source).with_suffix("").parts
+            if names[-1] == "__init__":
+                names = names[:-1]
+            found.append(Module(".".join(names), path, ast.parse(path.read_bytes())))
+    return tuple(found)
+
+
+each_module = pytest.mark.parametrize("module", modules(), ids=lambda module: module.name)
+
+
+@dataclass(frozen=True)
+class Imported:
+    name: str
+    line: int
+    at_top: bool
+    for_types: bool
+
+
+def imports(module: Module) -> Iterator[Imported]:
+    names = {other.name for other in modules()}
+    for node, at_top, for_types in _import_nodes(module.tree.body, at_top=True, for_types=False):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Imported(alias.name, node.lineno, at_top, for_types)
+        else:
+            assert node.level == 0, f"{module.name}:{node.lineno} imports relatively"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                name = inner if inner in names else node.module
+                yield Imported(name, node.lineno, at_top, for_types)
+
+
+def _import_nodes(
+    body: list[ast.stmt], *, at_top: bool, for_types: bool
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+    for node in body:
+        match node:
+            case ast.Import() | ast.ImportFrom():
+                yield node, at_top, for_types
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                yield from _import_nodes(node.body, at_top=at_top, for_types=True)
+            case _:
+                inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                below = [child for child in ast.walk(node) if child is not node]
+                for child in below:
+                    if isinstance(child, ast.Import | ast.ImportFrom):
+                        nested = inside or isinstance(node, ast.ClassDef)
+                        yield child, at_top and not nested, for_types
+
+
+def _part_of(name: str) -> str | None:
+    names = name.split(".")
+    if names[0] == "pybuild_containerd":
+        return names[0]
+    if names[0] != "pybuild":
+        return None
+    return names[1] if len(names) > 1 else "__init__"
+
+
+@each_module
+def test_imports_go_down_only(module: Module) -> None:
+    allowed = LAYERS[module.part] | {module.part}
+    for imported in imports(module):
+        part = _part_of(imported.name)
+        if part is None or part in allowed:
+            continue
+        if imported.for_types and (module.name, imported.name) in FOR_TYPES_ONLY:
+            continue
+        if module.is_testkit and part == "pybuild_containerd":
+            is_kit = module.name == CONTAINERD_KIT
+            assert is_kit or not imported.at_top, f"line {imported.line} loads a backend at once"
+            continue
+        pytest.fail(f"{module.path}:{imported.line}: {module.part} must not import {part}")
+
+
+@each_module
+def test_imports_for_types_are_only_those_that_close_a_circle(module: Module) -> None:
+    if module.is_testkit:
+        return
+    for imported in imports(module):
+        if imported.for_types and imported.name.split(".")[0].startswith("pybuild"):
+            assert (module.name, imported.name) in FOR_TYPES_ONLY, f"line {imported.line}"
+
+
+@each_module
+def test_heavy_packages_are_imported_when_needed(module: Module) -> None:
+    for imported in imports(module):
+        package = imported.name.split(".")[0]
+        if package not in HEAVY or not imported.at_top or imported.for_types:
+            continue
+        allowed = HEAVY_MODULES.get(package, set())
+        assert module.name in allowed, f"line {imported.line} imports {package} at once"
+
+
+@each_module
+def test_grpc_stays_in_one_module(module: Module) -> None:
+    for imported in imports(module):
+        if imported.name.split(".")[0] == "grpc":
+            assert module.name == "pybuild_containerd.client", f"line {imported.line}"
+
+
+@each_module
+def test_the_interpreter_imports_nothing_that_only_linux_has(module: Module) -> None:
+    if module.part in {"pybuild_containerd", "testkit"}:
+        return
+    for imported in imports(module):
+        if imported.name.split(".")[0] in LINUX_ONLY:
+            assert not imported.at_top, f"line {imported.line} imports {imported.name} at once"
+
+
+@each_module
+def test_every_module_says_what_it_is_for(module: Module) -> None:
+    if module.tree.body:
+        assert ast.get_docstring(module.tree), f"{module.path} has no docstring"
+
+
+@each_module
+def test_only_the_entrance_reads_the_surroundings_and_prints(module: Module) -> None:
+    if module.name in ENTRANCES or module.is_testkit:
+        return
+    for node in ast.walk(module.tree):
+        name = _dotted(node)
+        if name in {"os.environ", "os.environb", "os.getenv", "sys.argv", "sys.exit"}:
+            pytest.fail(f"{module.path}:{node.lineno} uses {name}")  # type: ignore[attr-defined]
+        if isinstance(node, ast.Call):
+            called = _dotted(node.func)
+            assert called not in {"print", "input", "breakpoint"}, f"line {node.lineno}"
+            assert called not in {"signal.signal", "signal.set_wakeup_fd"}, f"line {node.lineno}"
+
+
+@each_module
+def test_no_module_forks_or_calls_what_is_banned(module: Module) -> None:
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = _dotted(node.func) or ""
+        assert module.name in BANNED.get(called, {module.name}), f"line {node.lineno}: {called}"
+        if isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in BANNED_METHODS, f"line {node.lineno}: {node.func.attr}"
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        assert "preexec_fn" not in keywords, f"line {node.lineno} passes preexec_fn"
+        shell = keywords.get("shell")
+        is_shell = isinstance(shell, ast.Constant) and shell.value is True
+        assert not (called.startswith("subprocess.") and is_shell), f"line {node.lineno}: a shell"
+
+
+@each_module
+def test_no_module_keeps_changing_state(module: Module) -> None:
+    for node in ast.walk(module.tree):
+        assert not isinstance(node, ast.Global), f"{module.path}:{node.lineno} uses global"
+
+
+@each_module
+def test_no_module_catches_everything_silently(module: Module) -> None:
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        assert node.type is not None, f"line {node.lineno}: a bare except"
+        only_passes = all(isinstance(statement, ast.Pass) for statement in node.body)
+        broad = _dotted(node.type) in {"Exception", "BaseException"}
+        assert not (broad and only_passes), f"line {node.lineno} swallows everything"
+
+
+@each_module
+def test_files_and_functions_keep_a_readable_size(module: Module) -> None:
+    lines = module.path.read_text().count("\n")
+    assert lines <= 550, f"{lines} lines: a concept is missing"
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_only_one_module_uses_dockerfile_parse() -> None:
+    users = {
+        module.name
+        for module in modules()
+        for imported in imports(module)
+        if imported.name.split(".")[0] == "dockerfile_parse"
+    }
+    assert users == {"pybuild.dockerfile.lines"}
+
+
+def test_parsing_and_planning_load_nothing_heavy() -> None:
+    import subprocess  # noqa: PLC0415  (a process of its own, so that nothing is loaded yet)
+
+    script = (
+        "import sys, pybuild.dockerfile.parse, pybuild.plan, pybuild.api\n"
+        f"print(*sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert done.stdout.split() == []
+
+
+def _dotted(node: ast.AST) -> str | None:
+    """``a.b.c`` of a name or attribute."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=value, attr=attribute):
+            before = _dotted(value)
+            return None if before is None else f"{before}.{attribute}"
+        case _:
+            return None
