@@ -50,6 +50,7 @@ WORKLOADS = (
     Workload("COPY of one file", lambda number: f"COPY file-{number} /copied-{number}", 60),
 )
 Build = Callable[[Path, str], None]
+Results = dict[str, dict[str, list[float]]]
 
 
 @contextmanager
@@ -104,20 +105,17 @@ def measure(builders: dict[str, Build], context: Path, *, steps: int, rounds: in
     for workload in WORKLOADS:
         for turn in range(rounds + 1):
             for name, build in builders.items():
-                few = seconds(lambda: build(context, workload.dockerfile(1)))
-                many = seconds(lambda: build(context, workload.dockerfile(steps + 1)))
+                few = seconds(build, context, workload.dockerfile(1))
+                many = seconds(build, context, workload.dockerfile(steps + 1))
                 if turn:
                     cost = (many - few) / steps * 1000
                     results.setdefault(workload.name, {}).setdefault(name, []).append(cost)
     return results
 
 
-Results = dict[str, dict[str, list[float]]]
-
-
-def seconds(work: Callable[[], None]) -> float:
+def seconds(build: Build, context: Path, dockerfile: str) -> float:
     start = time.perf_counter()
-    work()
+    build(context, dockerfile)
     return time.perf_counter() - start
 
 

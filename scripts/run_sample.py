@@ -20,8 +20,6 @@ from pybuild.testkit.baseimages import BUSYBOX, busybox_layout
 from pybuild.testkit.containerd import private_containerd
 from pybuild.testkit.layouts import import_into_containerd
 
-PROGRAMS = Path(sys.executable).parent
-
 
 @contextmanager
 def any_containerd() -> Iterator[str]:
@@ -49,7 +47,8 @@ def main() -> None:
         if BUSYBOX not in ctr(address, "images", "ls", "-q").stdout.split():
             with tempfile.TemporaryDirectory() as temporary:
                 import_into_containerd(busybox_layout(Path(temporary) / "layout"), address)
-        build = [PROGRAMS / "pybuild", "--containerd-address", address, "-t", name, sample]
+        command = [sys.executable, "-m", "pybuild", "--containerd-address", address]
+        build = [*command, "-t", name, str(sample)]
         print(f"\n$ pybuild -t {name} {sample}", flush=True)
         subprocess.run(build, check=True)
         run = ["run", "--rm", f"docker.io/library/{name}", f"pybuild-sample-{os.getpid()}"]

@@ -122,6 +122,7 @@ class ContainerdBackend(Backend):
         pull_policy: PullPolicy,
         activity: Activity,
     ) -> BaseImage:
+        activity.raise_if_cancelled()
         reference = with_default_tag(reference)
         found: BaseImage | None = None
         match pull_policy:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from pybuild.files.upperdir import upper_entries
-
 from pybuild.backend import Activity
 from pybuild.files.trees import NewEntry, Tree
+from pybuild.files.upperdir import upper_entries
 from pybuild.oci.descriptor import OCI_LAYER_GZIP, Descriptor, LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.layertar import read_index

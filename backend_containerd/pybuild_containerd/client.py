@@ -96,21 +96,9 @@ class Client:
         self.lease = lease
         check_socket(self.address)
         self._closed = False
+        self._lock = threading.Lock()
+        self._channels = [self._new_channel()]
         self._stubs: dict[tuple[str, str], Any] = {}
-        self._channel = grpc.insecure_channel(
-            f"unix:{quote(os.fsencode(self.address))}",
-            options=[
-                ("grpc.default_authority", "localhost"),
-                ("grpc.max_receive_message_length", LARGEST_MESSAGE + (1 << 16)),
-                ("grpc.max_send_message_length", LARGEST_MESSAGE),
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                # despite its name also what one attempt to connect may take
-                ("grpc.min_reconnect_backoff_ms", int(_CONNECT_DEADLINE * 2000)),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-            ],
-        )
         try:
             self.version: str = self._greet()
         except BaseException:
@@ -125,8 +113,10 @@ class Client:
 
     def close(self) -> None:
         """End the connection and every call under way on it. Idempotent."""
-        self._closed = True
-        self._channel.close()
+        with self._lock:
+            self._closed = True
+            for channel in self._channels:
+                channel.close()
 
     def call(
         self,
@@ -148,9 +138,11 @@ class Client:
         while True:
             if activity is not None:
                 activity.raise_if_cancelled()
+            channel = self._channels[-1]
             try:
                 return self._unary(method, request, deadline or method.deadline, activity)
             except DaemonGone:
+                self._reconnect(channel)
                 pause = next(pauses, None)
                 if pause is None:
                     raise
@@ -175,6 +167,28 @@ class Client:
         stub = self._stub("stream_stream", method)
         return Stream(method, activity, lambda requests: stub(requests, metadata=self._metadata()))
 
+    def _new_channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(
+            f"unix:{quote(os.fsencode(self.address))}",
+            options=[
+                ("grpc.default_authority", "localhost"),
+                ("grpc.max_receive_message_length", LARGEST_MESSAGE + (1 << 16)),
+                ("grpc.max_send_message_length", LARGEST_MESSAGE),
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+
+    def _reconnect(self, broken: grpc.Channel) -> None:
+        """Replace a channel whose daemon went away; other threads' calls on it end by themselves.
+
+        It would connect again too, but only after a pause that depends on grpc's version.
+        """
+        with self._lock:
+            if not self._closed and self._channels[-1] is broken:
+                self._channels.append(self._new_channel())
+                self._stubs = {}
+
     def _metadata(self) -> list[tuple[str, str]]:
         metadata = [("containerd-namespace", self.namespace)]
         if self.lease is not None:
@@ -182,16 +196,17 @@ class Client:
         return metadata
 
     def _stub(self, kind: str, method: Method) -> Any:
-        if self._closed:
-            raise _cancelled(method, "the connection is closed")
-        key = (kind, method.path)
-        if key not in self._stubs:
-            self._stubs[key] = getattr(self._channel, kind)(
-                method.path,
-                request_serializer=message_class(method.request).SerializeToString,
-                response_deserializer=message_class(method.response).FromString,
-            )
-        return self._stubs[key]
+        with self._lock:
+            if self._closed:
+                raise _cancelled(method, "the connection is closed")
+            key = (kind, method.path)
+            if key not in self._stubs:
+                self._stubs[key] = getattr(self._channels[-1], kind)(
+                    method.path,
+                    request_serializer=message_class(method.request).SerializeToString,
+                    response_deserializer=message_class(method.response).FromString,
+                )
+            return self._stubs[key]
 
     def _unary(
         self, method: Method, request: Any, deadline: float | None, activity: Activity | None

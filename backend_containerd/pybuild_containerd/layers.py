@@ -83,17 +83,18 @@ class ContainerdRWLayer(RWLayer):
         self._runs = runs
         self._written: LayerDiff | None = None
         self._active: _Active | None = None
+        self._over = False
 
     def tree(self) -> Tree:
         return self._below.tree()
 
     def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
-        if self._written is not None or self._active is not None:
+        if self._over or self._written is not None or self._active is not None:
             raise RuntimeError("a layer takes entries once, and none after a process ran")
         self._written = write_blob(self._space, entries, activity)
 
     def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
-        if not self._runs or self._written is not None:
+        if self._over or not self._runs or self._written is not None:
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
         space = self._space
         tree = self.tree()
@@ -114,16 +115,19 @@ class ContainerdRWLayer(RWLayer):
             return run_task(space.client, task, activity)
 
     def commit(self, key: str | None, activity: Activity) -> ROLayer:  # noqa: ARG002 - without STEP_CACHE keys mean nothing
+        if self._over:
+            raise RuntimeError("a layer was committed twice, or after its release")
         below = self._below.diffs
         own = self._written
         if self._active is not None:
             own = self._commit_active(self._active, activity)
-        self._written = None
+        self._over = True
         if own is None:
             return ContainerdROLayer(self._space, below, None)
         return ContainerdROLayer(self._space, (*below, own), own)
 
     def release(self) -> None:
+        self._over = True
         active, self._active = self._active, None
         if active is not None:
             with contextlib.suppress(BackendError):  # the session's lease removes it later

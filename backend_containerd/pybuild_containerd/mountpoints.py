@@ -25,11 +25,24 @@ _CLOSED = (b"proc", b"sys")
 
 
 @dataclass(frozen=True, slots=True)
+class Stub:
+    """What has to be at a mount point: a folder or a file, and its mode if it is missing."""
+
+    kind: Kind
+    mode: int
+
+
+FOLDER = Stub(Kind.DIRECTORY, 0o755)
+ANYONES_FOLDER = Stub(Kind.DIRECTORY, 0o1777)
+PLAIN_FILE = Stub(Kind.FILE, 0o644)
+
+
+@dataclass(frozen=True, slots=True)
 class Mountpoint:
-    """A resolved place: ``path`` relative to the root, and whether a folder is mounted there."""
+    """A resolved place: ``path`` relative to the root, and what has to be there."""
 
     path: bytes
-    folder: bool
+    stub: Stub
 
     @property
     def destination(self) -> str:
@@ -37,7 +50,7 @@ class Mountpoint:
         return "/" + os.fsdecode(self.path)
 
 
-SYSTEM_MOUNTPOINTS = tuple(Mountpoint(path, folder=True) for path in _SYSTEM)
+SYSTEM_MOUNTPOINTS = tuple(Mountpoint(path, FOLDER) for path in _SYSTEM)
 
 
 def check_system_mountpoints(tree: Tree) -> None:
@@ -50,25 +63,24 @@ def check_system_mountpoints(tree: Tree) -> None:
             )
 
 
-def resolve_mountpoints(tree: Tree, targets: Sequence[tuple[str, bool]]) -> list[Mountpoint]:
-    """Where each (absolute target, is a folder) lands in `tree`, in the order given.
+def resolve_mountpoints(tree: Tree, targets: Sequence[tuple[str, Stub]]) -> list[Mountpoint]:
+    """Where each target, an absolute path, lands in `tree`, in the order given.
 
     A target below another target is inside what is mounted there, so the tree's links
     don't count for it. Raises StepFailed where nothing can be mounted.
     """
     resolved: dict[str, Mountpoint] = {}
-    by_depth = sorted(set(targets), key=lambda t: (_clean(t[0]).count("/"), t))
-    for target, folder in by_depth:
+    for target, stub in sorted(targets, key=lambda t: _clean(t[0]).count("/")):
         cleaned = _clean(target)
         outer = _outermost(cleaned, resolved)
         if outer is None:
-            path = _resolve(tree, cleaned, folder=folder)
+            path = _resolve(tree, cleaned, stub)
         else:
             path = resolved[outer].path + os.fsencode(cleaned[len(outer) :])
         if path == b"" or path.split(b"/")[0] in _CLOSED:
             raise StepFailed(f"nothing can be mounted at {target}")
-        resolved[cleaned] = Mountpoint(path, folder)
-    return [resolved[_clean(target)] for target, _ in targets]
+        resolved[cleaned] = Mountpoint(path, stub)
+    return [Mountpoint(resolved[_clean(target)].path, stub) for target, stub in targets]
 
 
 def resolve_cwd(tree: Tree, cwd: str) -> None:
@@ -95,8 +107,8 @@ def missing_entries(tree: Tree, points: Iterable[Mountpoint]) -> tuple[Entry, ..
 
     Points inside another point are left out: they are made in what is mounted there.
     """
-    chosen = sorted(set(points), key=lambda p: p.path)
-    folders = {p.path for p in chosen if p.folder}
+    chosen = sorted(points, key=lambda p: p.path)
+    folders = {p.path for p in chosen if p.stub.kind is Kind.DIRECTORY}
     found: dict[bytes, Entry] = {}
     for point in chosen:
         parents = list(_parents(point.path))
@@ -106,11 +118,7 @@ def missing_entries(tree: Tree, points: Iterable[Mountpoint]) -> tuple[Entry, ..
             if tree.get(parent) is None:
                 found[parent] = Entry(parent, Kind.DIRECTORY, 0o755)
         if tree.get(point.path) is None:
-            found[point.path] = (
-                Entry(point.path, Kind.DIRECTORY, 0o755)
-                if point.folder
-                else Entry(point.path, Kind.FILE, 0o644)
-            )
+            found[point.path] = Entry(point.path, point.stub.kind, point.stub.mode)
     return tuple(found[path] for path in sorted(found))
 
 
@@ -147,7 +155,7 @@ def _lstat_below(root: Path, path: bytes) -> os.stat_result | None:
     return status
 
 
-def _resolve(tree: Tree, target: str, *, folder: bool) -> bytes:
+def _resolve(tree: Tree, target: str, stub: Stub) -> bytes:
     try:
         path = trees.resolve(tree, os.fsencode(target.lstrip("/")))
     except PybuildError as error:
@@ -159,13 +167,13 @@ def _resolve(tree: Tree, target: str, *, folder: bool) -> bytes:
                 f"{target} can't be a mount target: /{os.fsdecode(parent)} is no folder"
             )
     entry = tree.get(path)
-    if path and entry is not None and (entry.kind is Kind.DIRECTORY) != folder:
-        raise StepFailed(
-            f"a folder can't be mounted on the file {target}"
-            if folder
-            else f"a file can't be mounted on the folder {target}"
-        )
+    if path and entry is not None and _is_folder(entry) != _is_folder(stub):
+        raise StepFailed(f"a {stub.kind.value} can't be mounted on the {entry.kind.value} {target}")
     return path
+
+
+def _is_folder(thing: Entry | Stub) -> bool:
+    return thing.kind is Kind.DIRECTORY
 
 
 def _clean(target: str) -> str:

@@ -28,8 +28,12 @@ from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import CallFailed
 from pybuild_containerd.locks import KeyedLocks
 from pybuild_containerd.mountpoints import (
+    ANYONES_FOLDER,
+    FOLDER,
+    PLAIN_FILE,
     SYSTEM_MOUNTPOINTS,
     Mountpoint,
+    Stub,
     check_system_mountpoints,
     missing_entries,
     resolve_mountpoints,
@@ -82,8 +86,8 @@ class RunMounts:
         Raises StepFailed for a mount that the root or its source doesn't allow.
         """
         check_system_mountpoints(tree)
-        targets = [("/etc/hosts", False), ("/etc/resolv.conf", False)]
-        targets += [(mount.target, _is_folder(mount)) for mount in mounts]
+        targets = [("/etc/hosts", PLAIN_FILE), ("/etc/resolv.conf", PLAIN_FILE)]
+        targets += [(mount.target, _stub(mount)) for mount in mounts]
         points = resolve_mountpoints(tree, targets)
         with contextlib.ExitStack() as undo:
             files = self._name_files(process, activity)
@@ -99,8 +103,7 @@ class RunMounts:
 
     def skeleton(self, missing: Sequence[Entry], activity: Activity) -> str:
         """A folder on the daemon's machine with empty files and folders as `missing` says."""
-        key = tuple((entry.path, entry.kind) for entry in missing)
-        return self._kept_folder(key, [NewEntry(entry) for entry in missing], activity)
+        return self._kept_folder(tuple(missing), [NewEntry(entry) for entry in missing], activity)
 
     def _mount(
         self, mount: Mount, point: Mountpoint, undo: contextlib.ExitStack, activity: Activity
@@ -108,7 +111,8 @@ class RunMounts:
         match mount:
             case TmpfsMount():
                 size = () if mount.size is None else (f"size={mount.size}",)
-                options = ("nosuid", "nodev", "mode=1777", *size)
+                # runtimes give it the mode of the folder that it covers
+                options = ("nosuid", "nodev", *size)
                 return SpecMount(point.destination, "tmpfs", "tmpfs", options)
             case BindMount():
                 whole = self._whole_layer(mount, point, undo, activity)
@@ -208,12 +212,12 @@ def _small_file(path: bytes, content: bytes) -> NewEntry:
     return NewEntry(Entry(path, Kind.FILE, 0o644, size=len(content)), open_content)
 
 
-def _is_folder(mount: Mount) -> bool:
+def _stub(mount: Mount) -> Stub:
     match mount:
         case TmpfsMount():
-            return True
+            return ANYONES_FOLDER
         case BindMount():
-            return _source_entry(mount).kind is Kind.DIRECTORY
+            return FOLDER if _source_entry(mount).kind is Kind.DIRECTORY else PLAIN_FILE
 
 
 def _source_entry(mount: BindMount) -> Entry:

@@ -36,8 +36,9 @@ from pybuild.diagnostics import describe_error
 from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
 from pybuild.plan import describe_plan, plan_as_json
 from pybuild.run.activity import CancelToken
-from pybuild.run.events import Event, Reporter
+from pybuild.run.events import Event, Reporter, Warned
 from pybuild.run.inputs import read_limited
+from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
@@ -133,6 +134,7 @@ def _dry_run(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            reporter=_Warnings(),
             cancel=cancel,
         )
     missing = [str(reference) for reference in planned.unresolved]
@@ -276,8 +278,6 @@ def _reporter(arguments: BuildArguments, cancel: CancelToken) -> Iterator[Report
         with TtyReporter(sys.stderr) as reporter:
             yield _UntilBroken(reporter, cancel)
     else:
-        from pybuild.run.progress.plain import PlainReporter  # noqa: PLC0415  (one of three)
-
         yield _UntilBroken(PlainReporter(_encodable(sys.stderr)), cancel)
 
 
@@ -287,6 +287,14 @@ def _encodable(stream: TextIO) -> TextIO:
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
     return stream
+
+
+class _Warnings:
+    """Shows the warnings and nothing else."""
+
+    def report(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            _complain(f"warning: {warning_text(event)}")
 
 
 class _UntilBroken:

@@ -84,8 +84,8 @@ def test_units_are_numbered_from_one_and_end_as_they_went() -> None:
         activity.cached = True
     with pytest.raises(BackendFailed) as caught, events.unit("bad", cancel, where=WHERE):
         raise BackendFailed("broken")
+    cancel.cancel()
     with pytest.raises(BuildCancelled), events.unit("stopped", cancel):
-        cancel.cancel()
         cancel.raise_if_cancelled()
     assert recorder.of(StepStarted) == [
         StepStarted(1, "good", "build", "1/2", WHERE),

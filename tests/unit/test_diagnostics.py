@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from pybuild.diagnostics import describe_error
 from pybuild.errors import AuthenticationRequired, DockerfileSyntaxError, RunFailed, SourceRange
 
@@ -15,7 +17,7 @@ def place(*numbers: int) -> SourceRange:
     return SourceRange("Dockerfile", *numbers)
 
 
-def describe(error, data: bytes = FILE, **options) -> str:
+def describe(error: Any, data: bytes = FILE, **options: Any) -> str:
     return describe_error(error, {"Dockerfile": data}, **options)
 
 
@@ -86,7 +88,12 @@ def test_a_failed_run_shows_its_last_output_and_the_hint_comes_last() -> None:
     error = RunFailed(
         "exit code: 1", process_exit_code=1, output=("one", "t\x07wo"), where=place(1, 1), hint="x"
     )
-    assert describe(error).splitlines()[3:] == ["last output:", "  | one", "  | t\\x07wo", "hint: x"]
+    assert describe(error).splitlines()[3:] == [
+        "last output:",
+        "  | one",
+        "  | t\\x07wo",
+        "hint: x",
+    ]
     assert "one" not in describe(error, with_output=False)
 
 

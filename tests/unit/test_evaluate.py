@@ -369,8 +369,10 @@ def test_the_rest_of_the_config() -> None:
         "STOPSIGNAL sigterm",
         "MAINTAINER me <m@x>",
         "SHELL [a b]",
-        "HEALTHCHECK {Test:[CMD-SHELL a b] Interval:1m30s Timeout:1.5s StartPeriod:0s "
-        "StartInterval:0s Retries:3}",
+        (
+            "HEALTHCHECK {Test:[CMD-SHELL a b] Interval:1m30s Timeout:1.5s StartPeriod:0s "
+            "StartInterval:0s Retries:3}"
+        ),
     ]
     assert all(line.step is None for line in stage.history)
 
@@ -687,11 +689,11 @@ def test_needs_names_each_capability_with_its_places() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "EXPOSE 0-65535\n" * 2000,
-        "ENV v0=1\n" + "".join(f"ENV v{i}=1\nRUN x\n" for i in range(12_000)),
-        "".join(f"ARG v{i}={'x' * 900}\nRUN x\n" for i in range(1500)),
+        "EXPOSE 0-65535\n" * 50,
+        "ENV v0=1\n" + "".join(f"ENV v{i}=1\nRUN x\n" for i in range(5_000)),
+        "".join(f"ARG v{i}={'x' * 900}\nRUN x\n" for i in range(700)),
         "".join(f"FROM base AS s{i}\n" if i == 0 else "" for i in range(2))
-        + "".join(f"LABEL l{i}=1\nFROM s{i} AS s{i + 1}\n" for i in range(8000)),
+        + "".join(f"LABEL l{i}=1\nFROM s{i} AS s{i + 1}\n" for i in range(4000)),
     ],
     ids=["ports", "variables", "args", "labels"],
 )

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ WHERE = SourceRange("Dockerfile", 2, 3)
 RESULT = BuildResult("sha256:d", "sha256:c", ("a:1",), Platform("linux", "amd64"), (), 1.5)
 
 
-def plain(*events: Event, clock=lambda: 0.0) -> str:
+def plain(*events: Event, clock: Any = lambda: 0.0) -> str:
     stream = io.StringIO()
     reporter = PlainReporter(stream, clock)
     for event in events:
@@ -231,7 +232,7 @@ def test_tty_works_on_a_real_terminal() -> None:
     )
     ours, theirs = pty.openpty()
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [sys.executable, "-c", program], stderr=theirs, timeout=60, check=False
         )
         os.close(theirs)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,9 @@ def stage(index: int, *needs: int, parent: int | None = None) -> PlannedStage:
     )
 
 
-def run(stages: list[PlannedStage], work, cancel: CancelToken | None = None, **options) -> None:
+def run(
+    stages: list[PlannedStage], work: Any, cancel: CancelToken | None = None, **options: Any
+) -> None:
     run_stages(
         stages,
         lambda each: work(each.index),

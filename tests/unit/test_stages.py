@@ -370,12 +370,12 @@ def test_a_long_chain_of_stages_is_planned(copies: bool) -> None:
 
 
 def test_a_circle_of_many_stages_is_found() -> None:
-    edges = {i: [i + 1] for i in range(100_000)} | {100_000: [50_000]}
+    edges = {i: [i + 1] for i in range(20_000)} | {20_000: [10_000]}
     circle = find_cycle(edges)
     assert circle is not None
-    assert circle == list(range(50_000, 100_001))
-    assert find_cycle({i: [i + 1] for i in range(100_000)}) is None
-    assert len(reachable(0, edges)) == 100_001
+    assert circle == list(range(10_000, 20_001))
+    assert find_cycle({i: [i + 1] for i in range(20_000)}) is None
+    assert len(reachable(0, edges)) == 20_001
 
 
 def test_a_shared_stage_is_no_circle() -> None:

@@ -15,7 +15,7 @@ from urllib3 import exceptions as foreign
 from urllib3.connection import HTTPConnection
 
 from pybuild.errors import BuildCancelled, UsageError
-from pybuild.oci.http import NoActivity, Request, RequestFailed, TlsOptions
+from pybuild.oci.http import DEFAULT_TLS, Activity, NoActivity, Request, RequestFailed, TlsOptions
 from pybuild.oci.transport import FAILURES, Urllib3Transport, failure_of
 from pybuild.testkit.registry import Fault, Registry
 
@@ -103,8 +103,13 @@ def free_port() -> int:
         return port
 
 
-def get(transport: Urllib3Transport, url: str, **options: TlsOptions) -> int:
-    response = transport.send(Request("GET", url, **options), NOBODY)
+def get(
+    transport: Urllib3Transport,
+    url: str,
+    activity: Activity = NOBODY,
+    tls: TlsOptions = DEFAULT_TLS,
+) -> int:
+    response = transport.send(Request("GET", url, tls=tls), activity)
     try:
         while response.read(1 << 16):
             pass
@@ -161,14 +166,7 @@ def test_a_cancel_ends_a_wait_at_once(transport: Urllib3Transport, stage: str) -
         timer.start()
         began = time.monotonic()
         with pytest.raises(BuildCancelled):
-            response = transport.send(
-                Request("GET", f"{registry.url}/v2/a/blobs/{digest}"), activity
-            )
-            try:
-                while response.read(1 << 16):
-                    pass
-            finally:
-                response.close()
+            get(transport, f"{registry.url}/v2/a/blobs/{digest}", activity)
         assert time.monotonic() - began < 1
         timer.join()
 
@@ -183,7 +181,7 @@ def test_a_cancel_ends_a_connect_that_nobody_answers(transport: Urllib3Transport
         waiting = [socket.socket() for _ in range(4)]
         try:
             for one in waiting:
-                one.setblocking(False)  # noqa: FBT003 -- the socket's own signature
+                one.setblocking(False)
                 one.connect_ex(("127.0.0.1", port))
             timer = threading.Timer(0.2, activity.cancel)
             timer.start()

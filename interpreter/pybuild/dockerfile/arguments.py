@@ -116,7 +116,7 @@ def json_array(text: str) -> tuple[str, ...] | None:
 
     Raises DockerfileSyntaxError for an array of anything else than strings.
     """
-    if not text.lstrip(SPACE).startswith("["):
+    if not text.startswith("[", _skip_space(text, 0)):
         return None
     try:
         array = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_refuse)

@@ -240,8 +240,6 @@ class _Reader:
                     SourceRange(self._name, self._next, self._next),
                 )
             )
-        lead = len(text) - len(text.lstrip(SPACE))
-        text = text.strip(SPACE)
         keyword, value_start = split_keyword(text)
         line = LogicalLine(
             instruction=keyword.upper(),
@@ -251,7 +249,7 @@ class _Reader:
             text=text,
             where=where,
             comments=comments,
-            pieces=tuple((offset - lead, number, column) for offset, number, column in pieces),
+            pieces=pieces,
         )
         if "<<" not in text or not _takes_heredocs(line, self._escape):
             return line
@@ -260,8 +258,8 @@ class _Reader:
         heredocs = tuple(self._read_body(heredoc, line) for heredoc in opened)
         return replace(line, heredocs=heredocs, where=SourceRange(self._name, start, self._next))
 
-    def _join(self) -> tuple[str, list[tuple[int, int, int]], bool]:
-        """The joined text, where its pieces come from, and whether empty lines were skipped."""
+    def _join(self) -> tuple[str, tuple[tuple[int, int, int], ...], bool]:
+        """The joined text without space around it, its pieces, and whether lines were empty."""
         texts: list[str] = []
         pieces: list[tuple[int, int, int]] = []
         length = 0
@@ -284,7 +282,11 @@ class _Reader:
             pieces.append((length, self._next, column))
             texts.append(line)
             length += len(line)
-        return "".join(texts), pieces, gap
+        text = "".join(texts)
+        lead = len(text) - len(text.lstrip(SPACE))
+        if lead:  # an escape alone on the first line
+            pieces = [(offset - lead, number, column) for offset, number, column in pieces]
+        return text.strip(SPACE), tuple(pieces), gap
 
     def _without_escape(self, line: str) -> tuple[str, bool]:
         """`line` without the escape that continues it, and whether there is one."""

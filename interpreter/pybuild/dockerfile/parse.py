@@ -29,6 +29,7 @@ from pybuild.dockerfile.instructions import (
     Expose,
     From,
     Healthcheck,
+    Heredoc,
     Instruction,
     Label,
     Maintainer,
@@ -264,7 +265,9 @@ def _sources(r: Request) -> tuple[tuple[str, ...], str]:
     if array is not None:
         words = [Word(text, r.start, len(r.line.value)) for text in array]
     else:
-        words = _with_spaced_markers(r.blank_words())
+        words = r.blank_words()
+        if r.line.heredocs:
+            words = _with_spaced_markers(words)
     if len(words) < 2:
         raise r.error(
             f"{keyword} has no {'destination' if words else 'source'}",
@@ -276,18 +279,23 @@ def _sources(r: Request) -> tuple[tuple[str, ...], str]:
     names: list[str] = []
     plain: list[str] = []
     for word in sources:
-        with located(r.line.at(word.start, word.end)):
-            heredoc = parse_heredoc(word.text)
+        heredoc = _heredoc(r, word)
         if heredoc is None:
             plain.append(word.text)
         else:
             names.append(heredoc.name)
-    with located(r.line.at(destination.start, destination.end)):
-        if parse_heredoc(destination.text) is not None:
-            raise r.error(f"the destination of {keyword} can't be a heredoc", destination)
+    if _heredoc(r, destination) is not None:
+        raise r.error(f"the destination of {keyword} can't be a heredoc", destination)
     if names != [heredoc.name for heredoc in r.line.heredocs]:
         raise r.error(f"a heredoc of {keyword} has a name with white space or open quotes")
     return tuple(plain), destination.text
+
+
+def _heredoc(r: Request, word: Word) -> Heredoc | None:
+    if "<<" not in word.text:
+        return None
+    with located(r.line.at(word.start, word.end)):
+        return parse_heredoc(word.text)
 
 
 def _with_spaced_markers(words: Sequence[Word]) -> list[Word]:

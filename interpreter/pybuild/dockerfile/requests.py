@@ -10,7 +10,7 @@ from pybuild.dockerfile.arguments import Word, json_array, split_blanks, split_f
 from pybuild.dockerfile.flags import Flags, Kind, parse_flags
 from pybuild.dockerfile.instructions import Command
 from pybuild.dockerfile.lines import LogicalLine
-from pybuild.errors import DockerfileSyntaxError, SourceRange, located
+from pybuild.errors import DockerfileSyntaxError, SourceRange
 
 
 class Common(TypedDict):
@@ -43,8 +43,11 @@ class Request:
 
     def array(self) -> tuple[str, ...] | None:
         """The strings if the rest is a JSON array."""
-        with located(self.line.at(self.start, len(self.line.value))):
+        try:
             return json_array(self.rest)
+        except DockerfileSyntaxError as error:
+            error.where = self.line.at(self.start, len(self.line.value))
+            raise
 
     def blank_words(self) -> list[Word]:
         return split_blanks(self.line.value, self.start)

@@ -194,12 +194,14 @@ class _Directory(ContextTree):
 
     def _scan(self, path: bytes) -> dict[bytes, tuple[Entry, os.stat_result]]:
         try:
-            listed = self._root.list(path)
+            listed = self._root.listed(path)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ContextError(f"can't read the folder {shown(path)}: {reason}") from error
         listed.sort(key=lambda item: item.name)
-        return {item.name: (self._entry(join(path, item.name), item), item.status) for item in listed}
+        return {
+            item.name: (self._entry(join(path, item.name), item), item.status) for item in listed
+        }
 
     def _entry(self, path: bytes, item: Listed) -> Entry:
         status = item.status
@@ -295,4 +297,3 @@ class _Filtered(ContextTree):
             if entry is not None and entry.kind is Kind.DIRECTORY:
                 pending.extend(join(here, name) for name in self._inner.children(here))
         return False
-

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pybuild.errors import CopyFailed
 from pybuild.files.trees import Tree, join
 from pybuild.oci.layerindex import Kind
+
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,11 @@ def has_wildcards(path: str) -> bool:
         elif character in "*?[":
             return True
     return False
+
+
+def literal(path: str) -> str:
+    """`path`, which has no wildcards, without the backslashes that made characters plain."""
+    return _ESCAPED.sub(r"\1", path)
 
 
 def matches(pattern: str, name: str) -> bool:

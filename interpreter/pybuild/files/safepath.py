@@ -14,6 +14,7 @@ import io
 import os
 import stat
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,12 +77,12 @@ class Root:
         if _HAS_DIR_FD:
             self._fd = os.open(path, _FOLDER & ~_NOFOLLOW)
         self._openat2 = _load_openat2() if _HAS_DIR_FD else None
+        self._closing = weakref.finalize(self, _close, self._fd)
 
     def close(self) -> None:
-        """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Idempotent, and done at the latest when nothing refers to it any more."""
+        self._closing()
+        self._fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +90,7 @@ class Root:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def list(self, path: bytes, *, with_xattrs: bool = True) -> list[Listed]:
+    def listed(self, path: bytes, *, with_xattrs: bool = True) -> list[Listed]:
         """What is in the folder `path`, in no order. Names that vanish meanwhile are left out."""
         if not _HAS_DIR_FD:
             return self._list_by_name(path)
@@ -186,7 +187,7 @@ class Root:
             for item in names:
                 status = os.lstat(item.path)
                 is_link = stat.S_ISLNK(status.st_mode)
-                target = os.readlink(item.path) if is_link else b""
+                target = os.readlink(item.path) if is_link else b""  # noqa: PTH115  (bytes)
                 found.append(Listed(item.name, status, target))
         return found
 
@@ -206,13 +207,18 @@ class ExactReader(io.RawIOBase):
     def readinto(self, buffer: Buffer, /) -> int:
         count = self._raw.readinto(buffer) or 0
         self._left -= count
-        if self._left < 0 or (not count and self._left and len(memoryview(buffer))):
+        if self._left < 0 or (not count and self._left and memoryview(buffer).nbytes > 0):
             raise ContextError(f"{shown(self._path)} changed while it was read")
         return count
 
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -253,6 +259,7 @@ def _load_openat2() -> Callable[[int, bytes, int], int] | None:
 
     def openat2(folder: int, path: bytes, flags: int) -> int:
         how = _OpenHow(flags, 0, _RESOLVE)
+        code = 0
         for _ in range(_RETRIES):
             fd = syscall(_SYS_OPENAT2, folder, path, ctypes.byref(how), ctypes.c_size_t(size))
             if fd >= 0:

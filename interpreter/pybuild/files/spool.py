@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
+import weakref
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ class Spool:
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         self._lock = threading.Lock()
+        self.close = weakref.finalize(self, self._file.close)
+        """Give the disk space back. Idempotent, and done at the latest with the last reader."""
 
     def write(self, data: bytes) -> None:
         self._file.write(data)
@@ -28,11 +31,7 @@ class Spool:
     def read_at(self, offset: int, buffer: memoryview) -> int:
         with self._lock:
             self._file.seek(offset)
-            return self._file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
-
-    def close(self) -> None:
-        """Idempotent; gives the disk space back."""
-        self._file.close()
+            return self._file.readinto(buffer)
 
     def __enter__(self) -> Self:
         return self

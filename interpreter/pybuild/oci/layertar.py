@@ -371,7 +371,9 @@ class _Found:
         target = self._path(member.link)
         known = self._entries.get((target, False))
         if known is None and not self._whiteouts:
-            raise InvalidImage(f"{_shown(path)} is a hard link to {_shown(target)}, which isn't there")
+            raise InvalidImage(
+                f"{_shown(path)} is a hard link to {_shown(target)}, which isn't there"
+            )
         if known is None:  # a file of a lower layer
             return Entry(path, Kind.FILE, member.mode, link=target, mtime=member.mtime), -1
         entry, offset = known

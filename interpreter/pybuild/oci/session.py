@@ -284,7 +284,10 @@ def redirected(request: Request, location: str) -> Request:
 
     Raises RegistryError for a URL that isn't http or https, and from https to http.
     """
-    url = urljoin(request.url, location)
+    try:
+        url = urljoin(request.url, location)
+    except ValueError:
+        url = ""
     here, there = split_url(request.url), split_url(url)
     if here is None or there is None:
         raise RegistryError(f"{shown(request.url)} redirects to an invalid URL")

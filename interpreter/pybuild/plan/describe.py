@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from pybuild.backend import Network
@@ -27,6 +28,8 @@ from pybuild.plan.steps import (
 
 _SHORT_KEY = 12
 _MAX_TITLE = 100
+# of a proxy's URL, say
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
 
 def describe_plan(plan: Plan) -> str:
@@ -157,7 +160,7 @@ def _step_object(step: Step) -> dict[str, Any]:
                 "type": "run",
                 **common,
                 "args": list(step.args),
-                "env": [f"{name}={value}" for name, value in step.env],
+                "env": [_CREDENTIALS.sub("//***@", f"{name}={value}") for name, value in step.env],
                 "cwd": step.cwd,
                 "user": step.user,
                 "network": step.network.value,

@@ -24,9 +24,10 @@ from pybuild.plan.steps import (
     WorkdirStep,
 )
 
-# What all values of a plan may hold together, in words of eight bytes: about 400 MB. Without
-# it a hostile file of a megabyte, each line repeating what came before, fills any memory.
-_ALLOWANCE = 50_000_000
+# What all values of a plan may hold together, in words of eight bytes: about 80 MB. Without
+# it a hostile file of a megabyte, each line repeating what came before, fills any memory
+# and takes hours.
+_ALLOWANCE = 10_000_000
 
 
 class Allowance:
@@ -98,8 +99,8 @@ class StageState:
 
     def process_env(self) -> tuple[tuple[str, str], ...]:
         """What a process sees but for proxies; one value is shared until a variable changes."""
+        self.allowance.spend(len(self.scope.variables))
         if self._env is None:
-            self.allowance.spend(len(self.scope.variables))
             self._env = tuple(self.scope.variables.items())
         return self._env
 

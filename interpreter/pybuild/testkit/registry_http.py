@@ -113,19 +113,20 @@ class RegistryServer(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection, TLS included, so that no client holds up another."""
-        with self._lock:
-            self._connections.add(request)
         connection = request
         try:
             if self._tls is not None:
                 request.settimeout(10)
                 connection = self._tls.wrap_socket(request, server_side=True)
-            self.finish_request(connection, client_address)
+            with self._lock:
+                self._connections.add(connection)
+            if not self.stopped.is_set():
+                self.finish_request(connection, client_address)
         except (OSError, ValueError):
             pass  # the client went away, or spoke no TLS
         finally:
             with self._lock:
-                self._connections.discard(request)
+                self._connections.discard(connection)
             self.shutdown_request(connection)
 
 

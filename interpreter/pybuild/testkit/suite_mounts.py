@@ -133,8 +133,9 @@ class MountSuite(SuiteBase):
         assert "2048" in ran.out.split()
 
     @pytest.mark.usefixtures("tmpfs", "kernel")
-    def test_anyone_may_write_into_a_tmpfs(self, bench: Workbench) -> None:
-        ran = bench.run(bench.base(), "touch /t/x", [TmpfsMount("/t")], user=User(77, 77))
+    def test_a_tmpfs_takes_the_mode_of_its_mount_point(self, bench: Workbench) -> None:
+        below = bench.put(bench.base(), folder(b"t", 0o1777))
+        ran = bench.run(below, "touch /t/x", [TmpfsMount("/t")], user=User(77, 77))
         assert ran.code == 0
 
 

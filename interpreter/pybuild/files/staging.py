@@ -1,0 +1,99 @@
+"""A tree with entries laid over it: what a file system will be after a COPY."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+from pybuild.errors import CopyFailed
+from pybuild.files.trees import NewEntry, Tree, parent_of, shown
+from pybuild.oci.layerindex import Entry, Kind
+
+_MAX_NAME = 255
+_MAX_PATH = 4095
+_WHITEOUT = b".wh."
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    new: NewEntry
+    group: object | None
+
+
+class Staging(Tree):
+    """`below` with entries put over it. Only looking up is offered, which resolving needs."""
+
+    def __init__(self, below: Tree) -> None:
+        self._below = below
+        self._staged: dict[bytes, _Staged] = {}
+        self._hiding: set[bytes] = set()
+
+    def get(self, path: bytes) -> Entry | None:
+        staged = self._staged.get(path)
+        if staged is not None:
+            return staged.new.entry
+        if self._hiding:
+            above = path
+            while above:
+                above = parent_of(above)
+                if above in self._hiding:
+                    return None
+        return self._below.get(path)
+
+    def children(self, path: bytes) -> Sequence[bytes]:
+        skip = len(path) + 1 if path else 0
+        here = {p[skip:] for p in self._staged if parent_of(p) == path and p}
+        return sorted(here.union(() if path in self._hiding else self._below.children(path)))
+
+    def open(self, path: bytes) -> BinaryIO:
+        staged = self._staged.get(path)
+        if staged is None:
+            return self._below.open(path)
+        if staged.new.content is None:
+            raise CopyFailed(f"{shown(path)} is not a regular file")
+        return staged.new.content()
+
+    def put(self, new: NewEntry, group: object | None = None) -> None:
+        """Add or replace an entry; files of one `group` become hard links of each other.
+
+        Raises CopyFailed for a name that no layer can hold.
+        """
+        entry = new.entry
+        name = entry.path.rpartition(b"/")[2]
+        if name.startswith(_WHITEOUT):
+            raise CopyFailed(f"{shown(entry.path)} can't be in an image: .wh. marks a removed file")
+        if len(name) > _MAX_NAME or len(entry.path) > _MAX_PATH:
+            raise CopyFailed(f"the path {shown(entry.path[:80])}… is longer than Linux allows")
+        before = self.get(entry.path)
+        is_folder = entry.kind is Kind.DIRECTORY
+        if before is not None and (before.kind is Kind.DIRECTORY) != is_folder:
+            self._forget_below(entry.path)
+            self._hiding.add(entry.path)
+        self._staged[entry.path] = _Staged(new, group)
+
+    def entries(self) -> list[NewEntry]:
+        """What was put, sorted by path."""
+        first: dict[int, bytes] = {}
+        found = []
+        for path in sorted(self._staged):
+            if path in self._hiding and self._replaced(path):
+                found.append(NewEntry(Entry(path, Kind.OPAQUE, mode=0)))
+            new, group = self._staged[path].new, self._staged[path].group
+            if group is not None:
+                target = first.setdefault(id(group), path)
+                if target != path:
+                    new = NewEntry(replace(new.entry, link=target))
+            found.append(new)
+        return found
+
+    def _replaced(self, path: bytes) -> bool:
+        """Whether a folder stands where another one was, with something else in between."""
+        before = self._below.get(path)
+        kinds = {self._staged[path].new.entry.kind, before.kind if before else None}
+        return kinds == {Kind.DIRECTORY}
+
+    def _forget_below(self, path: bytes) -> None:
+        prefix = path + b"/"
+        for below in [p for p in self._staged if p.startswith(prefix)]:
+            del self._staged[below]

@@ -1,0 +1,180 @@
+"""The upper folder of an overlay mount as the entries of a layer.
+
+After the kernel's Documentation/filesystems/overlayfs.rst: a whiteout is a character device
+0:0, an opaque folder has the attribute ``overlay.opaque=y``. Read by folders' descriptors,
+never following a link: the process that filled it is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from pybuild.errors import BackendFailed
+from pybuild.files.safepath import Listed, Root
+from pybuild.files.trees import NewEntry, Tree, join, parent_of, shown
+from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.layertar import allowed_xattrs
+
+_OVERLAY = ("trusted.overlay.", "user.overlay.")
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+_CHUNK = 1024 * 1024
+
+
+class OverlayNotPlain(BackendFailed):
+    """The upper folder refers to lower files (redirect_dir, metacopy): only a mount can tell."""
+
+
+def upper_entries(
+    upper: Path, parent: Tree, drop: frozenset[bytes] = frozenset()
+) -> Iterator[NewEntry]:
+    """What a process changed, as entries over `parent`, sorted by path.
+
+    The folder is read at once and files when they are opened, so it must not change before
+    the layer is written. Left out are the root itself, sockets, folders that have `parent`'s
+    mode, owner and attributes (their times are those of changes inside), files copied up
+    without a change, and paths in `drop`, unless something is in them. Raises OverlayNotPlain,
+    and BackendFailed if the folder can't be read.
+    """
+    try:
+        return iter(_Walk(Root(upper), parent, drop).entries())
+    except OSError as error:
+        raise BackendFailed(f"can't read what the step changed: {error.strerror}") from error
+
+
+class _Walk:
+    def __init__(self, root: Root, parent: Tree, drop: frozenset[bytes]) -> None:
+        self._root = root
+        self._parent = parent
+        self._drop = drop
+        self._linked: dict[tuple[int, int], bytes] = {}
+
+    def entries(self) -> list[NewEntry]:
+        found: list[NewEntry] = []
+        self._check_plain(b"", self._root.status(b""))
+        pending = [b""]
+        while pending:
+            folder = pending.pop()
+            for item in sorted(self._root.listed(folder), key=lambda item: item.name):
+                path = join(folder, item.name)
+                found.extend(self._entries_of(path, item))
+                if stat.S_ISDIR(item.status.st_mode):
+                    pending.append(path)
+        found.sort(key=lambda new: new.entry.path)
+        return self._without_dropped(found)
+
+    def _entries_of(self, path: bytes, item: Listed) -> Iterator[NewEntry]:
+        status = item.status
+        self._check_plain(path, item)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is None:  # a socket, which no layer can hold
+            return
+        before = self._parent.get(path)
+        device = (0, 0)
+        if kind in (Kind.CHARACTER, Kind.BLOCK):
+            device = os.major(status.st_rdev), os.minor(status.st_rdev)
+            if kind is Kind.CHARACTER and device == (0, 0):
+                if before is not None:
+                    yield NewEntry(Entry(path, Kind.WHITEOUT, mode=0))
+                return
+        entry = Entry(
+            path,
+            kind,
+            stat.S_IMODE(status.st_mode),
+            status.st_uid,
+            status.st_gid,
+            status.st_size if kind is Kind.FILE else 0,
+            status.st_mtime_ns // 10**9,
+            item.target,
+            device,
+            allowed_xattrs(item.xattrs) if item.xattrs else (),
+        )
+        if kind is Kind.DIRECTORY:
+            yield from self._folder(entry, before, item)
+        elif kind is Kind.FILE:
+            yield from self._file(entry, before, status)
+        else:
+            yield NewEntry(entry)
+
+    def _folder(self, entry: Entry, before: Entry | None, item: Listed) -> Iterator[NewEntry]:
+        over_folder = before is not None and before.kind is Kind.DIRECTORY
+        opaque = over_folder and any(
+            name.removeprefix(prefix) == "opaque" and value == b"y"
+            for prefix in _OVERLAY
+            for name, value in item.xattrs
+        )
+        if opaque:
+            yield NewEntry(Entry(entry.path, Kind.OPAQUE, mode=0))
+        if not opaque and before is not None and _same_attributes(entry, before):
+            return
+        yield NewEntry(entry)
+
+    def _file(
+        self, entry: Entry, before: Entry | None, status: os.stat_result
+    ) -> Iterator[NewEntry]:
+        content = partial(self._root.open_file, entry.path, status)
+        if status.st_nlink > 1:
+            first = self._linked.setdefault((status.st_dev, status.st_ino), entry.path)
+            if first != entry.path:
+                yield NewEntry(replace(entry, link=first))
+                return
+        elif (
+            before is not None
+            and _same_attributes(entry, before)
+            and (entry.size, entry.mtime) == (before.size, before.mtime)
+            and self._digest(entry.path, status) == before.digest
+        ):
+            return
+        yield NewEntry(entry, content)
+
+    def _digest(self, path: bytes, status: os.stat_result) -> str:
+        digest = sha256()
+        with closing(self._root.open_file(path, status)) as stream:
+            while piece := stream.read(_CHUNK):
+                digest.update(piece)
+        return f"sha256:{digest.hexdigest()}"
+
+    def _check_plain(self, path: bytes, item: Listed) -> None:
+        for name, _ in item.xattrs:
+            if name.startswith(_OVERLAY) and name.rpartition(".")[2] in ("redirect", "metacopy"):
+                raise OverlayNotPlain(f"the overlay has {name} on {shown(path)}")
+
+    def _without_dropped(self, found: list[NewEntry]) -> list[NewEntry]:
+        """Children come after their folder: going backwards, a folder knows what it holds."""
+        kept: list[NewEntry] = []
+        needed: set[bytes] = set()
+        for new in reversed(found):
+            entry = new.entry
+            holds = entry.path in needed or (entry.kind is Kind.FILE and entry.size > 0)
+            if entry.path in self._drop and not holds:
+                continue
+            kept.append(new)
+            above = parent_of(entry.path)
+            while above and above not in needed:
+                needed.add(above)
+                above = parent_of(above)
+        kept.reverse()
+        return kept
+
+
+def _same_attributes(entry: Entry, before: Entry) -> bool:
+    return (entry.kind, entry.mode, entry.uid, entry.gid, entry.xattrs) == (
+        before.kind,
+        before.mode,
+        before.uid,
+        before.gid,
+        before.xattrs,
+    )

@@ -1,0 +1,61 @@
+"""What a user of the Python API writes; mypy checks it, nothing runs it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import assert_type
+
+import pybuild
+from pybuild.backends import open_backend
+from pybuild.errors import PybuildError, RunFailed
+from pybuild.oci.platform import Platform
+from pybuild.run.events import BuildFinished, Event, StepLog
+
+
+class Collector:
+    """A Reporter needs no base class."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    def report(self, event: Event) -> None:
+        match event:
+            case StepLog(data=data):
+                self.lines.append(data)
+            case BuildFinished(result=result):
+                assert_type(result.digest, str)
+            case _:
+                pass
+
+
+def build_simply(folder: Path) -> str:
+    result = pybuild.build(folder, tags=["app:1"], build_args={"A": "b"})
+    assert_type(result, pybuild.BuildResult)
+    assert_type(result.platform, Platform)
+    assert_type(result.names, tuple[str, ...])
+    assert_type([step.seconds for step in result.steps], list[float])
+    return result.digest
+
+
+def build_twice_with_one_backend(archive: bytes) -> None:
+    with open_backend("containerd", {"namespace": "k8s.io"}) as backend:
+        pybuild.build(io.BytesIO(archive), backend=backend, reporter=Collector())
+        pybuild.build(None, dockerfile=b"FROM scratch\n", backend=backend, pull="never")
+
+
+def build_and_explain(folder: str) -> int:
+    try:
+        pybuild.build(folder, dockerfile=Path("other.Dockerfile"), target="test")
+    except RunFailed as error:
+        assert_type(error.output, tuple[str, ...])
+        return error.process_exit_code
+    except PybuildError as error:
+        return error.exit_code
+    return 0
+
+
+def wrong_arguments(folder: Path) -> None:
+    pybuild.build(folder, tags=1)  # type: ignore[arg-type]
+    pybuild.build(folder, "Dockerfile")  # type: ignore[misc]
+    pybuild.build(folder, unknown=True)  # type: ignore[call-arg]
