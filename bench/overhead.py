@@ -70,7 +70,7 @@ def pybuild_on_containerd(layout: Path, cache: Path) -> Iterator[Build]:
 
 @contextmanager
 def buildah(layout: Path, storage: Path) -> Iterator[Build]:
-    """buildah with a layer for each step, on a storage of its own."""
+    """buildah with runc and a layer for each step, on a storage of its own."""
     command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
 
     def call(*arguments: str, text: str | None = None) -> str:
@@ -82,6 +82,7 @@ def buildah(layout: Path, storage: Path) -> Iterator[Build]:
     def build(context: Path, dockerfile: str) -> None:
         call(
             "build",
+            "--runtime=runc",
             "--layers",
             "--no-cache",
             "--pull=never",

@@ -86,10 +86,11 @@ def resolve_mountpoints(tree: Tree, targets: Sequence[tuple[str, Stub]]) -> list
 def resolve_cwd(tree: Tree, cwd: str) -> None:
     """Raise StepFailed if the working directory leads into /proc or the devices of /dev.
 
-    There, links lead to files that the runtime itself has open (CVE-2024-21626).
+    There, links lead to files that the runtime itself has open (CVE-2024-21626). A ``..``
+    is followed as the kernel does, after the link before it.
     """
     try:
-        path = trees.resolve(tree, os.fsencode(_clean(cwd).lstrip("/")))
+        path = trees.resolve(tree, os.fsencode(cwd))
     except PybuildError as error:
         raise StepFailed(
             f"the working directory {cwd} can't be resolved: {error.message}"

@@ -38,6 +38,9 @@ class Options:
 
 _PATHS = frozenset({"cache_dir", "hosts_dir", "docker_config"})
 _FLAGS = frozenset({"moby_labels", "unpack"})
+_TEXTS = frozenset(
+    {"address", "environment_address", "xdg_runtime_dir", "namespace", "snapshotter", "runtime"}
+)
 _NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "unpack"})
 
 
@@ -71,6 +74,6 @@ def _checked(name: str, value: object) -> object:
         pairs = dict(value)
         if all(isinstance(part, str) for pair in pairs.items() for part in pair):
             return pairs
-    elif name not in _PATHS | _FLAGS and isinstance(value, str) and value:
+    if name in _TEXTS and isinstance(value, str) and value:
         return value
     raise UsageError(f"the containerd backend's option {name} has the unfit value {value!r}")

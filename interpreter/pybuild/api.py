@@ -16,9 +16,11 @@ from pybuild.backend import (
     BaseImage,
     Capability,
     HostEntry,
+    Image,
     ImageSpec,
     Network,
     PullPolicy,
+    ROLayer,
     Ulimit,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
@@ -26,6 +28,7 @@ from pybuild.dockerfile.instructions import Dockerfile
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import (
     BackendUnavailable,
+    BuildCancelled,
     PybuildError,
     SourceRange,
     UnsupportedByBackend,
@@ -109,7 +112,7 @@ def build(
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_attaching(files := dict[str, bytes]()))
+        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
         inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
         parsed = parse(inputs.dockerfile, inputs.name)
         if not isinstance(backend, Backend):
@@ -138,20 +141,14 @@ def build(
         stack.enter_context(releasing(runner.release, events.warn))
         run_stages(plan.stages, runner.run, cancel=cancel, stop=stop, max_workers=max_workers)
         made = runner.finished(plan.target.index)
-        with events.unit("exporting to image", cancel) as activity:
-            activity.raise_if_cancelled()
-            spec = ImageSpec(
-                config=final_config(plan.target, made, fixed_time),
-                layers=made.layer.layer.diffs,
-                names=names,
-                annotations=dict(annotations or {}),
-                base=base_image(plan),
-            )
-            image = backend.create_image(spec, made.layer.layer, activity)
-            activity.note(f"exporting manifest {image.manifest.digest}")
-            activity.note(f"exporting config {image.config_digest}")
-            for name in image.names:
-                activity.note(f"naming to {name}")
+        spec = ImageSpec(
+            config=final_config(plan.target, made, fixed_time),
+            layers=made.layer.layer.diffs,
+            names=names,
+            annotations=dict(annotations or {}),
+            base=base_image(plan),
+        )
+        image = _export(backend, spec, made.layer.layer, events, cancel)
         result = BuildResult(
             digest=image.manifest.digest,
             config_digest=image.config_digest,
@@ -162,6 +159,19 @@ def build(
         )
     events.send(BuildFinished(result))
     return result
+
+
+def _export(
+    backend: Backend, spec: ImageSpec, top: ROLayer, events: Events, cancel: CancelToken
+) -> Image:
+    with events.unit("exporting to image", cancel) as activity:
+        activity.raise_if_cancelled()
+        image = backend.create_image(spec, top, activity)
+        activity.note(f"exporting manifest {image.manifest.digest}")
+        activity.note(f"exporting config {image.config_digest}")
+        for name in image.names:
+            activity.note(f"naming to {name}")
+    return image
 
 
 def plan_build(
@@ -191,7 +201,7 @@ def plan_build(
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_attaching(files := dict[str, bytes]()))
+        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
         inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
         parsed = parse(inputs.dockerfile, inputs.name)
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
@@ -349,11 +359,18 @@ def _report_warnings(dockerfile: Dockerfile, plan: Plan, backend: Backend, event
 
 
 @contextmanager
-def _attaching(files: Mapping[str, bytes]) -> Iterator[None]:
-    """Give errors the texts that their places are in, for whoever shows them."""
+def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
+    """Give errors the texts that their places are in, for whoever shows them.
+
+    What breaks because the build was cancelled is no error of its own.
+    """
     try:
         yield
+    except BuildCancelled:
+        raise
     except PybuildError as error:
+        if cancel.cancelled:
+            raise BuildCancelled("the build was cancelled") from error
         error.files = files
         raise
 

@@ -83,6 +83,7 @@ def _complain(text: str) -> None:
 
 def _build(arguments: BuildArguments) -> int:
     cancel = CancelToken()
+    _remove_stale(arguments.iidfile)
     with ExitStack() as stack:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
@@ -137,6 +138,7 @@ def _dry_run(arguments: BuildArguments) -> int:
             reporter=_Warnings(),
             cancel=cancel,
         )
+    _encodable(sys.stdout)
     missing = [str(reference) for reference in planned.unresolved]
     if arguments.dry_run == "json":
         document = {**plan_as_json(planned.plan), "not_resolved": missing}
@@ -216,6 +218,8 @@ def _inputs(arguments: BuildArguments) -> tuple[str | BinaryIO, str | bytes | No
     dockerfile: str | bytes | None = arguments.file
     if context == "-" and dockerfile == "-":
         raise UsageError("standard input can't be both the context and the Dockerfile")
+    if "-" in {context, dockerfile} and sys.stdin is None:
+        raise UsageError("standard input is closed")
     if context == "-":
         context = sys.stdin.buffer
     if dockerfile == "-":
@@ -233,6 +237,13 @@ def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
             "image.name": ",".join(result.names),
         }
         _write(arguments.metadata_file, json.dumps(metadata, indent=2) + "\n")
+
+
+def _remove_stale(path: str | None) -> None:
+    """A build that fails must not leave the digest of an earlier one; /dev/stdout stays."""
+    with suppress(OSError):
+        if path and Path(path).is_file() and not Path(path).is_symlink():
+            Path(path).unlink()
 
 
 def _write(path: str, text: str) -> None:

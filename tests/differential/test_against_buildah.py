@@ -28,9 +28,26 @@ pytestmark = [pytest.mark.root, pytest.mark.containerd, pytest.mark.buildah]
 
 _CASES = sorted((Path(__file__).parent / "cases").glob("*.Dockerfile"))
 
+# buildah can't mount an image without running its triggers
+_CONFIG_ONLY = {"onbuild"}
+
 # case pattern -> (pattern of the difference, why ours is right)
 ACCEPTED: list[tuple[str, str, str]] = [
     ("*", "config Labels: *io.buildah.version*", "buildah labels what it makes"),
+    ("*", "etc/hostname: only in buildah's image", "the mount point of a RUN leaves no trace"),
+    ("*", "etc/hosts: only in buildah's image", "the mount point of a RUN leaves no trace"),
+    ("*", "etc/resolv.conf: only in buildah's image", "the mount point of a RUN leaves no trace"),
+    ("*", "config ArgsEscaped: True / None", "BuildKit sets it with every CMD in shell form"),
+    ("scratch-*", "config WorkingDir: '/' / ''", "BuildKit starts a scratch stage in /"),
+    ("scratch-from-stage", "config Env: *PATH=*", "BuildKit gives a scratch stage its PATH"),
+    ("scratch-from-stage", "*: only in buildah's image", "buildah leaves mount points behind"),
+    ("add-tar-as-owner", "unpacked*: [ug]id *", "BuildKit gives what it unpacks to --chown's owner"),
+    ("arg-env-precedence", "who: content *", "in BuildKit an ARG after the ENV wins"),
+    ("copy-chmod", "[ab]: mode *", "BuildKit makes a missing destination with --chmod's mode"),
+    ("escape-directive", "config Env: *", "with ` as escape a backslash is kept"),
+    ("run-mount-bind", "mnt: only in pybuild's image", "buildah removes the base's own folder"),
+    ("shell", "config Cmd: *", "CMD in shell form uses SHELL"),
+    ("workdir-chain", "one/two: only in pybuild's image", "every WORKDIR makes its folder"),
 ]
 
 
@@ -131,8 +148,9 @@ def test_both_builders_make_the_same_image(
     ours: dict[bytes, Node]
     with _mounted_by_ctr(base_images, result.names[0], tmp_path / "mounted") as root:
         ours = read_tree(root)
-    with buildah.mounted(image) as root:
-        found += differences(ours, read_tree(root), started)
+    if dockerfile.stem not in _CONFIG_ONLY:
+        with buildah.mounted(image) as root:
+            found += differences(ours, read_tree(root), started)
     assert _unaccepted(dockerfile.stem, found) == []
 
 

@@ -166,10 +166,10 @@ def test_two_writers_of_one_blob_at_once_both_succeed(store: ContentStore) -> No
 def test_bytes_that_differ_from_their_digest_are_refused_and_dropped(
     client: Client, store: ContentStore
 ) -> None:
-    with pytest.raises(FailedPrecondition), store.writer() as writer:
+    with pytest.raises(FailedPrecondition), store.writer() as writer:  # noqa: PT012  # what follows is one act
         writer.write(b"other bytes")
         writer.commit(digest_of(b"bytes"), 11)
-    with pytest.raises(FailedPrecondition), store.writer() as writer:
+    with pytest.raises(FailedPrecondition), store.writer() as writer:  # noqa: PT012  # what follows is one act
         writer.write(b"bytes")
         writer.commit(digest_of(b"bytes"), 4)
     assert not client.call(rpcs.CONTENT_STATUSES).statuses
@@ -184,7 +184,7 @@ def test_a_writer_left_without_commit_leaves_no_ingest(client: Client, store: Co
 def test_a_resumable_writer_goes_on_where_it_was_cut(client: Client, store: ContentStore) -> None:
     data = os.urandom(5 << 20)
     digest = digest_of(data)
-    with (
+    with (  # noqa: PT012  # what follows is one act
         pytest.raises(ZeroDivisionError),
         store.writer("layer-x", expected=digest, total=len(data), resumable=True) as writer,
     ):
@@ -202,7 +202,7 @@ def test_a_held_ref_is_locked_and_a_second_writer_waits_for_it(store: ContentSto
     data = os.urandom(1000)
     digest = digest_of(data)
     with store.writer("layer-y", expected=digest) as first:
-        with pytest.raises(Locked), pytest.MonkeyPatch.context() as patch:
+        with pytest.raises(Locked), pytest.MonkeyPatch.context() as patch:  # noqa: PT012  # what follows is one act
             patch.setattr("pybuild_containerd.content._LOCKED_SECONDS", 0.2)
             store.writer("layer-y", expected=digest)
         first.write(data)
@@ -562,7 +562,7 @@ def test_a_restarted_daemon_is_found_again_by_calls_that_read() -> None:
 def test_a_daemon_that_dies_in_the_middle_of_a_blob_is_a_clear_error() -> None:
     with private_containerd() as daemon, Client(daemon.address, NAMESPACE) as client:
         started = time.monotonic()
-        with pytest.raises(BackendUnavailable), ContentStore(client).writer() as writer:
+        with pytest.raises(BackendUnavailable), ContentStore(client).writer() as writer:  # noqa: PT012  # what follows is one act
             writer.write(b"x" * (4 << 20))
             daemon.kill()
             while True:
@@ -615,13 +615,15 @@ def _alive(folder: Path) -> bool:
 
 
 def test_a_private_containerd_with_a_running_task_leaves_nothing() -> None:
-    with private_containerd() as daemon:
-        with subprocess.Popen(
+    with (
+        private_containerd() as daemon,
+        subprocess.Popen(
             [sys.executable, "-c", _SLEEPER, daemon.address], stdout=subprocess.PIPE
-        ) as build:
-            assert build.stdout is not None
-            task = int(build.stdout.readline())
-            build.kill()
+        ) as build,
+    ):
+        assert build.stdout is not None
+        task = int(build.stdout.readline())
+        build.kill()
     assert not _containerd_cleaner._runs(task)
     assert not daemon.folder.exists()
     assert not _alive(daemon.folder)

@@ -1,4 +1,4 @@
-"""Every sample builds with the command that its README gives, and does what it says."""
+"""Every sample builds, and does what it says."""
 
 from __future__ import annotations
 

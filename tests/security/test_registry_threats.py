@@ -215,6 +215,17 @@ def test_this_machines_own_registry_may_speak_plain_http_but_not_with_a_bad_cert
     assert len(script.requests) == 1
 
 
+def test_a_local_registry_that_spoke_https_never_gets_plain_http() -> None:
+    endpoint = Endpoint("https://localhost:5000/v2", plain_fallback=True)
+    failed = RequestFailed("reset", temporary=True)
+    script = Script((200, {}), failed, failed, failed)
+    session = Session(script, DockerCredentials(None), QUICK)
+    session.request(endpoint, "app", "manifests/1", NOBODY)
+    with pytest.raises(RequestFailed, match="reset"):
+        session.request(endpoint, "app", "manifests/1", NOBODY)
+    assert {request.url[:6] for request in script.requests} == {"https:"}
+
+
 def test_a_self_signed_local_registry_isnt_trusted_silently(tmp_path: Path) -> None:
     command = [
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),

@@ -57,5 +57,5 @@ def build_and_explain(folder: str) -> int:
 
 def wrong_arguments(folder: Path) -> None:
     pybuild.build(folder, tags=1)  # type: ignore[arg-type]
-    pybuild.build(folder, "Dockerfile")  # type: ignore[misc]
+    pybuild.build(folder, "Dockerfile")  # type: ignore[call-arg]
     pybuild.build(folder, unknown=True)  # type: ignore[call-arg]

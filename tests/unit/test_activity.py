@@ -114,6 +114,23 @@ def test_logs_carry_the_units_number_and_time_and_leave_a_tail() -> None:
     assert activity.tail.lines() == ("one", "two")
 
 
+def test_a_reporter_may_cancel_the_build_whose_callbacks_report() -> None:
+    cancel, told = CancelToken(), []
+
+    class Canceller:
+        def report(self, event: Event) -> None:
+            told.append(event)
+            if isinstance(event, StepLog) and event.data == b"stop":
+                cancel.cancel()
+
+    with (
+        Events(Canceller()).unit("RUN", cancel) as activity,
+        activity.on_cancel(lambda: activity.log(2, b"killed")),
+    ):
+        activity.log(1, b"stop")
+    assert [event.data for event in told if isinstance(event, StepLog)] == [b"stop", b"killed"]
+
+
 def test_progress_is_thinned_out_but_its_end_is_told() -> None:
     recorder = Recorder()
     with Events(recorder).unit("pull", CancelToken()) as activity:

@@ -283,6 +283,18 @@ def test_cancelling_ends_the_running_process_and_the_build(backend: MemoryBacken
         image_of(backend)
 
 
+def test_what_breaks_because_of_a_cancel_is_a_cancel() -> None:
+    cancel = CancelToken()
+
+    class Cut(MemoryBackend):
+        def resolve(self, *_: Any) -> Any:
+            cancel.cancel()
+            raise BackendFailed("the connection was cut")
+
+    with Cut(platforms=[LINUX]) as backend, pytest.raises(BuildCancelled):
+        build(backend, "FROM busybox\n", cancel=cancel)
+
+
 def test_a_cancelled_token_stops_a_build_before_it_opens_anything(backend: MemoryBackend) -> None:
     cancel = CancelToken()
     cancel.cancel()

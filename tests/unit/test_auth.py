@@ -260,7 +260,8 @@ def test_an_identity_token_is_traded_by_post() -> None:
 def test_a_login_goes_only_to_an_encrypted_realm(realm: str, registry: str, allowed: bool) -> None:
     challenge = Challenge("bearer", realm)
     if allowed:
-        assert token_request(challenge, Credential("me", "pw"), "s", registry)
+        request = token_request(challenge, Credential("me", "pw"), "s", registry)
+        assert request.url.startswith(realm)
         return
     with pytest.raises(RegistryError):
         token_request(challenge, Credential("me", "pw"), "s", registry)

@@ -37,6 +37,10 @@ class Cancellable:
         for callback in list(self._callbacks):
             callback()
 
+    def cancel_after(self, event: threading.Event) -> None:
+        event.wait()
+        self.cancel()
+
     def log(self, stream: int, data: bytes) -> None: ...
     def progress(self, item: str, done: int, total: int | None) -> None: ...
     def warn(self, message: str, hint: str | None = None) -> None: ...
@@ -59,7 +63,7 @@ class Cancellable:
         return registered()
 
 
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # the stubs leave it untyped
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
     def __init__(self, behaviours: dict[rpcs.Method, Behaviour]) -> None:
         self._behaviours = {method.path: (method, run) for method, run in behaviours.items()}
 
@@ -133,7 +137,7 @@ def test_a_missing_socket_is_told_at_once(path: Path) -> None:
 def test_another_grpc_server_is_not_taken_for_containerd(path: Path) -> None:
     with serving(path, {}) as address, pytest.MonkeyPatch.context() as patch:
         other = rpcs.Method("/other.Service/Version", "Empty", "VersionResponse")
-        patch.setattr(client_module.rpcs, "VERSION", other)
+        patch.setattr(rpcs, "VERSION", other)
         with pytest.raises(BackendUnavailable, match="isn't containerd"):
             Client(address, "default")
 
@@ -237,10 +241,10 @@ def test_cancelling_the_build_ends_a_call_under_way(path: Path, kind: str) -> No
     }
     activity = Cancellable()
     with serving(path, behaviours) as address, Client(address, "default") as client:
-        canceller = threading.Thread(target=lambda: (entered.wait(), activity.cancel()))
+        canceller = threading.Thread(target=activity.cancel_after, args=(entered,))
         canceller.start()
         started = time.monotonic()
-        with pytest.raises(BuildCancelled):
+        with pytest.raises(BuildCancelled):  # noqa: PT012  # what follows is one act
             match kind:
                 case "call":
                     client.call(rpcs.IMAGE_GET, activity=activity, name="a")
@@ -317,7 +321,7 @@ def test_a_sender_is_told_of_the_error_that_ended_its_stream(path: Path) -> None
         context.abort(grpc.StatusCode.UNKNOWN, "no space left on device")
         yield respond(rpcs.CONTENT_WRITE)
 
-    with (
+    with (  # noqa: PT012  # what follows is one act
         serving(path, {rpcs.CONTENT_WRITE: refuse}) as address,
         Client(address, "default") as client,
         client.duplex(rpcs.CONTENT_WRITE) as stream,

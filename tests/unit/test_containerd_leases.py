@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from pybuild_containerd.leases import Owner
+from pybuild_containerd.leases import Owner, _expired
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="containerd's hosts are Linux")
 
@@ -46,3 +47,20 @@ def test_labels_carry_the_owner_both_ways() -> None:
     owner = Owner.of_process(os.getpid())
     assert Owner.from_labels(owner.labels()) == owner
     assert not Owner.from_labels({}).is_dead()
+
+
+@pytest.mark.parametrize(
+    ("expires", "expired"),
+    [
+        ("2001-01-01T00:00:00Z", True),
+        ("2001-01-01T00:00:00.123456789Z", True),
+        ("2001-01-01T00:00:00+02:00", True),
+        ("2999-01-01T00:00:00Z", False),
+        ("2001-01-01T00:00:00", False),  # no time of this world without its offset
+        ("soon", False),
+        ("", False),
+    ],
+)
+def test_only_a_lease_with_a_past_and_valid_expiry_has_expired(expires: str, expired: bool) -> None:
+    lease = SimpleNamespace(labels={"containerd.io/gc.expire": expires})
+    assert _expired(lease) is expired

@@ -48,7 +48,7 @@ def test_a_folder_is_a_tree_of_its_files(folder: Path) -> None:
 
 
 def test_everything_belongs_to_root_and_keeps_mode_and_time(folder: Path) -> None:
-    os.chmod(folder / "a", 0o6755)
+    (folder / "a").chmod(0o6755)
     os.utime(folder / "a", ns=(0, 1_500_000_000_999_999_999))
     if os.geteuid() == 0:
         os.chown(folder / "d/x.txt", 5, 6)
@@ -81,10 +81,12 @@ def test_a_file_is_seen_as_it_was_when_its_folder_was_read(folder: Path) -> None
             tree.open(b"a")
 
 
-def test_odd_files_are_listed_and_never_opened(folder: Path) -> None:
+def test_odd_files_are_listed_and_never_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(folder)
+        monkeypatch.chdir(folder)
         listening.bind("sock")
         os.truncate(folder / "a", 2**40)
         with open_context_directory(folder) as tree:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pybuild.dockerfile.lines import (
@@ -225,6 +227,24 @@ def test_many_heredocs_are_read_in_linear_time() -> None:
     bodies = "".join(f"x\ne{i}\n" for i in range(count))
     (line,) = lines_of(f"COPY {names} /x\n{bodies}")
     assert len(line.heredocs) == count
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# syntax=x" + " " * 65_000 + "y\nFROM a",
+        "# syntax" + " " * 65_000 + "y\nFROM a",
+        "RUN <<" + " " * 65_000 + "<",
+        "RUN x" + " " * 65_000 + "\\ y",
+        "RUN <<a " + "<" * 65_000 + "\na",
+        "ENV a=" + "'\"" * 32_000,
+        "COPY --x=" + "'\"" * 32_000,
+    ],
+)
+def test_no_line_is_slow(text: str) -> None:
+    started = time.process_time()
+    lines_of(text)
+    assert time.process_time() - started < 1
 
 
 def test_a_trigger_stands_where_the_base_image_is_named() -> None:

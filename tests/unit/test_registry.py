@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import email.utils
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -296,8 +298,10 @@ def test_an_identity_token_is_used() -> None:
 
 
 def test_an_anonymous_token_is_fetched() -> None:
-    options = {"username": "me", "password": "pw"}
-    with Registry(**options, tokens=True, anonymous_pull=True) as registry, client_for() as client:
+    with (
+        Registry(username="me", password="pw", tokens=True, anonymous_pull=True) as registry,
+        client_for() as client,
+    ):
         stored = registry.add_image("app:1", CONFIG)
         assert client.manifest(refer(registry, "app:1"))[0] == stored
 
@@ -431,6 +435,17 @@ def test_a_hosts_files_headers_are_sent(tmp_path: Path) -> None:
         with client_for(hosts) as client:
             client.manifest(parse_reference("r.example/app:1"))
         assert registry.requests[0].headers["x-key"] == "v"
+
+
+def test_no_http_library_is_imported_before_a_request() -> None:
+    script = (
+        "import sys; from pybuild.oci.registry import RegistryClient; import pybuild.oci.pull\n"
+        "with RegistryClient(): pass\n"
+        "print([one for one in ('urllib3', 'ssl', 'http.client') if one in sys.modules])"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_closed_client_says_so() -> None:

@@ -140,12 +140,14 @@ def test_stubs_are_dropped_unless_something_is_in_them(upper: Path) -> None:
     assert names(upper, *dropped) == ["file etc/resolv.conf", "dir proc", "dir proc/x"]
 
 
-def test_links_and_pipes_are_taken_as_they_are_and_sockets_left(upper: Path) -> None:
+def test_links_and_pipes_are_taken_as_they_are_and_sockets_left(
+    upper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (upper / "link").symlink_to("/etc/passwd")
     (upper / "dirlink").symlink_to("/etc")
     os.mkfifo(upper / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(upper)
+        monkeypatch.chdir(upper)
         listening.bind("sock")
         entries = found(upper)
     assert [(path, kind.value) for path, kind in entries] == [

@@ -14,7 +14,10 @@ from pybuild.errors import SourceRange
 
 @dataclass(frozen=True, slots=True)
 class Heredoc:
-    """``<<NAME`` and its body. `content` is final but for variables, which count if `expand`."""
+    """``<<NAME`` and its body as written.
+
+    `chomp` says that leading tabs are still to be dropped, `expand` that variables count.
+    """
 
     name: str
     content: str
@@ -202,7 +205,7 @@ Instruction = (
 
 @dataclass(frozen=True, slots=True)
 class Directives:
-    """The parser directives at the top of the file. ``escape`` is ``\\`` or `````."""
+    r"""The parser directives at the top of the file. ``escape`` is ``\`` or `````."""
 
     escape: str = "\\"
     syntax: str | None = None

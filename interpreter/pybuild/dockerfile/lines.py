@@ -33,8 +33,8 @@ MAX_LINE = 65535
 """Bytes in a physical line, as in BuildKit."""
 
 _WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
-_DIRECTIVE = re.compile(r"#[" + SPACE + r"]*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*\Z", re.ASCII)
-_HEREDOC = re.compile(r"([0-9]*)<<(-?)\s*([^<]*)\Z", re.ASCII)
+_DIRECTIVE = re.compile(r"#[" + SPACE + r"]*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+)\Z", re.ASCII)
+_HEREDOC = re.compile(r"([0-9]*)<<(-?)\s*+([^<]*+)\Z", re.ASCII)
 _PLAIN_KEYWORD = re.compile(r"[!-~]+")
 _FENCE = "."
 

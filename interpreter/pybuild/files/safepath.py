@@ -144,15 +144,15 @@ class Root:
             os.close(fd)
 
     def _open(self, path: bytes, flags: int) -> int:
-        parts = path.split(b"/") if path else [b"."]
-        if b".." in parts or b"" in parts or b"\0" in path:
+        framed = b"/%b/" % path if path else b""
+        if b"/../" in framed or b"//" in framed or b"\0" in path:
             raise OSError(errno.EINVAL, "invalid path", shown(path))
+        rest = path or b"."
         here = os.dup(self._fd)
         try:
-            while parts:
-                count = _fitting(parts) if self._openat2 else 1
-                piece, parts = b"/".join(parts[:count]), parts[count:]
-                inner = self._open_piece(here, piece, _FOLDER if parts else flags)
+            while rest:
+                piece, rest = _split(rest)
+                inner = self._open_piece(here, piece, _FOLDER if rest else flags)
                 os.close(here)
                 here = inner
         except BaseException:
@@ -225,14 +225,13 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _fitting(parts: list[bytes]) -> int:
-    """How many of `parts` fit into the path of one call; at least one."""
-    size = 0
-    for count, part in enumerate(parts):
-        size += len(part) + 1
-        if size > _MAX_CALL and count:
-            return count
-    return len(parts)
+def _split(path: bytes) -> tuple[bytes, bytes]:
+    """What of `path` fits into one call, and the rest."""
+    if len(path) <= _MAX_CALL:
+        return path, b""
+    cut = path.rfind(b"/", 0, _MAX_CALL)
+    cut = cut if cut > 0 else path.find(b"/")  # one name too long: the system will say so
+    return (path, b"") if cut < 0 else (path[:cut], path[cut + 1 :])
 
 
 def _open_each(here: int, parts: list[bytes], flags: int) -> int:

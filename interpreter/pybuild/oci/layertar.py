@@ -370,6 +370,8 @@ class _Found:
     def _hard_link(self, path: bytes, member: Member) -> tuple[Entry, int]:
         target = self._path(member.link)
         known = self._entries.get((target, False))
+        if target == path:
+            raise InvalidImage(f"{_shown(path)} in the tar is a hard link to itself")
         if known is None and not self._whiteouts:
             raise InvalidImage(
                 f"{_shown(path)} is a hard link to {_shown(target)}, which isn't there"
@@ -377,7 +379,7 @@ class _Found:
         if known is None:  # a file of a lower layer
             return Entry(path, Kind.FILE, member.mode, link=target, mtime=member.mtime), -1
         entry, offset = known
-        if entry.kind is Kind.DIRECTORY or target == path:
+        if entry.kind is Kind.DIRECTORY:
             raise InvalidImage(f"{_shown(path)} in the tar is a hard link to {_shown(target)}")
         if entry.kind is Kind.FILE:
             entry = replace(entry, link=entry.link or target)

@@ -70,7 +70,7 @@ class Retry:
 class Session:
     """Sends requests to endpoints, as often and with what credentials it takes.
 
-    Remembers tokens and which local registry speaks plain http. Safe in threads.
+    Remembers tokens, and whether a local registry speaks https or plain http. Safe in threads.
     """
 
     def __init__(self, transport: Transport, credentials: Credentials, retry: Retry) -> None:
@@ -79,7 +79,7 @@ class Session:
         self._retry = retry
         self._lock = threading.Lock()
         self._authorizations: dict[tuple[str, str], str] = {}
-        self._plain: set[str] = set()
+        self._schemes: dict[str, str] = {}
 
     def request(
         self,
@@ -164,18 +164,22 @@ class Session:
         self, endpoint: Endpoint, repository: str, request: Request, activity: Activity
     ) -> Response:
         with self._lock:
-            is_plain = endpoint.url in self._plain
-        if not is_plain:
+            scheme = self._schemes.get(endpoint.url)
+        if scheme != "http":
             try:
-                return self._authorized(endpoint, repository, request, activity)
+                response = self._authorized(endpoint, repository, request, activity)
             except RequestFailed as error:
-                if not endpoint.plain_fallback or error.untrusted:
+                if not endpoint.plain_fallback or error.untrusted or scheme == "https":
                     raise
+            else:
+                with self._lock:
+                    self._schemes[endpoint.url] = "https"
+                return response
         url = endpoint.url.replace("https://", "http://", 1)
         plain = replace(request, url=request.url.replace("https://", "http://", 1))
         response = self._authorized(replace(endpoint, url=url), repository, plain, activity)
         with self._lock:
-            self._plain.add(endpoint.url)
+            self._schemes[endpoint.url] = "http"
         return response
 
     def _authorized(

@@ -93,7 +93,8 @@ class Events:
 
     def __init__(self, reporter: Reporter | None) -> None:
         self._reporter = reporter
-        self._lock = threading.Lock()
+        # A reporter may cancel the build, whose callbacks may report in turn.
+        self._lock = threading.RLock()
         self._last_id = 0
 
     def send(self, event: Event) -> None:

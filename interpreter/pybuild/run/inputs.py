@@ -89,7 +89,7 @@ def read_limited(stream: BinaryIO, what: str) -> bytes:
 
 
 def _open_folder(path: str | Path) -> ContextTree:
-    if str(path).startswith(_REMOTE):
+    if str(path).startswith(_REMOTE) and not os.path.lexists(path):
         raise UsageError(
             f'a build context from git or the web ("{path}") is not supported yet',
             hint="fetch it first and give its folder",

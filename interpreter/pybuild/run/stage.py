@@ -154,7 +154,8 @@ class StageRunner:
                 self._needed[index] -= 1
                 if self._needed[index] == 0:
                     unneeded.append(self._finished[index].layer.release)
-        release_all(unneeded)
+        with releasing(lambda: release_all(unneeded), self._events.warn):
+            pass
 
     def _start(self, stage: PlannedStage) -> SharedLayer:
         if isinstance(stage.parent, StageSource):

@@ -1,3 +1,3 @@
 FROM busybox
-RUN mkdir /odd && touch "/odd/new
-line" "/odd/tab	tab" /odd/ünïcode "/odd/back\\slash" "/odd/$(printf '%0200d' 7)"
+RUN mkdir /odd && cd /odd && touch "$(printf 'new\nline')" "tab	tab" ünïcode 'back\slash' \
+    "$(printf '%0200d' 7)" "$(printf 'bytes\377\376')"

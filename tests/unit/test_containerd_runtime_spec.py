@@ -1,0 +1,178 @@
+"""The runtime specification of a RUN."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pybuild.backend import Network, Process, Ulimit, User
+from pybuild.errors import UsageError
+from pybuild_containerd.runtime_spec import Machine, SpecMount, runtime_spec
+from pybuild_containerd.seccomp import default_profile
+
+_AMD64 = Machine("amd64")
+
+
+def _spec(machine: Machine = _AMD64, mounts: tuple[SpecMount, ...] = (), **fields: Any) -> Any:
+    process = Process(**{"args": ("/bin/true",), "env": (), "cwd": "/", **fields})
+    return json.loads(runtime_spec(process, "box", mounts, machine))
+
+
+def _mask(capabilities: list[str]) -> int:
+    # capability(7), in the order of their numbers
+    names = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+    ]
+    return sum(1 << names.index(name.removeprefix("CAP_")) for name in capabilities)
+
+
+def test_the_capabilities_are_dockers_default_set_and_none_is_inherited() -> None:
+    capabilities = _spec()["process"]["capabilities"]
+    assert {kind: f"{_mask(names):x}" for kind, names in capabilities.items()} == {
+        "bounding": "a80425fb",
+        "effective": "a80425fb",
+        "permitted": "a80425fb",
+    }
+
+
+def test_sudo_may_work() -> None:
+    assert _spec()["process"]["noNewPrivileges"] is False
+
+
+def test_arguments_environment_and_folder_are_passed_in_order() -> None:
+    process = _spec(args=("/bin/sh", "-c", "echo 'é'"), env=(("B", "2"), ("A", "a=b")), cwd="/srv")[
+        "process"
+    ]
+    assert process["args"] == ["/bin/sh", "-c", "echo 'é'"]
+    assert process["env"] == ["B=2", "A=a=b"]
+    assert process["cwd"] == "/srv"
+
+
+def test_the_user_has_exactly_the_given_groups() -> None:
+    user = _spec(user=User(7, 8, (8, 9)))["process"]["user"]
+    assert user == {"uid": 7, "gid": 8, "additionalGids": [8, 9], "umask": 0o22}
+
+
+@pytest.mark.parametrize(
+    ("network", "own"), [(Network.DEFAULT, False), (Network.HOST, False), (Network.NONE, True)]
+)
+def test_only_network_none_has_a_network_of_its_own(network: Network, own: bool) -> None:
+    namespaces = [n["type"] for n in _spec(network=network)["linux"]["namespaces"]]
+    assert ("network" in namespaces) is own
+    assert {"pid", "ipc", "uts", "mount"} <= set(namespaces)
+
+
+def test_a_cgroup_namespace_is_made_where_the_machine_has_one_hierarchy() -> None:
+    namespaces = _spec(Machine("amd64", cgroup_namespace=True))["linux"]["namespaces"]
+    assert {"type": "cgroup"} in namespaces
+
+
+def test_every_device_is_closed_but_the_runtimes_own() -> None:
+    assert _spec()["linux"]["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
+
+
+def test_what_tells_of_other_processes_is_masked() -> None:
+    masked = _spec(Machine("amd64", masked=("/sys/x",)))["linux"]["maskedPaths"]
+    assert {"/proc/kcore", "/proc/interrupts", "/sys/devices/virtual/powercap", "/sys/x"} <= set(
+        masked
+    )
+
+
+def test_the_given_mounts_follow_the_systems_own() -> None:
+    mounts = _spec(mounts=(SpecMount("/m", "bind", "/source", ("rbind", "ro")),))["mounts"]
+    assert mounts[0]["destination"] == "/proc"
+    assert mounts[-1] == {
+        "destination": "/m",
+        "type": "bind",
+        "source": "/source",
+        "options": ["rbind", "ro"],
+    }
+    assert all("ro" in m["options"] for m in mounts if m["destination"].startswith("/sys"))
+
+
+@pytest.mark.parametrize(("given", "size"), [(None, 67108864), (4096, 4096)])
+def test_shared_memory_has_the_given_size(given: int | None, size: int) -> None:
+    (shm,) = [m for m in _spec(shm_size=given)["mounts"] if m["destination"] == "/dev/shm"]
+    assert f"size={size}" in shm["options"]
+
+
+def test_limits_are_named_as_the_kernel_does_and_minus_one_is_none() -> None:
+    assert "rlimits" not in _spec()["process"]
+    limits = _spec(ulimits=(Ulimit("nofile", 10, 20), Ulimit("core", 0, -1)))["process"]["rlimits"]
+    assert limits == [
+        {"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 2**64 - 1},
+    ]
+
+
+def test_an_unknown_limit_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown resource limit files"):
+        _spec(ulimits=(Ulimit("files", 1, 1),))
+
+
+def _rules(profile: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [rule for rule in profile["syscalls"] if name in rule["names"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["mount", "unshare", "setns", "bpf", "kexec_load", "keyctl", "add_key", "init_module"]
+)
+def test_a_system_call_that_is_not_listed_is_refused(name: str) -> None:
+    profile = default_profile("amd64")
+    assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert _rules(profile, name) == []
+
+
+def test_clone_makes_no_namespace_and_clone3_is_unknown() -> None:
+    profile = default_profile("amd64")
+    (clone,) = _rules(profile, "clone")
+    assert clone["args"] == [{"index": 0, "value": 0x7E020000, "op": "SCMP_CMP_MASKED_EQ"}]
+    (clone3,) = _rules(profile, "clone3")
+    assert (clone3["action"], clone3["errnoRet"]) == ("SCMP_ACT_ERRNO", 38)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "own"),
+    [("amd64", "arch_prctl"), ("arm64", "set_tls"), ("riscv64", "riscv_flush_icache")],
+)
+def test_an_architecture_has_its_own_calls(architecture: str, own: str) -> None:
+    assert _rules(default_profile(architecture), own)
+    assert _rules(default_profile("ppc64le"), own) == []
+
+
+def test_no_profile_names_an_architecture_that_the_machine_may_lack() -> None:
+    assert "architectures" not in default_profile("ppc64le")
+    assert default_profile("arm64")["architectures"][0] == "SCMP_ARCH_AARCH64"
