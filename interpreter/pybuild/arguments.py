@@ -295,8 +295,8 @@ def _annotation(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _new_parser(program: str, usage: str, description: str, version: str) -> _Parser:
-    parser = _Parser(
+def _new_parser(program: str, usage: str, description: str) -> _Parser:
+    return _Parser(
         prog=program,
         usage=usage,
         description=description,
@@ -304,12 +304,13 @@ def _new_parser(program: str, usage: str, description: str, version: str) -> _Pa
         add_help=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=96),
     )
-    parser.set_defaults()
-    other = parser.add_argument_group("other")
-    other.add_argument("-h", "--help", action="help", help="show this")
-    other.add_argument("--version", action="version", version=f"pybuild {version}")
-    other.add_argument("-D", "--debug", action="store_true", help="show tracebacks of errors")
-    return parser
+
+
+def _add_other(parser: _Parser, version: str) -> None:
+    add = parser.add_argument_group("other").add_argument
+    add("-h", "--help", action="help", help="show this")
+    add("--version", action="version", version=f"pybuild {version}", help="show the version")
+    add("-D", "--debug", action="store_true", help="show tracebacks of errors")
 
 
 def _add_backend(parser: _Parser) -> None:
@@ -329,9 +330,9 @@ def _doctor_parser(version: str) -> _Parser:
         "pybuild doctor",
         "pybuild doctor [options]",
         "Say what pybuild found on this machine, and what to do about what is missing.",
-        version,
     )
     _add_backend(parser)
+    _add_other(parser, version)
     return parser
 
 
@@ -341,13 +342,13 @@ def _build_parser(version: str) -> _Parser:
         "pybuild [options] CONTEXT\n       pybuild doctor",
         "Build an image from a Dockerfile. CONTEXT is a folder, or - for a tar archive or a "
         "Dockerfile on standard input.",
-        version,
     )
     parser.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
     _add_input(parser)
     _add_run(parser)
     _add_output(parser)
     _add_backend(parser)
+    _add_other(parser, version)
     for flag in (*_LATER, *_SHORT_LATER):
         parser.add_argument(flag, action=_Later, nargs="?", help=argparse.SUPPRESS)
     for flag in _IGNORED:

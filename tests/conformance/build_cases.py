@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pybuild.arguments import parse_host
+
 CONFORMANCE = Path(__file__).resolve().parents[2].parent / "shared" / "conformance"
 _OLD = 1485449953  # the time that buildah's contexts are written for
 
@@ -99,7 +101,7 @@ def options_of(flags: Iterable[str]) -> dict[str, Any]:
                 name, _, given = value.partition("=")
                 options.setdefault("labels", {})[name] = given
             case "--add-host":
-                options.setdefault("add_hosts", []).append(value)
+                options.setdefault("add_hosts", []).append(parse_host(value))
             case "--network" | "--target":
                 options[flag[2:]] = value
             case other:

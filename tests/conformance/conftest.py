@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pybuild import Backend, BuildResult, PullPolicy, build
+from pybuild.files.trees import resolve
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild.run.activity import CancelToken, Events
@@ -33,6 +34,7 @@ _NAMES = (
 _BASE = b"""\
 FROM docker.io/library/plain
 RUN printf '#!/bin/sh\\nexec /bin/sh "$@"\\n' > /bin/bash && chmod 755 /bin/bash \
+ && touch /usr/bin/script \
  && { grep -q ^lp: /etc/group || echo lp:x:7: >> /etc/group; } \
  && { grep -q ^lp: /etc/passwd || echo lp:x:4:7:lp:/var/spool/lpd:/bin/false >> /etc/passwd; } \
  && { grep -q ^adm: /etc/group || echo adm:x:4: >> /etc/group; } \
@@ -92,7 +94,7 @@ def read_image_file(cases_backend: Backend) -> Callable[[BuildResult, str], byte
         image = cases_backend.resolve(reference, host_platform(), PullPolicy.NEVER, activity)
         with cases_backend.checkout(image, activity) as layer:
             tree = layer.tree()
-            name = path.lstrip("/").encode()
+            name = resolve(tree, path.lstrip("/").encode())
             if tree.get(name) is None:
                 return None
             with tree.open(name) as file:

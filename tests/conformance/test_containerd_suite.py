@@ -2,80 +2,65 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pybuild.backend import Backend
-from pybuild.testkit.baseimages import BUSYBOX, busybox_config, busybox_entries
-from pybuild.testkit.containerd import (
-    PrivateContainerd,
-    check_nothing_left,
-    private_containerd,
-)
+from pybuild.testkit.baseimages import BUSYBOX, busybox_layout
+from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
+from pybuild.testkit.layouts import import_into_containerd
 from pybuild.testkit.suite import BackendSuite
-from pybuild.testkit.workbench import Workbench
 from pybuild_containerd import backend as containerd_backend
 from pybuild_containerd.backend import open_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
 
-def _check_prerequisites() -> None:
-    missing = [name for name in ("containerd", "runc", "busybox") if shutil.which(name) is None]
-    if os.geteuid() == 0 and not missing:
-        return
-    reason = f"needs root and {', '.join(missing) or 'nothing else'}"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+class _ContainerdSuite(BackendSuite):
+    namespace: str
+    snapshotter = "overlayfs"
+
+    @pytest.fixture(scope="class")
+    def daemon(
+        self, containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
+    ) -> PrivateContainerd:
+        layout = busybox_layout(tmp_path_factory.mktemp("layout") / "busybox", BUSYBOX)
+        import_into_containerd(layout, containerd.address, self.namespace)
+        return containerd
+
+    @pytest.fixture
+    def backend(self, daemon: PrivateContainerd, tmp_path: Path) -> Iterator[Backend]:
+        options = {
+            "address": daemon.address,
+            "namespace": self.namespace,
+            "snapshotter": self.snapshotter,
+            "cache_dir": tmp_path,
+        }
+        with open_backend(options) as backend:
+            yield backend
+        check_nothing_left(daemon.address, self.namespace, daemon.folder)
 
 
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[PrivateContainerd]:
-    _check_prerequisites()
-    with private_containerd() as daemon:
-        yield daemon
-
-
-def _opened(daemon: PrivateContainerd, cache: Path, **options: object) -> Iterator[Backend]:
-    """A backend on a store with busybox, and the proof that it leaves nothing."""
-    given = {"address": daemon.address, "cache_dir": cache, **options}
-    namespace = str(options["namespace"])
-    with open_backend(given) as maker, Workbench(maker, BUSYBOX) as bench:
-        layer = bench.put(bench.scratch(), *busybox_entries())
-        config = busybox_config()
-        bench.create(layer, BUSYBOX, env=config.env, cmd=config.cmd)
-    with open_backend(given) as backend:
-        yield backend
-    check_nothing_left(daemon.address, namespace, daemon.folder)
-
-
-class TestOverlay(BackendSuite):
+class TestOverlay(_ContainerdSuite):
     """As root: the upper folder of a snapshot is read."""
 
-    @pytest.fixture
-    def backend(self, daemon: PrivateContainerd, tmp_path: Path) -> Iterator[Backend]:
-        yield from _opened(daemon, tmp_path, namespace="overlay")
+    namespace = "suite-overlay"
 
 
-class TestDiffService(BackendSuite):
+class TestDiffService(_ContainerdSuite):
     """As a user who can only open the socket: containerd compares snapshots."""
 
-    @pytest.fixture
-    def backend(
-        self, daemon: PrivateContainerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[Backend]:
+    namespace = "suite-diff"
+
+    @pytest.fixture(autouse=True)
+    def ordinary(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(containerd_backend, "_is_root", lambda: False)
-        yield from _opened(daemon, tmp_path, namespace="diff")
 
 
-class TestNative(BackendSuite):
+class TestNative(_ContainerdSuite):
     """On a snapshotter that copies: mount points are made in the layer and left out of it."""
 
-    @pytest.fixture
-    def backend(self, daemon: PrivateContainerd, tmp_path: Path) -> Iterator[Backend]:
-        yield from _opened(daemon, tmp_path, namespace="native", snapshotter="native")
+    namespace = "suite-native"
+    snapshotter = "native"
