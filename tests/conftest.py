@@ -110,7 +110,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left:
         print("\nleft behind by the tests:", *left, sep="\n  ")  # noqa: T201  (no other way at the end)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if not any(line.startswith("mount") for line in left):
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the temporary folder, unless something is still mounted there."""
+    folder = config.stash.get(_HERE, None)
+    if folder is not None and not _mounts_below(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 

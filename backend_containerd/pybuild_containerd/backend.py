@@ -43,6 +43,7 @@ from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
 from pybuild_containerd.unpack import Unpacker, chain_ids
+from pybuild_containerd.workfolder import WorkFolder
 from pybuild_containerd.workspace import Workspace
 
 _CPUS = "/sys/devices/system/cpu"
@@ -56,12 +57,17 @@ def open_backend(options: Mapping[str, object]) -> Backend:
     """
     parsed = parse_options(options)
     address = choose_address(parsed.address, parsed.environment_address, parsed.xdg_runtime_dir)
-    with contextlib.ExitStack() as undo:
-        client = undo.enter_context(Client(address, parsed.namespace))
+    resources = contextlib.ExitStack()
+    try:
+        folder = resources.enter_context(WorkFolder())
+        client = resources.enter_context(Client(address, parsed.namespace))
         sweep(client)
-        session = undo.enter_context(Session(client))
+        session = resources.enter_context(Session(client))
         found = probe(client, parsed.snapshotter)
-        return ContainerdBackend(client, session, found, parsed, undo.pop_all())
+        return ContainerdBackend(client, session, found, parsed, folder, resources=resources)
+    except BaseException:
+        resources.close()
+        raise
 
 
 class ContainerdBackend(Backend):
@@ -75,9 +81,11 @@ class ContainerdBackend(Backend):
         session: Session,
         found: Probe,
         options: Options,
+        folder: WorkFolder,
+        *,
         resources: contextlib.ExitStack,
     ) -> None:
-        """Take over `resources`, which hold the client and the session."""
+        """`resources` hold the client, the session and the folder, and are closed at the end."""
         self._resources = resources
         self._options = options
         self._probe = found
@@ -86,11 +94,12 @@ class ContainerdBackend(Backend):
         self.capabilities = frozenset(Capability) - {Capability.STEP_CACHE}
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
-        self._files = LayerFiles(self._content.open, options.cache_dir)
+        self._files = LayerFiles(self._content.open, options.cache_dir, folder.new_folder("layers"))
         self._puller = Puller(lambda: _registry_client(options), self._content)
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots)
         self._space = Workspace(
+            folder=folder,
             client=client,
             content=self._content,
             snapshots=snapshots,
@@ -102,7 +111,6 @@ class ContainerdBackend(Backend):
             reads_snapshots=found.shared_fs and _is_root(),
             session_labels=session.labels,
         )
-        resources.callback(self._files.close)
         resources.callback(self._puller.close)
         self._moby = (
             options.namespace == moby.NAMESPACE

@@ -6,6 +6,7 @@ the mount is known. Otherwise containerd's diff service compares the snapshot wi
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 from pybuild.backend import Activity
 from pybuild.files.trees import NewEntry, Tree
-from pybuild.files.upperdir import upper_entries
+from pybuild.files.upperdir import OverlayNotPlain, upper_entries
 from pybuild.oci.descriptor import OCI_LAYER_GZIP, Descriptor, LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.layertar import read_index
@@ -51,8 +52,10 @@ def changes_of(
     """
     upper = _readable_upper(space, chain, mounts)
     if upper is not None:
-        stubs = untouched_stubs(upper, missing)
-        return Changes(whole=not stubs, entries=upper_entries(upper, parent, stubs))
+        # what refers to lower files is compared by containerd, which can mount it
+        with contextlib.suppress(OverlayNotPlain):
+            stubs = untouched_stubs(upper, missing)
+            return Changes(whole=not stubs, entries=upper_entries(upper, parent, stubs))
     written, index = _compared(space, chain, mounts, activity)
     stubs = _stubs_in(index, missing)
     if not stubs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import selectors
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +17,18 @@ _PATIENCE = 5.0
 
 
 class OutputFifos:
-    """Two FIFOs in a private folder, read by a thread until the context ends.
+    """Two FIFOs in `folder`, an empty private one, read by a thread until the context ends.
 
     ``sink`` gets (stream, bytes) with stream 1 or 2, always from the same thread. What it
     raises stops nothing but is raised again by :meth:`drain`.
     """
 
-    def __init__(self, sink: Callable[[int, bytes], object]) -> None:
+    def __init__(self, folder: Path, sink: Callable[[int, bytes], object]) -> None:
         self._sink = sink
         self._error: BaseException | None = None
         self._descriptors: list[int] = []
         self._writers: list[int] = []
-        self._folder = Path(tempfile.mkdtemp(prefix="pybuild-io-"))
+        self._folder = folder
         self._thread = threading.Thread(target=self._read, name="pybuild-output", daemon=True)
         try:
             self._stop_reader, self._stop_writer = self._remember(*os.pipe())
@@ -52,7 +51,7 @@ class OutputFifos:
             raise self._error
 
     def close(self) -> None:
-        """Stop reading and remove the FIFOs. Idempotent."""
+        """Stop reading and remove the folder. Idempotent."""
         if self._descriptors:
             self._stop()
             self._close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -29,21 +28,21 @@ OpenBlob = Callable[[str], BinaryIO]
 
 
 class LayerFiles:
-    """Reads layers without unpacking them. Safe in threads; a context manager.
+    """Reads layers without unpacking them. Safe in threads.
 
     Indexes are kept in `cache` (a private folder, None for none) by diff id. Contents come
-    from uncompressed copies of the layers, made in a temporary folder when the first file
-    of a layer is read, and removed with this object.
+    from uncompressed copies of the layers, made in `folder` when the first file of a layer
+    is read; the caller removes them with the folder.
     """
 
-    def __init__(self, open_blob: OpenBlob, cache: Path | None) -> None:
+    def __init__(self, open_blob: OpenBlob, cache: Path | None, folder: Path) -> None:
         self._open_blob = open_blob
         self._cache = cache / "indexes" if cache else None
         self._lock = threading.Lock()
         self._locks = KeyedLocks()
         self._indexes: dict[str, LayerIndex] = {}
         self._copies: dict[str, Path] = {}
-        self._folder: Path | None = None
+        self._folder = folder
 
     def remember(self, diff_id: str, index: LayerIndex) -> None:
         """Take the index of a layer that was just written."""
@@ -76,14 +75,6 @@ class LayerFiles:
         offset = self.index(layer).offset(entry.path)
         return self._open_part(layer, offset, entry.size)
 
-    def close(self) -> None:
-        """Remove the copies. Idempotent."""
-        with self._lock:
-            folder, self._folder = self._folder, None
-            self._copies.clear()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
     def _open_part(self, layer: LayerDiff, offset: int, size: int) -> BinaryIO:
         with self._locks.holding(layer.diff_id):
             copy = self._copies.get(layer.diff_id)
@@ -92,10 +83,8 @@ class LayerFiles:
         return io.BufferedReader(_Part(copy, offset, size))
 
     def _uncompress(self, layer: LayerDiff) -> Path:
-        with self._lock:
-            if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="pybuild-layers-"))
-            path = self._folder / layer.diff_id.replace(":", "-")
+        path = self._folder / _file_name(layer.diff_id)
+        path.unlink(missing_ok=True)  # what a broken transfer left
         with (
             self._open_blob(layer.blob.digest) as blob,
             Decompressed(blob) as plain,

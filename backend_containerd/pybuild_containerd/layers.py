@@ -111,6 +111,7 @@ class ContainerdRWLayer(RWLayer):
                 snapshotter=space.snapshots.snapshotter,
                 snapshot_key=active.key,
                 labels=space.session_labels,
+                folder=space.folder.new_folder("output"),
             )
             return run_task(space.client, task, activity)
 

@@ -184,17 +184,22 @@ class RunMounts:
 
 
 def hosts_file(hostname: str, extra: Sequence[HostEntry]) -> bytes:
-    """The /etc/hosts that BuildKit gives. Raises UsageError for what isn't an address."""
+    """The /etc/hosts that BuildKit gives. Raises UsageError for what isn't a name or address."""
+    _check_name(hostname)
     lines = [f"127.0.0.1\tlocalhost {hostname}", "::1\tlocalhost ip6-localhost ip6-loopback"]
     for entry in extra:
         try:
             address = ipaddress.ip_address(entry.address)
         except ValueError:
             raise UsageError(f"{entry.address} for host {entry.name} is no IP address") from None
-        if not entry.name or any(c.isspace() or not c.isprintable() for c in entry.name):
-            raise UsageError(f"{entry.name!r} is no host name")
+        _check_name(entry.name)
         lines.append(f"{address}\t{entry.name}")
     return "\n".join((*lines, "")).encode()
+
+
+def _check_name(name: str) -> None:
+    if not name or any(c.isspace() or not c.isprintable() for c in name):
+        raise UsageError(f"{name!r} is no host name")
 
 
 def _host_resolv_conf() -> bytes:

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pybuild.backend import Activity
@@ -43,6 +44,8 @@ class Task:
     snapshotter: str
     snapshot_key: str
     labels: Mapping[str, str]
+    folder: Path
+    """An empty private folder, for the time of the process; it is removed."""
 
 
 def run_task(client: Client, task: Task, activity: Activity) -> int:
@@ -52,7 +55,7 @@ def run_task(client: Client, task: Task, activity: Activity) -> int:
     that isn't there with 127, as a shell has it. Raises BuildCancelled once the killed
     process is gone, BackendFailed for what else containerd can't do.
     """
-    with OutputFifos(activity.log) as output, _record(client, task):
+    with OutputFifos(task.folder, activity.log) as output, _record(client, task):
         try:
             with _created(client, task, output) as ended:
                 code = _run(client, task, ended, activity)

@@ -15,6 +15,8 @@ from pybuild_containerd.errors_table import AlreadyExists
 from pybuild_containerd.locks import KeyedLocks
 from pybuild_containerd.snapshots import Mount, Snapshots
 
+# bytes of a blob that takes long enough to unpack for the user to wonder
+_WORTH_TELLING = 4 << 20
 _REF_LABEL = "containerd.io/snapshot.ref"
 
 
@@ -67,7 +69,8 @@ class Unpacker:
                 return
             raise
         with _removed_on_error(self._snapshots, key):
-            activity.progress(f"unpacking {layer.blob.digest}", 0, None)
+            if layer.blob.size >= _WORTH_TELLING:
+                activity.progress(f"unpacking {layer.blob.digest}", 0, None)
             apply_layer(self._client, layer, mounts, activity)
             self._snapshots.commit(key, chain)
         self._kept.add(chain)

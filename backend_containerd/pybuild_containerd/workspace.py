@@ -12,6 +12,7 @@ from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
 from pybuild_containerd.unpack import Unpacker
+from pybuild_containerd.workfolder import WorkFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Workspace:
     extended attributes that only root sees. ``session_labels`` mark containers as ours.
     """
 
+    folder: WorkFolder
     client: Client
     content: ContentStore
     snapshots: Snapshots

@@ -12,6 +12,7 @@ import pytest
 
 from pybuild import Backend, BuildResult, PullPolicy, build
 from pybuild.files.trees import resolve
+from pybuild.oci.layerindex import Kind
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild.run.activity import CancelToken, Events
@@ -94,10 +95,13 @@ def read_image_file(cases_backend: Backend) -> Callable[[BuildResult, str], byte
         image = cases_backend.resolve(reference, host_platform(), PullPolicy.NEVER, activity)
         with cases_backend.checkout(image, activity) as layer:
             tree = layer.tree()
-            name = resolve(tree, path.lstrip("/").encode())
+            name = path.lstrip("/").encode()
             if tree.get(name) is None:
                 return None
-            with tree.open(name) as file:
+            entry = tree.get(target := resolve(tree, name))
+            if entry is None or entry.kind is not Kind.FILE:
+                return b""  # a link into nowhere is there as well
+            with tree.open(target) as file:
                 return file.read()
 
     return read

@@ -23,11 +23,12 @@ class _ContainerdSuite(BackendSuite):
     snapshotter = "overlayfs"
 
     @pytest.fixture(scope="class")
+    @classmethod
     def daemon(
-        self, containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
+        cls, containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
     ) -> PrivateContainerd:
         layout = busybox_layout(tmp_path_factory.mktemp("layout") / "busybox", BUSYBOX)
-        import_into_containerd(layout, containerd.address, self.namespace)
+        import_into_containerd(layout, containerd.address, cls.namespace)
         return containerd
 
     @pytest.fixture

@@ -12,7 +12,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from threading import Barrier, Thread
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -27,6 +27,7 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.files.trees import MemoryTree, NewEntry
+from pybuild.files.upperdir import OverlayNotPlain
 from pybuild.oci.descriptor import DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_MANIFEST, chain_id
 from pybuild.oci.image_config import ImageConfig, serialize_config
 from pybuild.oci.layerindex import Entry, Kind
@@ -360,15 +361,13 @@ def test_bytes_that_are_wrong_are_never_stored(store: Store, registry: Registry)
 
 def test_a_removed_snapshot_is_unpacked_again(store: Store) -> None:
     with store.open() as backend, Workbench(backend, "") as bench:
-        bench.create(bench.put(_busybox(bench), file(b"x", b"x")), "base")
-    for name in sorted(
-        store.snapshots(),
-        key=lambda n: store.ctr("snapshots", "info", n).count('Parent": "sha'),
-        reverse=True,
-    ):
-        store.ctr("snapshots", "rm", name)
+        top = bench.put(_busybox(bench), file(b"x", b"x"))
+        bench.create(top, "base")
+        chain = chain_id(tuple(diff.diff_id for diff in top.diffs))
+    store.ctr("snapshots", "rm", chain)
     with store.open() as backend, Workbench(backend, "docker.io/library/base:latest") as bench:
         assert bench.run(bench.base(), "cat /x").out == "x"
+        assert chain in store.snapshots()
 
 
 # Runs and their mounts
@@ -512,6 +511,22 @@ def test_cancel_while_anything_is_going_on_leaves_nothing(store: Store) -> None:
             assert time.monotonic() - begun < delay + 2
             canceller.join()
         check_nothing_left(store.daemon.address, store.namespace, store.daemon.folder)
+
+
+def test_an_overlay_that_refers_to_lower_files_is_compared_by_containerd(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OverlayNotPlain("it has redirect")
+
+    monkeypatch.setattr("pybuild_containerd.changes.upper_entries", refuse)
+    ran = bench.run(_busybox(bench), "mkdir /d; echo x > /d/f; rm -r /home")
+    assert sorted(_changed(bench, ran.layer), key=lambda e: e[0]) == [
+        (b"d", Kind.DIRECTORY),
+        (b"d/f", Kind.FILE),
+        (b"home", Kind.WHITEOUT),
+    ]
+    assert bench.run(ran.layer, "cat /d/f").out == "x\n"
 
 
 # Several builds, and builds that die

@@ -111,6 +111,8 @@ def test_the_hosts_file_is_buildkits() -> None:
 def test_a_host_that_would_break_the_file_is_refused(entry: HostEntry) -> None:
     with pytest.raises(UsageError):
         hosts_file("worker", [entry])
+    with pytest.raises(UsageError):
+        hosts_file("worker\n10.0.0.1 evil", [])
 
 
 def test_the_container_config_is_the_images_own() -> None:

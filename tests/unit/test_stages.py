@@ -393,3 +393,15 @@ def test_a_file_without_from_is_refused() -> None:
     )
     with pytest.raises(DockerfileError, match="no build stage"):
         make_plan(headless, PlanRequest(AMD64, AMD64), Images())
+
+
+def test_an_image_that_is_missing_and_nearly_a_stage_gets_a_hint() -> None:
+    dockerfile = parse(b"FROM scratch AS build\nFROM scratch\nCOPY --from=buld /a /a\n")
+    platform = Platform("linux", "amd64")
+
+    def nothing_is_there(*_: object) -> BaseImage:
+        raise ImageNotFound("there is no such image")
+
+    with pytest.raises(ImageNotFound) as caught:
+        make_plan(dockerfile, PlanRequest(platform, platform), nothing_is_there)
+    assert caught.value.hint == 'there is no stage "buld"; did you mean build?'

@@ -12,6 +12,7 @@ from pybuild.dockerfile.parse import parse_trigger
 from pybuild.errors import (
     DockerfileError,
     DockerfileSyntaxError,
+    ImageError,
     SourceRange,
     StageCycle,
     UsageError,
@@ -115,6 +116,7 @@ class _Search:
         self._copied: dict[int, list[tuple[str, SourceRange]]] = {}
         self._forward: dict[int, tuple[int, SourceRange]] = {}
         self._triggered: set[int] = set()
+        self._written: dict[Reference, str] = {}
         self._resolve = resolve
         self._escape = escape
         self._executor = executor
@@ -173,7 +175,20 @@ class _Search:
                 self._want(stage.origin.name, stage.platform, stage.head.where, wanted)
             for name, where in self._copied[index]:
                 self._want(name, None, where, wanted)
-        self.images |= _resolve_all(wanted, self._resolve, self._executor)
+        self.images |= _resolve_all(wanted, self._resolve_image, self._executor)
+
+    def _resolve_image(
+        self, reference: Reference, platform: Platform, where: SourceRange
+    ) -> BaseImage:
+        """Resolve one image; a name that is nearly a stage's is probably a slip."""
+        try:
+            return self._resolve(reference, platform, where)
+        except ImageError as error:
+            name = self._written[reference]
+            close = self.graph.stage_like(name)
+            if error.hint is None and close:
+                error.hint = f'there is no stage "{name}"; did you mean {close}?'
+            raise
 
     def _want(
         self,
@@ -184,6 +199,7 @@ class _Search:
     ) -> None:
         with located(where):
             key = (reference_of(name), platform or self.default_platform)
+            self._written.setdefault(key[0], name)
             if key not in self.images:
                 wanted.setdefault(key, where)
 

@@ -23,14 +23,14 @@ from pybuild.plan.steps import (
     RunStep,
 )
 
-_LONE_HEREDOC = re.compile(r"\d*<<-?\s*([^<]+)")
+_LONE_HEREDOC = re.compile(r"\d*+<<-?\s*+([^<]++)")
 _LEADING_TABS = re.compile(r"(?m)^\t+")
 _SCRIPTS = "/dev/pipes/"
 
 _HINTS = {
-    "secret": "this version keeps no secrets from the image",
-    "ssh": "this version forwards no SSH agent",
-    "cache": "leave the mount out: the step then starts without the cache",
+    "secret": "a later version will; don't pass secrets as ARG or ENV meanwhile: the image keeps them",
+    "ssh": "a later version will; meanwhile fetch what needs the agent before the build",
+    "cache": "a later version will; without the mount the step starts with an empty cache",
 }
 
 

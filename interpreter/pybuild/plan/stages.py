@@ -58,6 +58,10 @@ class ScratchOrigin:
 Origin = StageOrigin | ContextOrigin | ImageOrigin | ScratchOrigin
 
 
+# comparing names costs the product of their lengths
+_LONGEST_SLIP = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One stage as written. ``origin`` is what it starts on, ``platform`` FROM's flag.
@@ -94,13 +98,21 @@ class StageGraph:
         if index is None and name.isascii() and name.isdigit() and len(name) < 10:
             index = int(name)
         if index is None or index >= len(self.stages):
-            close = difflib.get_close_matches(name.lower(), list(self.names)[:1000], n=1)
+            close = self.stage_like(name)
             raise StageNotFound(
                 f'target stage "{name}" could not be found',
                 where=self.stages[-1].head.where,
-                hint=f"did you mean {close[0]}?" if close else None,
+                hint=f"did you mean {close}?" if close else None,
             )
         return self.stages[index]
+
+    def stage_like(self, name: str) -> str | None:
+        """The stage whose name is nearly `name`, if there is one."""
+        if len(name) > _LONGEST_SLIP:
+            return None
+        return next(
+            iter(difflib.get_close_matches(name.lower(), list(self.names)[:1000], n=1)), None
+        )
 
     def mount_origin(self, name: str) -> Origin:
         """What ``RUN --mount=from=`` names: a stage, scratch, a context or an image."""

@@ -1,0 +1,154 @@
+"""The command ``pybuild`` as a process of its own, for tests against a real containerd."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
+
+PROGRAM = (sys.executable, "-m", "pybuild")
+_PATIENCE = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that ended: its exit code, standard output and error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def digest(self) -> str:
+        """The digest, which comes last in what a build prints."""
+        return self.out.split()[-1]
+
+
+class CommandLine:
+    """``pybuild`` on a private containerd, with an environment of its own in `folder`."""
+
+    def __init__(
+        self, daemon: PrivateContainerd, folder: Path, namespace: str = "default"
+    ) -> None:
+        self.daemon = daemon
+        self.namespace = namespace
+        self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir(exist_ok=True)
+        self.environment: dict[str, str] = {
+            "PATH": os.environ["PATH"],
+            "TMPDIR": os.environ["TMPDIR"],
+            "HOME": str(self.home),
+            "CONTAINERD_ADDRESS": daemon.address,
+            "CONTAINERD_NAMESPACE": namespace,
+        }
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        stdin: bytes | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = _PATIENCE,
+    ) -> Ended:
+        """Run it to its end, whatever that is."""
+        ended = subprocess.run(
+            [*PROGRAM, *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            cwd=cwd or self.folder,
+            env=self.environment | dict(env or {}),
+            timeout=timeout,
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),  # type: ignore[arg-type]
+        )
+        return Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+
+    def build(self, *arguments: str | Path, **options: Any) -> Ended:
+        """Run a build that has to succeed."""
+        ended = self(*arguments, **options)
+        assert ended.code == 0, ended.err
+        return ended
+
+    def fail(self, code: int, *arguments: str | Path, **options: Any) -> str:
+        """Run a build that has to fail with `code`; give what it says, checked to be decent."""
+        ended = self(*arguments, **options)
+        assert ended.code == code, ended.out + ended.err
+        assert ended.out == ""
+        check_decent(ended.err)
+        self.check_nothing_left()
+        return ended.err
+
+    def start(
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        stdout: Any = subprocess.PIPE,
+        stderr: Any = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
+        """Start it; the caller waits for it."""
+        return subprocess.Popen(
+            [*PROGRAM, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            cwd=self.folder,
+            env=self.environment | dict(env or {}),
+        )
+
+    def check_nothing_left(self) -> None:
+        check_nothing_left(self.daemon.address, self.namespace, self.daemon.folder)
+
+    def ctr(self, *arguments: str) -> str:
+        command = ["ctr", "--address", self.daemon.address, "--namespace", self.namespace]
+        ended = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    def run(self, image: str, *command: str) -> str:
+        """What a container of the image prints."""
+        return self.ctr("run", "--rm", full_name(image), f"run-{os.urandom(4).hex()}", *command)
+
+    def blob(self, digest: str) -> bytes:
+        return self.ctr("content", "get", digest).encode()
+
+    def manifest(self, digest: str) -> Any:
+        return json.loads(self.blob(digest))
+
+    def config(self, digest: str) -> Any:
+        """The config of the image with the manifest `digest`."""
+        return json.loads(self.blob(self.manifest(digest)["config"]["digest"]))
+
+    def diff_ids(self, digest: str) -> list[str]:
+        found: list[str] = self.config(digest)["rootfs"]["diff_ids"]
+        return found
+
+    def context(self, dockerfile: str | bytes, /, **files: str | bytes) -> Path:
+        """A new build context; dots in names of files are written as double underscores."""
+        folder = self.folder / f"context-{os.urandom(4).hex()}"
+        folder.mkdir()
+        named = {name.replace("__", "."): content for name, content in files.items()}
+        for name, content in {"Dockerfile": dockerfile, **named}.items():
+            raw = content.encode() if isinstance(content, str) else content
+            (folder / name).write_bytes(raw)
+        return folder
+
+
+def full_name(image: str) -> str:
+    """`hello:1` as containerd knows it."""
+    return image if "/" in image else f"docker.io/library/{image}"
+
+
+def check_decent(text: str) -> None:
+    """One error, in words, without a traceback."""
+    assert "Traceback" not in text, text
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, text
+    assert not errors[0].endswith("."), text
