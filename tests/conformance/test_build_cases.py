@@ -106,9 +106,7 @@ def test_moby_case(
     except UsageError:
         assert case["expect"]["ok"] is False
         return
-    outcome = _attempt(
-        build_on_cases, context, dockerfile=case["dockerfile"].encode(), **options
-    )
+    outcome = _attempt(build_on_cases, context, dockerfile=case["dockerfile"].encode(), **options)
     if isinstance(outcome, PybuildError):
         _check_outcome(name, case["expect"]["ok"], outcome)
         return

@@ -29,7 +29,7 @@ def read_tree(root: Path) -> dict[bytes, Node]:
     inodes: dict[int, list[bytes]] = {}
     for folder, folders, files in os.walk(os.fsencode(root)):
         for name in [*folders, *files]:
-            path = os.path.join(folder, name)
+            path = folder + b"/" + name
             relative = os.path.relpath(path, os.fsencode(root))
             status = os.lstat(path)
             nodes[relative] = _node(path, status)
@@ -48,10 +48,10 @@ def read_tree(root: Path) -> dict[bytes, Node]:
 def _node(path: bytes, status: os.stat_result) -> Node:
     mode = status.st_mode
     if stat.S_ISREG(mode):
-        with open(path, "rb") as file:
+        with Path(os.fsdecode(path)).open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     elif stat.S_ISLNK(mode):
-        content = os.fsdecode(os.readlink(path))
+        content = os.fsdecode(os.readlink(path))  # noqa: PTH115 - bytes
     else:
         content = str(status.st_rdev) if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else ""
     return Node(
@@ -77,9 +77,11 @@ def differences(ours: dict[bytes, Node], theirs: dict[bytes, Node], started: flo
         if mine is None or other is None:
             found.append(f"{name}: only in {'buildah' if mine is None else 'pybuild'}'s image")
             continue
-        for field in ("kind", "mode", "uid", "gid", "content", "links"):
-            if getattr(mine, field) != getattr(other, field):
-                found.append(f"{name}: {field} {getattr(mine, field)} / {getattr(other, field)}")
+        found += [
+            f"{name}: {field} {getattr(mine, field)} / {getattr(other, field)}"
+            for field in ("kind", "mode", "uid", "gid", "content", "links")
+            if getattr(mine, field) != getattr(other, field)
+        ]
         dated = mine.kind == "-" and min(mine.mtime, other.mtime) < started
         if dated and mine.mtime != other.mtime:
             found.append(f"{name}: mtime {mine.mtime} / {other.mtime}")
@@ -105,12 +107,14 @@ _FIELDS = (
 
 def config_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Where the ``config`` objects of two image configs differ; absent and empty are one."""
-    found = []
     mine, other = ours.get("config") or {}, theirs.get("config") or {}
-    for field in _FIELDS:
-        if (mine.get(field) or None) != (other.get(field) or None):
-            found.append(f"config {field}: {mine.get(field)!r} / {other.get(field)!r}")
-    for field in ("architecture", "os"):
-        if ours.get(field) != theirs.get(field):
-            found.append(f"{field}: {ours.get(field)!r} / {theirs.get(field)!r}")
-    return found
+    found = [
+        f"config {field}: {mine.get(field)!r} / {other.get(field)!r}"
+        for field in _FIELDS
+        if (mine.get(field) or None) != (other.get(field) or None)
+    ]
+    return found + [
+        f"{field}: {ours.get(field)!r} / {theirs.get(field)!r}"
+        for field in ("architecture", "os")
+        if ours.get(field) != theirs.get(field)
+    ]

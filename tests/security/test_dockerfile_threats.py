@@ -7,10 +7,16 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from threatening import Builds, assert_clear, run_command
 
-from conftest import Builds, assert_clear, run_command
 from pybuild.backend import Network
-from pybuild.errors import DockerfileError, PybuildError, StepFailed, UnsupportedByBackend, UsageError
+from pybuild.errors import (
+    DockerfileError,
+    PybuildError,
+    StepFailed,
+    UnsupportedByBackend,
+    UsageError,
+)
 from pybuild.oci.layerindex import Kind
 from pybuild.testkit.workbench import file, folder, symlink
 
@@ -27,7 +33,11 @@ def nested(depth: int) -> str:
 BOMBS = {
     "nested expansion": "FROM scratch\nENV b=" + nested(10_000) + "\n",
     "nested expansion in FROM": "ARG b=" + nested(10_000) + "\nFROM ${b}\n",
-    "nested pattern": "FROM scratch\nENV a=" + "a" * 50_000 + "\nENV b=${a%%" + "*a" * 5_000 + "b}\n",
+    "nested pattern": "FROM scratch\nENV a="
+    + "a" * 50_000
+    + "\nENV b=${a%%"
+    + "*a" * 5_000
+    + "b}\n",
     "one long line": "FROM scratch\nENV a=" + "x" * 10_000_000 + "\n",
     "one long command": "FROM scratch\nRUN " + "x" * 10_000_000 + "\n",
     "one long unknown word": "x" * 10_000_000 + "\n",
@@ -110,7 +120,9 @@ TRIGGERS = {
 @pytest.mark.root
 @pytest.mark.containerd
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_hostile_triggers_of_a_base_image_are_refused(builds: Builds, registry: object, name: str) -> None:
+def test_hostile_triggers_of_a_base_image_are_refused(
+    builds: Builds, registry: object, name: str
+) -> None:
     from pybuild.testkit.registry import Registry  # noqa: PLC0415
 
     assert isinstance(registry, Registry)
@@ -132,7 +144,9 @@ def test_hostile_triggers_of_a_base_image_are_refused(builds: Builds, registry: 
         ("--network=host", UsageError),
     ],
 )
-def test_what_needs_the_users_consent_is_refused_without_it(flag: str, error: type[PybuildError]) -> None:
+def test_what_needs_the_users_consent_is_refused_without_it(
+    flag: str, error: type[PybuildError]
+) -> None:
     """BuildKit CVE-2024-23653. Nothing is looked up or run before."""
     import pybuild  # noqa: PLC0415
 
@@ -230,7 +244,9 @@ def test_a_source_that_leads_out_is_the_images_own_root(links: Builds, host: Pat
 
 @pytest.mark.root
 @pytest.mark.containerd
-@pytest.mark.parametrize("source", ["/ghost", "/loop", "/magic", "/magic/3", "/root/etc", "/device", "/plain/x"])
+@pytest.mark.parametrize(
+    "source", ["/ghost", "/loop", "/magic", "/magic/3", "/root/etc", "/device", "/plain/x"]
+)
 def test_a_source_that_leads_nowhere_is_refused(links: Builds, host: Path, source: str) -> None:
     with pytest.raises(PybuildError) as caught:
         links.build(f"FROM busybox\nRUN --mount=from=links,source={source},target=/m cat /m/*\n")
@@ -241,11 +257,20 @@ def test_a_source_that_leads_nowhere_is_refused(links: Builds, host: Path, sourc
 @pytest.mark.containerd
 def test_targets_through_links_stay_inside_and_leave_no_stub(links: Builds, host: Path) -> None:
     """BuildKit CVE-2024-23652."""
-    targets = ["/abs/new", f"/up{host}/made", "/ghost/new", "/new/deep/er", "/link/abs/other", "/d/sub"]
+    targets = [
+        "/abs/new",
+        f"/up{host}/made",
+        "/ghost/new",
+        "/new/deep/er",
+        "/link/abs/other",
+        "/d/sub",
+    ]
     mounts = " ".join(f"--mount=from=links,source=/d,target={target}" for target in targets)
     mounts += " --mount=type=tmpfs,target=/abs/tmpfs --mount=from=links,source=d/f,target=/up/file"
     resolved = ["/etc/new", f"{host}/made", "/no/where/new", "/new/deep/er", "/etc/other", "/d/sub"]
-    links.build("FROM links\nRUN " + mounts + " cat " + " ".join(f"{p}/f" for p in resolved) + " /file\n")
+    links.build(
+        "FROM links\nRUN " + mounts + " cat " + " ".join(f"{p}/f" for p in resolved) + " /file\n"
+    )
     assert links.log.split() == ["f"] * 7
     assert links.layers() == links.layers("links")
     # what the process itself makes beside the stubs is all that there is
@@ -256,7 +281,9 @@ def test_targets_through_links_stay_inside_and_leave_no_stub(links: Builds, host
 
 @pytest.mark.root
 @pytest.mark.containerd
-def test_a_stub_that_the_process_removes_or_replaces_harms_nothing(links: Builds, host: Path) -> None:
+def test_a_stub_that_the_process_removes_or_replaces_harms_nothing(
+    links: Builds, host: Path
+) -> None:
     mount = f"--mount=from=links,source=/d,target={host}/x"
     links.build(f"FROM links\nRUN {mount} rmdir {host}/x; rm -rf {host}; ls {host}/x\n")
     assert links.layers() == links.layers("links")
@@ -270,7 +297,9 @@ def test_a_stub_that_the_process_removes_or_replaces_harms_nothing(links: Builds
     ["/proc", "/proc/self", "/proc/self/fd/1", "/proc/sys", "/sys", "/sys/fs/cgroup", "/magic/3"]
     + ["/root/x", "/plain", "/plain/x", "/loop", "/loop/x", "/link", "/up", "/device"],
 )
-def test_a_target_where_nothing_can_be_mounted_is_refused(links: Builds, host: Path, target: str) -> None:
+def test_a_target_where_nothing_can_be_mounted_is_refused(
+    links: Builds, host: Path, target: str
+) -> None:
     with pytest.raises(StepFailed) as caught:
         links.build(f"FROM links\nRUN --mount=from=links,source=/d,target={target} true\n")
     assert caught.value.where is not None

@@ -667,9 +667,10 @@ def test_needs_names_each_capability_with_its_places() -> None:
     text = (
         "FROM base AS a\nRUN --network=none --mount=target=/x x\n"
         "FROM base\nRUN --network=host --mount=type=tmpfs,target=/t x\n"
-        "RUN <<E\n#!/x\nE\nCOPY --from=a / /\nWORKDIR /w\n"
+        "RUN --network=none <<E\n#!/x\nE\nCOPY --from=a / /\nWORKDIR /w\n"
     )
-    found = [(need.capability, need.where.start_line) for need in needs(plan(text))]
+    request = replace(REQUEST, run=RunDefaults(network=Network.HOST))
+    found = [(need.capability, need.where.start_line) for need in needs(plan(text, request))]
     assert found == [
         (Capability.RUN, 2),
         (Capability.NETWORK_NONE, 2),

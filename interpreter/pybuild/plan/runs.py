@@ -9,7 +9,7 @@ from pybuild.backend import Network
 from pybuild.dockerfile.instructions import Heredoc, Run
 from pybuild.dockerfile.mounts import MountOptions, parse_mount
 from pybuild.dockerfile.words import unquote_words
-from pybuild.errors import DockerfileError, ExpansionError, UnsupportedByBackend
+from pybuild.errors import DockerfileError, ExpansionError, UnsupportedByBackend, UsageError
 from pybuild.plan import paths
 from pybuild.plan.history import run_text
 from pybuild.plan.scope import proxy_variables
@@ -35,7 +35,10 @@ _HINTS = {
 
 
 def plan_run(run: Run, state: StageState) -> None:
-    """Add the step of a RUN to `state`. Raises DockerfileError, UnsupportedByBackend."""
+    """Add the step of a RUN to `state`.
+
+    Raises DockerfileError, UnsupportedByBackend, and UsageError for what the caller didn't allow.
+    """
     _refuse(run)
     args, script = _arguments(run, state)
     mounts: list[PlannedMount] = [] if script is None else [script]
@@ -105,6 +108,12 @@ def _network(run: Run, default: Network) -> Network:
             return default
         case "none":
             return Network.NONE
+        case "host" if default is not Network.HOST:
+            raise UsageError(
+                "RUN --network=host needs the entitlement network.host, which this build hasn't",
+                where=run.where,
+                hint="if the Dockerfile is to be trusted, build with --network=host",
+            )
         case "host":
             return Network.HOST
         case other:

@@ -1,0 +1,167 @@
+"""What tests of threats share: builds on the real containerd, the command, a look at the host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pybuild
+from pybuild.files.trees import NewEntry, Tree
+from pybuild.oci.layerindex import Entry
+from pybuild.run.events import Event, StepLog
+from pybuild.testkit.baseimages import busybox_entries
+from pybuild.testkit.containerd import PrivateContainerd
+from pybuild.testkit.workbench import PATH, Workbench
+from pybuild_containerd.backend import ContainerdBackend
+
+NAMESPACE = "threats"
+_MIB = 1024 * 1024
+_WATCHED = ("/etc", "/dev", "/root", "/usr/local")
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.data = b""
+
+    def report(self, event: Event) -> None:
+        if isinstance(event, StepLog):
+            self.data += event.data
+
+
+class Builds:
+    """Builds in a namespace of its own, where "busybox" is the base."""
+
+    def __init__(self, backend: ContainerdBackend, daemon: PrivateContainerd) -> None:
+        self.backend = backend
+        self.daemon = daemon
+        self.log = ""
+        self._bench = Workbench(backend, "busybox")
+
+    def build(self, dockerfile: str, context: Path | None = None, **options: Any) -> Any:
+        """Build it as "built"; `log` has what the processes wrote."""
+        log = _Log()
+        try:
+            return pybuild.build(
+                context,
+                dockerfile=dockerfile.encode(),
+                tags=["built"],
+                backend=self.backend,
+                reporter=log,
+                **options,
+            )
+        finally:
+            self.log = log.data.decode("utf-8", "replace")
+
+    def image(self, name: str, *entries: NewEntry, **config: Any) -> None:
+        """A base image of busybox and `entries`; `config` are fields of ImageConfig."""
+        with Workbench(self.backend, "") as bench:
+            below = bench.put(bench.scratch(), *busybox_entries())
+            top = bench.put(below, *entries) if entries else below
+            bench.create(top, name, **{"env": (("PATH", PATH),), **config})
+
+    def tree(self, name: str = "built") -> Tree:
+        base = self._bench.image(name)
+        return self._bench.hold(self.backend.checkout(base, self._bench.activity)).tree()
+
+    def layers(self, name: str = "built") -> list[list[Entry]]:
+        """The entries of each layer, bottom first."""
+        base = self._bench.image(name)
+        return [list(self.backend._files.index(layer)) for layer in base.layers]
+
+    def close(self) -> None:
+        self._bench.__exit__()
+
+
+def host_state(outside: Path) -> dict[str, tuple[object, ...]]:
+    found: dict[str, tuple[object, ...]] = {}
+    for top in (*_WATCHED, str(outside)):
+        for folder, folders, files in os.walk(top):
+            if folder.startswith(("/dev/", "/root/")):
+                folders.clear()
+                continue
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                try:
+                    status = path.lstat()
+                except OSError:
+                    continue
+                kept: tuple[object, ...] = (status.st_mode, status.st_uid, status.st_rdev)
+                if top not in {"/dev", "/root"}:
+                    kept += (status.st_ino, status.st_size, status.st_mtime_ns)
+                found[str(path)] = kept
+    found["/"] = tuple(sorted(os.listdir("/")))  # noqa: PTH208
+    secret = outside / "secret"
+    found["secret"] = (secret.read_bytes(),)
+    found["core pattern"] = (Path("/proc/sys/kernel/core_pattern").read_bytes(),)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that has ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    peak: float
+    """The most memory that it had, in MiB."""
+
+
+def run_command(
+    *arguments: str,
+    context: Path | str = "-",
+    stdin: bytes = b"",
+    env: dict[str, str] | None = None,
+    timeout: float = 120,
+) -> Ended:
+    """Run ``pybuild`` as its users do, and measure it."""
+    words = [sys.executable, "-m", "pybuild", *arguments, str(context)]
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile() as errors:
+            given.write(stdin)
+            given.seek(0)
+            began = time.monotonic()
+            process = subprocess.Popen(
+                words, stdin=given, stdout=output, stderr=errors, env={**os.environ, **(env or {})}
+            )
+            peak = _wait(process, began + timeout)
+            seconds = time.monotonic() - began
+            texts = [_content(file) for file in (output, errors)]
+    return Ended(process.returncode, *texts, seconds, peak)
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float) -> float:
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return usage.ru_maxrss / 1024
+        if time.monotonic() > deadline:
+            process.kill()
+            process.wait()
+            raise AssertionError("pybuild didn't end in time")
+        time.sleep(0.02)
+
+
+def _content(file: Any) -> str:
+    file.seek(0)
+    return str(file.read().decode("utf-8", "replace"))
+
+
+def assert_clear(
+    ended: Ended, *, seconds: float = 60, peak: float = 300, codes: Sequence[int]
+) -> None:
+    """A diagnostic, and neither a traceback nor too much of anything."""
+    assert ended.code in codes, ended.err[-2000:]
+    assert "Traceback" not in ended.err
+    assert ended.seconds < seconds
+    assert ended.peak < peak
+    assert len(ended.err) < _MIB
