@@ -97,7 +97,7 @@ class ContainerdBackend(Backend):
         self._files = LayerFiles(self._content.open, options.cache_dir, folder.new_folder("layers"))
         self._puller = Puller(lambda: _registry_client(options), self._content)
         snapshots = Snapshots(client, found.snapshotter)
-        unpacker = Unpacker(client, snapshots)
+        unpacker = Unpacker(client, snapshots, self._files.index)
         self._space = Workspace(
             folder=folder,
             client=client,

@@ -18,6 +18,7 @@ from pybuild.oci.compression import Decompressed
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex
 from pybuild.oci.layertar import read_index
+from pybuild.oci.tarformat import Limits
 from pybuild_containerd.locks import KeyedLocks
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class LayerFiles:
 
     def _read(self, layer: LayerDiff) -> LayerIndex:
         with self._open_blob(layer.blob.digest) as blob:
-            diff_id, index = read_index(blob)
+            diff_id, index = read_index(blob, Limits(compressed_size=layer.blob.size))
         if diff_id != layer.diff_id:
             raise InvalidImage(
                 f"layer {layer.blob.digest} holds {diff_id}, "

@@ -98,8 +98,8 @@ class ContainerdRWLayer(RWLayer):
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
         space = self._space
         tree = self.tree()
-        resolve_cwd(tree, process.cwd)
         with space.mounts.prepared(process, mounts, tree, activity) as prepared:
+            resolve_cwd(prepared.tree, process.cwd)
             active = self._prepare(activity)
             active.missing.update((entry.path, entry) for entry in prepared.missing)
             container = f"pybuild-{secrets.token_hex(16)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,14 @@ from pybuild.errors import PybuildError, StepFailed
 from pybuild.files import trees
 from pybuild.files.trees import Tree
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild_containerd.mountedtree import MountedTree
 
 _SYSTEM = (b"proc", b"dev", b"sys")
 _CLOSED = (b"proc", b"sys")
+# runtimes make these, and use them when they hide parts of /proc (CVE-2025-31133)
+_RUNTIMES_OWN = frozenset(
+    b"console core fd full mqueue null ptmx pts random stderr stdin stdout tty urandom zero".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,16 @@ class Stub:
 FOLDER = Stub(Kind.DIRECTORY, 0o755)
 ANYONES_FOLDER = Stub(Kind.DIRECTORY, 0o1777)
 PLAIN_FILE = Stub(Kind.FILE, 0o644)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A mount: where to, an absolute path, and what: `top` of `source`, or something empty."""
+
+    target: str
+    stub: Stub
+    source: Tree | None = None
+    top: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +78,50 @@ def check_system_mountpoints(tree: Tree) -> None:
             )
 
 
-def resolve_mountpoints(tree: Tree, targets: Sequence[tuple[str, Stub]]) -> list[Mountpoint]:
-    """Where each target, an absolute path, lands in `tree`, in the order given.
+def resolve_mountpoints(tree: Tree, wanted: Sequence[Wanted]) -> list[Mountpoint]:
+    """Where each mount lands in `tree`, in the order given.
 
-    A target below another target is inside what is mounted there, so the tree's links
-    don't count for it. Raises StepFailed where nothing can be mounted.
+    Links count as they will when the mount is made, those of other mounts as well. Raises
+    StepFailed where nothing can be mounted.
     """
-    resolved: dict[str, Mountpoint] = {}
-    for target, stub in sorted(targets, key=lambda t: _clean(t[0]).count("/")):
-        cleaned = _clean(target)
-        outer = _outermost(cleaned, resolved)
-        if outer is None:
-            path = _resolve(tree, cleaned, stub)
-        else:
-            path = resolved[outer].path + os.fsencode(cleaned[len(outer) :])
-        if path == b"" or path.split(b"/")[0] in _CLOSED:
-            raise StepFailed(f"nothing can be mounted at {target}")
-        resolved[cleaned] = Mountpoint(path, stub)
-    return [Mountpoint(resolved[_clean(target)].path, stub) for target, stub in targets]
+    view = mounted_tree(tree, (), ())
+    resolved: dict[int, Mountpoint] = {}
+    for number in sorted(range(len(wanted)), key=lambda n: _clean(wanted[n].target).count("/")):
+        mount = wanted[number]
+        path = _resolve(view, _clean(mount.target), mount.stub)
+        if _is_closed(path):
+            raise StepFailed(f"nothing can be mounted at {mount.target}")
+        resolved[number] = Mountpoint(path, mount.stub)
+        view.mount(path, mount.stub.kind, mount.source, mount.top)
+    points = [resolved[number] for number in range(len(wanted))]
+    view = mounted_tree(tree, wanted, points)
+    for mount, point in zip(wanted, points, strict=True):
+        # another mount has put a link in its way, which a runtime would follow anywhere
+        if _resolve(view, point.destination, point.stub) != point.path:
+            raise StepFailed(f"the mount at {mount.target} goes through a link of another mount")
+    return points
+
+
+def mounted_tree(tree: Tree, wanted: Sequence[Wanted], points: Sequence[Mountpoint]) -> MountedTree:
+    """What a process sees once all mounts are made, outer ones first."""
+    view = MountedTree(tree)
+    for system in SYSTEM_MOUNTPOINTS:
+        view.mount(system.path, system.stub.kind)
+    for mount, point in sorted(zip(wanted, points, strict=True), key=lambda pair: depth(pair[1])):
+        view.mount(point.path, mount.stub.kind, mount.source, mount.top)
+    return view
+
+
+def depth(point: Mountpoint) -> int:
+    """How deep a mount point lies: the order to make mounts in."""
+    return point.path.count(b"/")
+
+
+def _is_closed(path: bytes) -> bool:
+    first, _, rest = path.partition(b"/")
+    if first == b"dev":
+        return not rest or rest.split(b"/")[0] in _RUNTIMES_OWN
+    return not path or first in _CLOSED
 
 
 def resolve_cwd(tree: Tree, cwd: str) -> None:
@@ -180,12 +221,6 @@ def _is_folder(thing: Entry | Stub) -> bool:
 def _clean(target: str) -> str:
     # "//" at the start survives normpath
     return posixpath.normpath("/" + target.lstrip("/"))
-
-
-def _outermost(target: str, resolved: Mapping[str, Mountpoint]) -> str | None:
-    """The deepest resolved target that `target` lies below."""
-    above = [known for known in resolved if target.startswith(known + "/")]
-    return max(above, key=len, default=None)
 
 
 def _parents(path: bytes) -> Iterable[bytes]:

@@ -117,3 +117,7 @@ TASK_KILL: Final = _write("tasks", "Kill", "KillRequest", "Empty")
 TASK_DELETE: Final = _write("tasks", "Delete", "DeleteTaskRequest", "DeleteTaskResponse", 120)
 TASK_GET: Final = _read("tasks", "Get", "TaskId", "GetTaskResponse")
 TASK_LIST: Final = _read("tasks", "List", "ListTasksRequest", "ListTasksResponse")
+
+# since 1.7
+STREAM: Final = _write("streaming", "Stream", "Any", "Any", _STREAM)
+TRANSFER: Final = _write("transfer", "Transfer", "TransferRequest", "Empty", None)

@@ -33,9 +33,10 @@ from pybuild_containerd.mountpoints import (
     PLAIN_FILE,
     SYSTEM_MOUNTPOINTS,
     Mountpoint,
-    Stub,
+    Wanted,
     check_system_mountpoints,
     missing_entries,
+    mounted_tree,
     resolve_mountpoints,
 )
 from pybuild_containerd.runtime_spec import SpecMount
@@ -53,10 +54,11 @@ _LONGEST_OPTIONS = 4000
 
 @dataclass(frozen=True, slots=True)
 class PreparedMounts:
-    """The mounts of one RUN, and what its root lacks for them."""
+    """The mounts of one RUN, what its root lacks for them, and what it shows with them."""
 
     mounts: tuple[SpecMount, ...]
     missing: tuple[Entry, ...]
+    tree: Tree
 
 
 class RunMounts:
@@ -86,9 +88,9 @@ class RunMounts:
         Raises StepFailed for a mount that the root or its source doesn't allow.
         """
         check_system_mountpoints(tree)
-        targets = [("/etc/hosts", PLAIN_FILE), ("/etc/resolv.conf", PLAIN_FILE)]
-        targets += [(mount.target, _stub(mount)) for mount in mounts]
-        points = resolve_mountpoints(tree, targets)
+        wanted = [Wanted("/etc/hosts", PLAIN_FILE), Wanted("/etc/resolv.conf", PLAIN_FILE)]
+        wanted += map(_wanted, mounts)
+        points = resolve_mountpoints(tree, wanted)
         with contextlib.ExitStack() as undo:
             files = self._name_files(process, activity)
             made = [
@@ -99,7 +101,8 @@ class RunMounts:
                 made.append(self._mount(mount, point, undo, activity))
             # outer before inner; of two at one place the later one is seen
             made.sort(key=lambda mount: mount.destination.count("/"))
-            yield PreparedMounts(tuple(made), missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points]))
+            missing = missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
+            yield PreparedMounts(tuple(made), missing, mounted_tree(tree, wanted, points))
 
     def skeleton(self, missing: Sequence[Entry], activity: Activity) -> str:
         """A folder on the daemon's machine with empty files and folders as `missing` says."""
@@ -217,12 +220,13 @@ def _small_file(path: bytes, content: bytes) -> NewEntry:
     return NewEntry(Entry(path, Kind.FILE, 0o644, size=len(content)), open_content)
 
 
-def _stub(mount: Mount) -> Stub:
+def _wanted(mount: Mount) -> Wanted:
     match mount:
         case TmpfsMount():
-            return ANYONES_FOLDER
+            return Wanted(mount.target, ANYONES_FOLDER)
         case BindMount():
-            return FOLDER if _source_entry(mount).kind is Kind.DIRECTORY else PLAIN_FILE
+            stub = FOLDER if _source_entry(mount).kind is Kind.DIRECTORY else PLAIN_FILE
+            return Wanted(mount.target, stub, mount.tree, mount.path)
 
 
 def _source_entry(mount: BindMount) -> Entry:

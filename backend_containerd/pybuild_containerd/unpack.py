@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pybuild.backend import Activity
 from pybuild.errors import BackendError, InvalidImage
@@ -24,12 +24,16 @@ class Unpacker:
     """Makes the snapshots of chains of layers. Safe in threads; two don't unpack the same chain.
 
     A chain's snapshot is named by its chain id, as containerd's own clients name it, so an
-    image that is unpacked already costs one look.
+    image that is unpacked already costs one look. ``check`` raises InvalidImage for a layer
+    that containerd, which has other rules and no limits, must not get to unpack.
     """
 
-    def __init__(self, client: Client, snapshots: Snapshots) -> None:
+    def __init__(
+        self, client: Client, snapshots: Snapshots, check: Callable[[LayerDiff], object]
+    ) -> None:
         self._client = client
         self._snapshots = snapshots
+        self._check = check
         self._locks = KeyedLocks()
         # chains that are known to be there and to be kept by the session's lease
         self._kept: set[str] = set()
@@ -59,6 +63,7 @@ class Unpacker:
             self._kept.add(chain)
 
     def _unpack(self, layer: LayerDiff, parent: str, chain: str, activity: Activity) -> None:
+        self._check(layer)
         key = f"extract-{secrets.token_hex(8)} {chain}"
         try:
             mounts = self._snapshots.prepare(key, parent, {_REF_LABEL: chain})

@@ -65,10 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_CANCELLED
-    except BrokenPipeError:
-        # Nobody reads the result. Python's own flush at exit must not fail on it again.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # nobody reads the result
         return EXIT_CANCELLED
     except Exception:  # noqa: BLE001  # whatever it is, the user can't have meant it
         _complain(traceback.format_exc())
@@ -77,8 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    with suppress(OSError, ValueError):
+    try:
         print(text.rstrip("\n"), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Send the rest nowhere: Python's own flush at exit would fail on it again, and say so."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _print(text: str) -> None:
+    """Write to standard output, at once. Raises BrokenPipeError, UsageError."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _give_up(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        reason = error.strerror or error
+        raise UsageError(f"can't write to standard output: {reason}") from error
 
 
 def _build(arguments: BuildArguments) -> int:
@@ -110,9 +129,9 @@ def _build(arguments: BuildArguments) -> int:
         )
     _write_files(arguments, result)
     if arguments.quiet or not result.names:
-        print(result.digest, flush=True)
+        _print(result.digest)
     else:
-        print("\n".join(f"{name} {result.digest}" for name in result.names), flush=True)
+        _print("\n".join(f"{name} {result.digest}" for name in result.names))
     return 0
 
 
@@ -142,12 +161,14 @@ def _dry_run(arguments: BuildArguments) -> int:
     missing = [str(reference) for reference in planned.unresolved]
     if arguments.dry_run == "json":
         document = {**plan_as_json(planned.plan), "not_resolved": missing}
-        print(json.dumps(document, indent=2), flush=True)
+        _print(json.dumps(document, indent=2))
         return 0
-    print(describe_plan(planned.plan).rstrip("\n"))
-    for reference in missing:
-        print(f"not resolved: {reference} (its environment, user and ONBUILD are not in the plan)")
-    sys.stdout.flush()
+    lines = [describe_plan(planned.plan).rstrip("\n")]
+    lines += [
+        f"not resolved: {reference} (its environment, user and ONBUILD are not in the plan)"
+        for reference in missing
+    ]
+    _print("\n".join(lines))
     return 0
 
 
@@ -156,7 +177,7 @@ def _doctor(arguments: DoctorArguments) -> int:
 
     name = _backend_name(arguments)
     findings = examine(name, _backend_options(arguments), __version__)
-    print(describe_findings(findings), flush=True)
+    _print(describe_findings(findings))
     chosen_works = any(f.good and f.subject == f"backend {name}" for f in findings)
     return 0 if chosen_works else 4
 
@@ -322,6 +343,7 @@ class _UntilBroken:
             self._reporter.report(event)
         except (OSError, ValueError):
             self._reporter = None
+            _give_up(sys.stderr)
             # The callbacks of a cancel may report in turn; this thread holds that lock.
             threading.Thread(target=self._cancel.cancel, name="pybuild-cancel").start()
 

@@ -34,9 +34,7 @@ class Ended:
 class CommandLine:
     """``pybuild`` on a private containerd, with an environment of its own in `folder`."""
 
-    def __init__(
-        self, daemon: PrivateContainerd, folder: Path, namespace: str = "default"
-    ) -> None:
+    def __init__(self, daemon: PrivateContainerd, folder: Path, namespace: str = "default") -> None:
         self.daemon = daemon
         self.namespace = namespace
         self.folder = folder

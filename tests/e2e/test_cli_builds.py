@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 DIGEST = r"sha256:[0-9a-f]{64}"
-HELLO = "FROM busybox\nRUN echo made > /made\nCMD [\"cat\", \"/made\"]\n"
+HELLO = 'FROM busybox\nRUN echo made > /made\nCMD ["cat", "/made"]\n'
 RunOf = Callable[..., str]
 
 
@@ -233,9 +233,10 @@ def test_limits_are_in_force(busybox_run: RunOf) -> None:
 def test_added_hosts_leave_no_trace_in_the_image(pybuild: CommandLine) -> None:
     context = pybuild.context("FROM busybox\nRUN touch /x\n")
     ended = pybuild.build("-t", "traceless", "--add-host=one:10.1.2.3", context)
-    assert pybuild.run("traceless:latest", "ls", "/etc").split() == pybuild.run(
-        "busybox:latest", "ls", "/etc"
-    ).split()
+    assert (
+        pybuild.run("traceless:latest", "ls", "/etc").split()
+        == pybuild.run("busybox:latest", "ls", "/etc").split()
+    )
     assert len(pybuild.manifest(ended.digest)["layers"]) == 2
 
 
@@ -298,7 +299,9 @@ def test_output_comes_while_the_process_runs(pybuild: CommandLine) -> None:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_dry_run_needs_no_daemon(pybuild: CommandLine, form: str) -> None:
-    context = pybuild.context("FROM busybox AS one\nRUN make it\nFROM scratch\nCOPY --from=one / /\n")
+    context = pybuild.context(
+        "FROM busybox AS one\nRUN make it\nFROM scratch\nCOPY --from=one / /\n"
+    )
     ended = pybuild.build(
         f"--dry-run={form}", context, env={"CONTAINERD_ADDRESS": "/nowhere/c.sock"}
     )
@@ -346,7 +349,7 @@ def test_the_doctor_says_what_to_do(pybuild: CommandLine) -> None:
 def test_builds_at_once_of_one_dockerfile(pybuild: CommandLine, count: int) -> None:
     context = pybuild.context(
         "FROM busybox AS one\nRUN echo one > /one && sleep 0.2\nFROM busybox\n"
-        "RUN echo two > /two\nCOPY --from=one /one /\nCOPY f /\nCMD [\"cat\", \"/one\", \"/two\"]\n",
+        'RUN echo two > /two\nCOPY --from=one /one /\nCOPY f /\nCMD ["cat", "/one", "/two"]\n',
         f="x",
     )
     processes = [pybuild.start("-q", "-t", f"at-once:{n}", context) for n in range(count)]

@@ -195,16 +195,18 @@ def test_too_many_entries_and_too_long_names_are_stopped() -> None:
         read_index(io.BytesIO(long), Limits(metadata=10_000))
 
 
-def test_the_overlays_own_marks_never_reach_a_layer() -> None:
-    forged = {
-        "trusted.overlay.opaque": b"y",
-        "trusted.overlay.redirect": b"/etc",
-        "user.overlay.opaque": b"y",
-        "user.overlay.whiteout": b"y",
-        "user.mine": b"1",
-    }
-    blob = tar(member(b"d/", FOLDER, xattrs=tuple(forged.items())))
-    _, index = read_index(io.BytesIO(blob))
+@pytest.mark.parametrize("name", ["opaque", "redirect", "metacopy", "whiteout", "origin"])
+@pytest.mark.parametrize("space", ["trusted", "user"])
+def test_a_layer_with_the_overlays_own_marks_is_refused(space: str, name: str) -> None:
+    mark = ((f"{space}.overlay.{name}", b"y"),)
+    for entry in (member(b"d/", FOLDER, xattrs=mark), member(b"h", HARD, link=b"a", xattrs=mark)):
+        with pytest.raises(InvalidImage, match="overlayfs obeys"):
+            read_index(io.BytesIO(tar(member(b"a"), entry)))
+
+
+def test_other_attributes_that_a_layer_may_not_set_are_left_out() -> None:
+    forged = {"trusted.mine": b"1", "security.ima": b"x", "user.mine": b"1"}
+    _, index = read_index(io.BytesIO(tar(member(b"d/", FOLDER, xattrs=tuple(forged.items())))))
     assert [name for name, _ in index.entries[0].xattrs] == ["user.mine"]
 
 

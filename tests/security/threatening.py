@@ -124,17 +124,20 @@ def run_command(
 ) -> Ended:
     """Run ``pybuild`` as its users do, and measure it."""
     words = [sys.executable, "-m", "pybuild", *arguments, str(context)]
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
-        with tempfile.TemporaryFile() as errors:
-            given.write(stdin)
-            given.seek(0)
-            began = time.monotonic()
-            process = subprocess.Popen(
-                words, stdin=given, stdout=output, stderr=errors, env={**os.environ, **(env or {})}
-            )
-            peak = _wait(process, began + timeout)
-            seconds = time.monotonic() - began
-            texts = [_content(file) for file in (output, errors)]
+    with (
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
+        given.write(stdin)
+        given.seek(0)
+        began = time.monotonic()
+        process = subprocess.Popen(
+            words, stdin=given, stdout=output, stderr=errors, env={**os.environ, **(env or {})}
+        )
+        peak = _wait(process, began + timeout)
+        seconds = time.monotonic() - began
+        texts = [_content(file) for file in (output, errors)]
     return Ended(process.returncode, *texts, seconds, peak)
 
 

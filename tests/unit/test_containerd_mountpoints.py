@@ -16,8 +16,10 @@ from pybuild_containerd.mountpoints import (
     PLAIN_FILE,
     SYSTEM_MOUNTPOINTS,
     Mountpoint,
+    Wanted,
     check_system_mountpoints,
     missing_entries,
+    mounted_tree,
     resolve_cwd,
     resolve_mountpoints,
     untouched_stubs,
@@ -42,7 +44,7 @@ _TREE = MemoryTree(
 
 
 def _where(*targets: str) -> list[str]:
-    return [p.destination for p in resolve_mountpoints(_TREE, [(t, FOLDER) for t in targets])]
+    return [p.destination for p in resolve_mountpoints(_TREE, [Wanted(t, FOLDER) for t in targets])]
 
 
 @pytest.mark.parametrize(
@@ -67,18 +69,108 @@ def test_links_of_the_root_dont_count_below_another_mount() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/", "/.", "/proc", "/proc/sys/x", "/sys/fs", "/fd", "/loop/x", "/plain/x", "/x\0y"]
+    "target",
+    [
+        "/",
+        "/.",
+        "/proc",
+        "/proc/sys/x",
+        "/sys/fs",
+        "/fd",
+        "/loop/x",
+        "/plain/x",
+        "/x\0y",
+        "/dev",
+        "/dev/null",
+        "/dev/fd/7",
+        "/dev/pts/0",
+        "/dev/stdout",
+        "/console",
+    ],
 )
 def test_nothing_is_mounted_where_it_could_do_harm(target: str) -> None:
     with pytest.raises(StepFailed):
         _where(target)
 
 
+# what a hostile image's folder may hold, mounted beside or around another mount
+_TRAPS = MemoryTree(
+    [
+        symlink(b"dev", b"/dev"),
+        symlink(b"null", b"/proc/sys/kernel/core_pattern"),
+        symlink(b"fd", b"/proc/self/fd/7"),
+        symlink(b"etc", b"../../etc"),
+        folder(b"d"),
+        symlink(b"d/self", b"/proc/self"),
+    ]
+)
+
+
+def _among_traps(*targets: str) -> list[str]:
+    """Where mounts land of which the first shows `_TRAPS`."""
+    wanted = [Wanted(targets[0], FOLDER, _TRAPS), *(Wanted(t, FOLDER) for t in targets[1:])]
+    return [point.destination for point in resolve_mountpoints(_TREE, wanted)]
+
+
+def test_links_inside_a_mount_count_for_a_mount_below_it() -> None:
+    assert _among_traps("/m", "/m/etc/x", "/m/d/new") == ["/m", "/etc/x", "/m/d/new"]
+    assert _among_traps("/abs", "/etc/etc/x") == ["/etc", "/etc/x"]
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("/m", "/m/dev"),
+        ("/m", "/m/dev/null"),
+        ("/m", "/m/null"),
+        ("/m", "/m/fd"),
+        ("/m", "/m/d/self/fd"),
+        ("/m/n/o", "/m/n/o/dev"),
+        ("/abs/new", "/etc/new/dev"),
+        # made first, and seen through the link only then
+        ("/abs", "/etc/dev"),
+        ("/bin/a/b", "/usr/bin/a/b/dev"),
+        ("/a/../../usr", "/bin/../usr/d/self/x"),
+    ],
+)
+def test_no_mount_goes_through_a_link_of_another_to_the_systems_own(targets: tuple[str]) -> None:
+    """runc CVE-2025-31133: a false /dev/null becomes a key to /proc/sys."""
+    with pytest.raises(StepFailed):
+        _among_traps(*targets)
+
+
+def test_a_mount_that_another_would_divert_is_refused() -> None:
+    root = MemoryTree(
+        [
+            symlink(b"b", b"/usr/d/x"),
+            folder(b"c"),
+            symlink(b"c/c", b"/usr"),
+            folder(b"usr"),
+            folder(b"usr/d"),
+        ]
+    )
+    trap = MemoryTree([symlink(b"d", b"/dev")])
+    inner, outer = Wanted("/b", FOLDER), Wanted("/c/c", FOLDER, trap)
+    assert [p.path for p in resolve_mountpoints(root, [inner])] == [b"usr/d/x"]
+    with pytest.raises(StepFailed, match="goes through a link of another mount"):
+        resolve_mountpoints(root, [inner, outer])
+
+
+def test_a_working_directory_inside_a_mount_is_checked_with_its_links() -> None:
+    wanted = [Wanted("/m", FOLDER, _TRAPS)]
+    tree = mounted_tree(_TREE, wanted, resolve_mountpoints(_TREE, wanted))
+    resolve_cwd(tree, "/m/d")
+    resolve_cwd(tree, "/m/etc")
+    for cwd in ("/m/fd", "/m/d/self/fd/7", "/m/dev/fd", "/m/null"):
+        with pytest.raises(StepFailed, match="working directory"):
+            resolve_cwd(tree, cwd)
+
+
 def test_folders_and_files_are_not_mounted_on_each_other() -> None:
     with pytest.raises(StepFailed, match="a file can't be mounted on the dir /etc"):
-        resolve_mountpoints(_TREE, [("/etc", PLAIN_FILE)])
+        resolve_mountpoints(_TREE, [Wanted("/etc", PLAIN_FILE)])
     with pytest.raises(StepFailed, match="a dir can't be mounted on the file /plain"):
-        resolve_mountpoints(_TREE, [("/plain", FOLDER)])
+        resolve_mountpoints(_TREE, [Wanted("/plain", FOLDER)])
 
 
 @pytest.mark.parametrize("name", [b"proc", b"dev", b"sys"])

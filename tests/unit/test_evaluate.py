@@ -667,7 +667,7 @@ def test_needs_names_each_capability_with_its_places() -> None:
     text = (
         "FROM base AS a\nRUN --network=none --mount=target=/x x\n"
         "FROM base\nRUN --network=host --mount=type=tmpfs,target=/t x\n"
-        "RUN --network=none <<E\n#!/x\nE\nCOPY --from=a / /\nWORKDIR /w\n"
+        "RUN <<E\n#!/x\nE\nCOPY --from=a / /\nWORKDIR /w\n"
     )
     request = replace(REQUEST, run=RunDefaults(network=Network.HOST))
     found = [(need.capability, need.where.start_line) for need in needs(plan(text, request))]
@@ -679,6 +679,7 @@ def test_needs_names_each_capability_with_its_places() -> None:
         (Capability.NETWORK_HOST, 4),
         (Capability.TMPFS_MOUNT, 4),
         (Capability.RUN, 5),
+        (Capability.NETWORK_HOST, 5),
         (Capability.BIND_MOUNT, 5),
     ]
     assert needs(plan("FROM base\nCOPY a /\n")) == ()

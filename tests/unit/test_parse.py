@@ -332,7 +332,7 @@ def test_an_incomplete_instruction_is_refused(line: str) -> None:
         ("RUN --mont=x y", "did you mean --mount?"),
         ("RUN\xa0x", "it has a no-break space in it; use plain spaces"),
         ("HEALTHCHECK CDM x", "did you mean CMD?"),
-        ("USER --x y", "it has no flags; put -- before an argument that begins with --"),
+        ("USER --x y", "USER has no flags; put -- before an argument that begins with --"),
     ],
 )
 def test_a_hint_says_what_was_meant(line: str, hint: str) -> None:

@@ -78,10 +78,7 @@ def parse_flags(line: LogicalLine, words: Sequence[Word], known: Mapping[str, Ki
             return DockerfileSyntaxError(message, where=line.at(word.start, word.end), hint=hint)
 
         if kind is None:
-            raise error(
-                f"{line.instruction} has no flag --{name[:60]}",
-                suggestion(name, known, "--") or _list_of(known),
-            )
+            raise _unknown(name, word, line, known)
         if name in given and kind is not Kind.TEXTS:
             raise error(f"--{name} is given twice")
         if kind is Kind.SWITCH and not equals:
@@ -96,10 +93,24 @@ def parse_flags(line: LogicalLine, words: Sequence[Word], known: Mapping[str, Ki
     return Flags(given)
 
 
-def _list_of(known: Mapping[str, Kind]) -> str:
+def _unknown(
+    name: str, word: Word, line: LogicalLine, known: Mapping[str, Kind]
+) -> DockerfileSyntaxError:
+    """Points at the flag without its value, if it is written without quotes and escapes."""
+    flag = f"--{name}"
+    plain = line.value[word.start : word.start + len(flag)] == flag
+    guess = suggestion(name, known, "--")
+    return DockerfileSyntaxError(
+        f"unknown flag --{name[:60]}" + (f"; {guess}" if guess else ""),
+        where=line.at(word.start, word.start + len(flag) if plain else word.end),
+        hint=None if guess else _list_of(line.instruction, known),
+    )
+
+
+def _list_of(instruction: str, known: Mapping[str, Kind]) -> str:
     if not known:
-        return "it has no flags; put -- before an argument that begins with --"
-    return f"its flags are {', '.join(f'--{name}' for name in known)}"
+        return f"{instruction} has no flags; put -- before an argument that begins with --"
+    return f"the flags of {instruction} are {', '.join(f'--{name}' for name in known)}"
 
 
 _UNITS = {

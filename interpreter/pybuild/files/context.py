@@ -69,7 +69,10 @@ def open_context_directory(
     try:
         tree: ContextTree = _Directory(Root(path))
     except NotADirectoryError as error:
-        raise ContextError(f"the build context {os.fspath(path)} is not a directory") from error
+        raise ContextError(
+            f"the build context {os.fspath(path)} is not a directory",
+            hint="give the folder, and a Dockerfile with --file",
+        ) from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise ContextError(f"can't open the build context {os.fspath(path)}: {reason}") from error

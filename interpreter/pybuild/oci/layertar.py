@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _RESERVED = b".wh..wh."
+_OVERLAYS_OWN = ("trusted.overlay.", "user.overlay.")
 _CHUNK = 1024 * 1024
 _EMPTY = f"sha256:{sha256().hexdigest()}"
 _TYPES = {
@@ -343,6 +344,9 @@ class _Found:
             self._parents = {b"": b""}
 
     def _entry(self, path: bytes, member: Member, digest: str | None) -> tuple[Entry, int]:
+        # what unpacks a layer may set them: then the kernel shows other files than the index
+        if self._whiteouts and any(name.startswith(_OVERLAYS_OWN) for name, _ in member.xattrs):
+            raise InvalidImage(f"{_shown(path)} in the tar has an attribute that overlayfs obeys")
         if member.type == _HARD_LINK:
             return self._hard_link(path, member)
         kind = _KINDS.get(member.type)

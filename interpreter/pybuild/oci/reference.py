@@ -64,10 +64,11 @@ def parse_reference(text: str) -> Reference:
     rest, digest = _split_digest(text, rest)
     repository, colon, tag = rest.partition(":")
     if repository != repository.lower():
+        written = repository.removeprefix(_OFFICIAL)
         raise _invalid(
             text,
             "the repository name must be in lower case",
-            f"write it as {text.replace(repository, repository.lower())}",
+            f"write it as {text.replace(written, written.lower())}",
         )
     if not _REPOSITORY.fullmatch(repository):
         raise _invalid(text, "a name is made of a-z, 0-9, single separators . _ - and slashes")

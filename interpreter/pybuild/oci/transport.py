@@ -48,6 +48,7 @@ _SLOW = _Failure("the server didn't answer in time", temporary=True)
 _BAD_URL = _Failure("the URL is invalid", temporary=False, connected=False)
 _BAD_PROXY = _Failure("the proxy's URL is invalid", temporary=False, connected=False)
 _UNREACHABLE = _Failure("the server can't be reached", temporary=True, connected=False)
+_HINT_UNREACHABLE = "check the name of the registry, the network, and the proxy if there is one"
 _INTERNAL = _Failure("the request failed", temporary=False)
 
 # Looked up along an exception's bases, so that classes of later versions are covered too.
@@ -114,6 +115,7 @@ def failure_of(error: Exception, url: str) -> RequestFailed | None:
         f"can't read from {shown(url)}: {failure.reason}",
         temporary=failure.temporary,
         connected=failure.connected,
+        hint=None if failure.connected else _HINT_UNREACHABLE,
     )
 
 

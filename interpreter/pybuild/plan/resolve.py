@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from itertools import chain
 
 from pybuild.backend import BaseImage
 from pybuild.dockerfile.instructions import From, Instruction, Maintainer, Onbuild
@@ -185,10 +186,14 @@ class _Search:
             return self._resolve(reference, platform, where)
         except ImageError as error:
             name = self._written[reference]
-            close = self.graph.stage_like(name)
-            if error.hint is None and close:
+            if close := self.graph.stage_like(name):
                 error.hint = f'there is no stage "{name}"; did you mean {close}?'
+            elif name.isalnum() and any(name == copied for copied, _ in self._all_copied()):
+                error.hint = f'there is no stage "{name}", so it is taken for an image'
             raise
+
+    def _all_copied(self) -> Iterator[tuple[str, SourceRange]]:
+        return chain.from_iterable(self._copied.values())
 
     def _want(
         self,

@@ -124,13 +124,21 @@ def _network(run: Run, default: Network) -> Network:
 
 def _refuse(run: Run) -> None:
     if run.security == "insecure":
-        raise UnsupportedByBackend("RUN --security=insecure can't be run yet", where=run.where)
+        raise UnsupportedByBackend(
+            "RUN --security=insecure can't be run yet",
+            where=run.where,
+            hint="a later version will; without the flag the step runs in the usual sandbox",
+        )
     if run.security not in {None, "sandbox"}:
         raise DockerfileError(
             f"unsupported security mode {run.security!r}", hint="it is sandbox or insecure"
         )
     if run.devices:
-        raise UnsupportedByBackend("RUN --device can't be run yet", where=run.where)
+        raise UnsupportedByBackend(
+            "RUN --device can't be run yet",
+            where=run.where,
+            hint="a later version will; without the flag the step sees no devices of the machine",
+        )
 
 
 def _mount(raw: str, run: Run, state: StageState) -> PlannedMount:

@@ -60,6 +60,7 @@ Origin = StageOrigin | ContextOrigin | ImageOrigin | ScratchOrigin
 
 # comparing names costs the product of their lengths
 _LONGEST_SLIP = 100
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,16 @@ class StageGraph:
             raise StageNotFound(
                 f'target stage "{name}" could not be found',
                 where=self.stages[-1].head.where,
-                hint=f"did you mean {close}?" if close else None,
+                hint=f"did you mean {close}?" if close else self._list_of_stages(),
             )
         return self.stages[index]
+
+    def _list_of_stages(self) -> str:
+        named = list(self.names)[:_MOST_NAMED]
+        more = ", ..." if len(self.names) > _MOST_NAMED else ""
+        if not named:
+            return 'no stage has a name; one gets it by "FROM image AS name"'
+        return f"the stages are {', '.join(named)}{more}"
 
     def stage_like(self, name: str) -> str | None:
         """The stage whose name is nearly `name`, if there is one."""

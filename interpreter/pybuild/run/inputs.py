@@ -95,7 +95,10 @@ def _open_folder(path: str | Path) -> ContextTree:
             hint="fetch it first and give its folder",
         )
     if not os.path.lexists(path):
-        raise ContextError(f'there is no folder "{path}" to be the build context')
+        raise ContextError(
+            f'there is no folder "{path}" to be the build context',
+            hint="a path is relative to the working directory; for that itself: pybuild .",
+        )
     return open_context_directory(path)
 
 
@@ -154,7 +157,7 @@ def _find_in_tree(tree: Tree, dockerfile: str | Path | bytes | None, place: str)
             return _Text(name, data, ignore)
     raise ContextError(
         f"there is no {' or '.join(names)} in {place}",
-        hint="give its path with --file" if dockerfile is None else None,
+        hint="give its path with --file" if dockerfile is None else "correct the path of --file",
     )
 
 

@@ -1,0 +1,254 @@
+"""Layers fetched and unpacked by containerd itself, through its transfer service (1.7 and on).
+
+What an image is was found out before, from its registry, by our own client: which manifest
+fits the platform, with typed errors and without a layer fetched. Only then, and only when its
+layers are needed, does containerd pull that very digest. So a dry run downloads nothing, no
+tag can move in between, and the registry has shown our own rules for logins to be kept.
+
+A transfer is never the last word. Whatever it leaves out is fetched and unpacked by us: the
+caller looks which blobs are there afterwards, and an error here isn't the build's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pybuild.backend import Activity
+from pybuild.errors import ImageError, PybuildError
+from pybuild.oci.auth import Credential, Credentials
+from pybuild.oci.hosts import Hosts
+from pybuild.oci.http import is_loopback
+from pybuild.oci.platform import Platform
+from pybuild.oci.reference import Reference, familiar
+from pybuild_containerd import rpcs
+from pybuild_containerd._proto import enum_value, message_class
+from pybuild_containerd.client import Client, PendingCall, Stream, encode
+from pybuild_containerd.errors_table import (
+    CallCancelled,
+    CallFailed,
+    InvalidArgument,
+    Unimplemented,
+)
+
+_STREAM_INIT: Final = "containerd.services.streaming.v1.StreamInit"
+_TYPES: Final = "containerd.types.transfer"
+_PASSWORD: Final = enum_value("AuthType", "CREDENTIALS")
+_IDENTITY_TOKEN: Final = enum_value("AuthType", "REFRESH")
+_HUB: Final = "registry-1.docker.io"
+# containerd's words where the machine's policy forbids an image (its core/transfer/local)
+_VETO: Final = "image verifier"
+
+
+@dataclass(frozen=True, slots=True)
+class WantedImage:
+    """An image to pull: ``digest`` is what its record shall point to, an index or a manifest.
+
+    ``platform`` is what the index calls the manifest that was chosen. ``layers`` are the
+    digests of the blobs whose progress is told; ``labels`` those that the record has now.
+    """
+
+    reference: Reference
+    digest: str
+    platform: Platform
+    layers: frozenset[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class TransferService:
+    """Pulls by containerd. Safe in threads."""
+
+    def __init__(
+        self,
+        client: Client,
+        snapshotter: str,
+        hosts: Hosts,
+        credentials: Callable[[], Credentials],
+        *,
+        same_host: bool,
+    ) -> None:
+        """`same_host` says that containerd sees our files and what listens on our loopback."""
+        self._client = client
+        self._snapshotter = snapshotter
+        self._hosts = hosts
+        self._credentials = credentials
+        self._same_host = same_host
+        self._refused = False
+
+    def reaches(self, registry: str) -> bool:
+        """Whether containerd will find `registry` (``host[:port]``) where we do.
+
+        A hosts.toml for it and a registry on loopback mean nothing on another machine. False
+        too once this containerd has shown that it isn't configured for such a pull.
+        """
+        if self._refused:
+            return False
+        here_only = self._hosts.names(registry) or is_loopback(_without_port(registry))
+        return self._same_host or not here_only
+
+    def pull(self, image: WantedImage, activity: Activity) -> None:
+        """Fetch the image, unpack it and make its record, all kept by the session's lease.
+
+        Progress is told under each layer's digest. Raises ImageError where the machine's
+        policy forbids the image, BuildCancelled, and CallFailed or DaemonGone for all that
+        another kind of pull may do better.
+        """
+        try:
+            with ExitStack() as stack:
+                progress, progress_id = self._open_stream(stack, activity)
+                answers, answers_id = self._open_stream(stack, activity, bounded=False)
+                asker = _Asker(answers, self._known_hosts(image.reference), self._credentials)
+                threading.Thread(target=asker.run, name="pybuild-logins", daemon=True).start()
+                pending = self._client.start(
+                    rpcs.TRANSFER,
+                    source=self._source(image, answers_id),
+                    destination=self._destination(image),
+                    options={"progress_stream": progress_id},
+                )
+                stack.callback(pending.cancel)
+                stack.enter_context(activity.on_cancel(pending.cancel))
+                _follow(pending, progress, image.layers, activity)
+        except CallCancelled:
+            activity.raise_if_cancelled()
+            raise
+        except (InvalidArgument, Unimplemented):
+            self._refused = True
+            raise
+        except CallFailed as error:
+            if _VETO in error.details:
+                raise _vetoed(image.reference, error) from None
+            raise
+
+    def _open_stream(
+        self, stack: ExitStack, activity: Activity, *, bounded: bool = True
+    ) -> tuple[Stream, str]:
+        """A stream that containerd knows by the id that is given back."""
+        name = f"pybuild-{secrets.token_hex(16)}"
+        stream = self._client.duplex(rpcs.STREAM, activity=activity, bounded=bounded)
+        stack.enter_context(stream)
+        stream.send(**_packed(_STREAM_INIT, "StreamInit", id=name))
+        stream.receive()  # an empty message, once the id is registered
+        return stream, name
+
+    def _source(self, image: WantedImage, auth_stream: str) -> dict[str, Any]:
+        directory = self._hosts.directory
+        resolver = {
+            "auth_stream": auth_stream,
+            "host_dir": str(directory.absolute()) if directory and self._same_host else "",
+        }
+        name = f"{image.reference.registry}/{image.reference.repository}@{image.digest}"
+        return _packed(f"{_TYPES}.OCIRegistry", "OCIRegistry", reference=name, resolver=resolver)
+
+    def _destination(self, image: WantedImage) -> dict[str, Any]:
+        platform = {
+            "os": image.platform.os,
+            "architecture": image.platform.architecture,
+            "variant": image.platform.variant,
+        }
+        return _packed(
+            f"{_TYPES}.ImageStore",
+            "ImageStore",
+            name=str(image.reference),
+            labels=dict(image.labels),
+            platforms=[platform],
+            # without a limit, an index without the platform would be stored as an empty image
+            manifest_limit=1,
+            unpacks=[{"platform": platform, "snapshotter": self._snapshotter}],
+        )
+
+    def _known_hosts(self, reference: Reference) -> frozenset[str]:
+        hosts = {endpoint.host for endpoint in self._hosts.endpoints(reference.registry)}
+        return frozenset(hosts | {_HUB} if "docker.io" in hosts else hosts)
+
+
+class _Asker:
+    """Answers containerd's questions for logins, of the image's own hosts only."""
+
+    def __init__(
+        self, stream: Stream, hosts: frozenset[str], credentials: Callable[[], Credentials]
+    ) -> None:
+        self._stream = stream
+        self._hosts = hosts
+        self._credentials = credentials
+
+    def run(self) -> None:
+        # an error of the stream is one of the transfer too, and told there
+        with contextlib.suppress(PybuildError):
+            for question in self._stream:
+                asked = message_class("AuthRequest").FromString(question.value)
+                self._stream.send(**_answer(self._find(asked.host)))
+
+    def _find(self, host: str) -> Credential | None:
+        if host not in self._hosts:
+            return None
+        # without a login the registry refuses, and our own pull then says why there is none
+        with contextlib.suppress(PybuildError):
+            return self._credentials().for_host(host)
+        return None
+
+
+def _answer(credential: Credential | None) -> dict[str, Any]:
+    kind = f"{_TYPES}.AuthResponse"
+    if credential is None:
+        return _packed(kind, "AuthResponse")
+    if credential.identity_token:
+        token = credential.identity_token
+        return _packed(kind, "AuthResponse", auth_type=_IDENTITY_TOKEN, secret=token)
+    return _packed(
+        kind,
+        "AuthResponse",
+        auth_type=_PASSWORD,
+        username=credential.username,
+        secret=credential.password,
+    )
+
+
+def _follow(
+    pending: PendingCall, progress: Stream, layers: frozenset[str], activity: Activity
+) -> None:
+    """Tell what the stream of progress says, until the call is over. Raises the call's error."""
+    # the server closes the stream at the end of the call, unless it never came to know it
+    pending.on_done(progress.cancel)
+    try:
+        for digest, done, total in _events(progress):
+            if digest.removeprefix(_UNPACKING) in layers:
+                activity.progress(digest, done, total)
+    except CallCancelled:
+        if not pending.done():
+            raise
+    pending.result()
+
+
+_UNPACKING: Final = "unpacking "
+
+
+def _events(progress: Stream) -> Iterator[tuple[str, int, int | None]]:
+    """What a blob is called, its bytes so far, and in all if that is known."""
+    for message in progress:
+        told = message_class("TransferProgress").FromString(message.value)
+        # 1.7 has no descriptor here, but the name of what it writes: "layer-sha256:..."
+        digest = told.desc.digest or told.name.partition("-")[2]
+        unpacking = _UNPACKING if told.event.startswith("extract") else ""
+        yield unpacking + digest, told.progress, told.total or None
+
+
+def _packed(kind: str, message: str, **fields: Any) -> dict[str, Any]:
+    """The fields of an Any that holds `message` of containerd.proto, containerd's `kind`."""
+    return {"type_url": kind, "value": encode(message, **fields)}
+
+
+def _vetoed(reference: Reference, error: CallFailed) -> ImageError:
+    return ImageError(
+        f"containerd may not pull {familiar(reference)}: {error.details}",
+        hint="the image verifiers in containerd's configuration decide this",
+    )
+
+
+def _without_port(registry: str) -> str:
+    host, colon, port = registry.rpartition(":")
+    return host if colon and port.isdigit() else registry
