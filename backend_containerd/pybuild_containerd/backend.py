@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +21,7 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
-from pybuild.errors import ImageError, ImageNotFound
+from pybuild.errors import BackendError, ImageError, ImageNotFound
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.hosts import load_hosts
@@ -42,6 +44,7 @@ from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.transferring import TransferService, WantedImage
 from pybuild_containerd.unpack import Unpacker, chain_ids
 from pybuild_containerd.workfolder import WorkFolder
 from pybuild_containerd.workspace import Workspace
@@ -95,7 +98,19 @@ class ContainerdBackend(Backend):
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
         self._files = LayerFiles(self._content.open, options.cache_dir, folder.new_folder("layers"))
-        self._puller = Puller(lambda: _registry_client(options), self._content)
+        # read by the first pull: a build without one needs no configuration of Docker
+        credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
+        hosts = load_hosts(options.hosts_dir)
+        self._puller = Puller(
+            lambda: RegistryClient(hosts, credentials(), proxies=options.proxies), self._content
+        )
+        self._transfer = (
+            TransferService(
+                client, found.snapshotter, hosts, credentials, same_host=found.shared_fs
+            )
+            if _may_transfer(options, found)
+            else None
+        )
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.index)
         self._space = Workspace(
@@ -120,8 +135,8 @@ class ContainerdBackend(Backend):
         self._lock = threading.Lock()
         # blobs that are known to be here and to be kept by the session's lease
         self._kept: set[str] = set()
-        # what a pulled image's record will point to, once its layers are here
-        self._unrecorded: dict[str, tuple[Reference, Descriptor]] = {}
+        # what pulled images' records will point to, once their layers are here
+        self._unrecorded: dict[str, _Unrecorded] = {}
 
     def resolve(
         self,
@@ -139,7 +154,8 @@ class ContainerdBackend(Backend):
             case PullPolicy.NEVER:
                 stored = self._images.find(reference, platform)
                 if stored is None:
-                    raise not_here(reference)
+                    recorded = self._images.target(reference) is not None
+                    raise not_here(reference, platform, recorded=recorded)
                 found = stored.base
             case PullPolicy.MISSING:
                 # an image for another platform, or a broken one, is fetched again
@@ -205,6 +221,7 @@ class ContainerdBackend(Backend):
             ("platforms", ", ".join(map(str, self.platforms))),
             ("reads snapshots itself", yes_no[self._space.reads_snapshots]),
             ("transfer service", yes_no[found.transfer]),
+            ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )
 
     def _pull(self, reference: Reference, platform: Platform, activity: Activity) -> BaseImage:
@@ -212,21 +229,52 @@ class ContainerdBackend(Backend):
         config = parse_config(image.config_bytes)
         base = base_image(reference, image.descriptor.digest, image.manifest, config)
         with self._lock:
-            self._unrecorded[base.digest] = (reference, image.target)
+            self._unrecorded[base.digest] = _Unrecorded(
+                reference, image.target, image.platform or config.platform
+            )
         return base
 
     def _fetch_missing(self, base: BaseImage, activity: Activity) -> None:
         """Have every layer's blob in the store, and the record of an image that was pulled."""
-        blobs = {layer.blob.digest: layer.blob for layer in base.layers}
-        missing = [blob for digest, blob in blobs.items() if not self._has(digest)]
+        with self._lock:
+            unrecorded = self._unrecorded.get(base.digest)
+        missing = self._missing(base)
+        if missing and unrecorded is not None and self._transferred(unrecorded, missing, activity):
+            missing = self._missing(base)
         if missing:
             self._puller.fetch_layers(base.reference, missing, activity)
             with self._lock:
                 self._kept.update(blob.digest for blob in missing)
-        with self._lock:
-            unrecorded = self._unrecorded.pop(base.digest, None)
         if unrecorded is not None:
-            self._images.record(str(unrecorded[0]), unrecorded[1], {})
+            self._images.record(str(unrecorded.reference), unrecorded.target, {})
+            with self._lock:
+                self._unrecorded.pop(base.digest, None)
+
+    def _missing(self, base: BaseImage) -> list[Descriptor]:
+        """The blobs of layers that aren't in the store, each once."""
+        blobs = {layer.blob.digest: layer.blob for layer in base.layers}
+        return [blob for digest, blob in blobs.items() if not self._has(digest)]
+
+    def _transferred(
+        self, image: _Unrecorded, missing: Sequence[Descriptor], activity: Activity
+    ) -> bool:
+        """Whether containerd could pull the image. Why it couldn't is nothing to tell of yet:
+        our own pull may do better, and says what is wrong if it doesn't.
+        """
+        if self._transfer is None or not self._transfer.reaches(image.reference.registry):
+            return False
+        wanted = WantedImage(
+            image.reference,
+            image.target.digest,
+            image.platform,
+            frozenset(blob.digest for blob in missing),
+            self._images.labels(image.reference),
+        )
+        try:
+            self._transfer.pull(wanted, activity)
+        except BackendError:
+            return False
+        return True
 
     def _has(self, digest: str) -> bool:
         with self._lock:
@@ -239,12 +287,19 @@ class ContainerdBackend(Backend):
         return True
 
 
-def _registry_client(options: Options) -> RegistryClient:
-    return RegistryClient(
-        load_hosts(options.hosts_dir),
-        DockerCredentials(options.docker_config),
-        proxies=options.proxies,
-    )
+@dataclass(frozen=True, slots=True)
+class _Unrecorded:
+    """A pulled image whose layers aren't here yet, for the platform that its index names."""
+
+    reference: Reference
+    target: Descriptor
+    platform: Platform
+
+
+def _may_transfer(options: Options, found: Probe) -> bool:
+    """Whether containerd may pull: it can't be told of a proxy."""
+    proxied = any(scheme != "no" for scheme in options.proxies)
+    return found.transfer and options.pull != "own" and not proxied
 
 
 def _machine(platform: Platform) -> Machine:

@@ -162,10 +162,17 @@ class Client:
         stub = self._stub("unary_stream", method)
         return Stream(method, activity, lambda _: stub(request, metadata=self._metadata()))
 
-    def duplex(self, method: Method, /, *, activity: Activity | None = None) -> Stream:
-        """Open a stream in both directions."""
+    def duplex(
+        self, method: Method, /, *, activity: Activity | None = None, bounded: bool = True
+    ) -> Stream:
+        """Open a stream in both directions; without `bounded`, it may be silent for ever."""
         stub = self._stub("stream_stream", method)
-        return Stream(method, activity, lambda requests: stub(requests, metadata=self._metadata()))
+        return Stream(
+            method,
+            activity,
+            lambda requests: stub(requests, metadata=self._metadata()),
+            bounded=bounded,
+        )
 
     def _new_channel(self) -> grpc.Channel:
         return grpc.insecure_channel(
@@ -311,8 +318,11 @@ class Stream:
         method: Method,
         activity: Activity | None,
         begin: Callable[[Iterator[Any]], Any],
+        *,
+        bounded: bool = True,
     ) -> None:
         self._method = method
+        self._bounded = bounded
         self._activity = activity
         self._message = message_class(method.request)
         self._changed = threading.Condition()
@@ -390,7 +400,7 @@ class Stream:
         raise self._error
 
     def _wait(self, ready: Callable[[], bool]) -> None:
-        if not self._changed.wait_for(ready, LONGEST_SILENCE):
+        if not self._changed.wait_for(ready, LONGEST_SILENCE if self._bounded else None):
             self._call.cancel()
             raise TimedOut(
                 f"containerd was silent for {LONGEST_SILENCE:.0f} seconds in {self._method}",

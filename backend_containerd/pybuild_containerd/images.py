@@ -97,6 +97,13 @@ class Images:
             return None
         return target
 
+    def labels(self, reference: Reference) -> Mapping[str, str]:
+        """The labels of the image's record; none where there is no record."""
+        try:
+            return dict(self._client.call(rpcs.IMAGE_GET, name=str(reference)).image.labels)
+        except NotFound:
+            return {}
+
     def record(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> None:
         """Point `name` to `target`, from wherever it pointed. An empty label is unset."""
         image = {
@@ -198,10 +205,15 @@ def base_image(
     return BaseImage(reference, digest, config, layers)
 
 
-def not_here(reference: Reference) -> ImageNotFound:
-    """The error for an image that may not be fetched."""
+def not_here(reference: Reference, platform: Platform, *, recorded: bool) -> ImageNotFound:
+    """The error for an image that may not be fetched.
+
+    One that is `recorded` nevertheless is an index of which other platforms were fetched.
+    """
+    whole = f" completely for {platform}" if recorded else ""
     return ImageNotFound(
-        f"{familiar(reference)} is not in containerd's store", hint="it may be pulled with --pull"
+        f"{familiar(reference)} is not in containerd's store{whole}",
+        hint="it may be pulled with --pull",
     )
 
 

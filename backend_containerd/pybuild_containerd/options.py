@@ -15,7 +15,8 @@ class Options:
 
     ``address`` is the socket's path; without it ``environment_address`` (CONTAINERD_ADDRESS),
     then the well-known places, one of them below ``xdg_runtime_dir``.
-    ``cache_dir`` keeps what is found out about layers, ``hosts_dir`` is containerd's
+    ``pull`` is "own" for pulls by pybuild itself, "transfer" for those by containerd's transfer
+    service wherever it can do them, "auto" for what is faster. ``cache_dir`` keeps what is found out about layers, ``hosts_dir`` is containerd's
     ``certs.d``, ``docker_config`` the path of Docker's config.json, ``proxies`` maps a URL's
     scheme to its proxy (``no`` lists what needs none). ``moby_labels`` adds what Docker's
     classic builder leaves; None means in the namespace ``moby``. With ``unpack`` the finished
@@ -28,6 +29,7 @@ class Options:
     namespace: str = "default"
     snapshotter: str | None = None
     runtime: str = "io.containerd.runc.v2"
+    pull: str = "auto"
     cache_dir: Path | None = None
     hosts_dir: Path | None = None
     docker_config: Path | None = None
@@ -41,7 +43,8 @@ _FLAGS = frozenset({"moby_labels", "unpack"})
 _TEXTS = frozenset(
     {"address", "environment_address", "xdg_runtime_dir", "namespace", "snapshotter", "runtime"}
 )
-_NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "unpack"})
+_CHOICES = {"pull": frozenset({"auto", "own", "transfer"})}
+_NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "pull", "unpack"})
 
 
 def parse_options(options: Mapping[str, object]) -> Options:
@@ -74,6 +77,8 @@ def _checked(name: str, value: object) -> object:
         pairs = dict(value)
         if all(isinstance(part, str) for pair in pairs.items() for part in pair):
             return pairs
+    if isinstance(value, str) and value in _CHOICES.get(name, ()):
+        return value
     if name in _TEXTS and isinstance(value, str) and value:
         return value
     raise UsageError(f"the containerd backend's option {name} has the unfit value {value!r}")

@@ -46,7 +46,7 @@ def test_a_call_is_named_by_service_and_method_in_messages() -> None:
 
 def test_a_wait_has_no_deadline_and_every_other_plain_call_has_one() -> None:
     unbounded = {str(method) for method in METHODS if method.deadline is None}
-    assert unbounded == {"Tasks.Wait", "Content.Write"}
+    assert unbounded == {"Tasks.Wait", "Content.Write", "Streaming.Stream", "Transfer.Transfer"}
 
 
 def test_our_messages_are_in_no_shared_pool() -> None:

@@ -75,6 +75,10 @@ class Hosts:
             return (default_endpoint(registry),)
         return parse_hosts(_read(path), registry, path.parent, str(path))
 
+    def names(self, registry: str) -> bool:
+        """Whether the directory has a file for `registry`, or one for all."""
+        return self._file(registry) is not None
+
     def _file(self, registry: str) -> Path | None:
         if self.directory is None:
             return None

@@ -1,0 +1,274 @@
+"""Builds that are stopped, by a signal or for good, and what is left of them: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commandline import PROGRAM, CommandLine
+from test_docker_registry import layer
+from test_pulls import add_busybox
+
+from pybuild.oci.descriptor import digest_of
+from pybuild.testkit.registry import Fault, Registry
+
+pytestmark = [pytest.mark.root, pytest.mark.containerd]
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+SECONDS = 2.0
+
+
+class Running:
+    """A build under way; `said` is its standard error so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.said = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said += line
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.01)
+
+    def wait_for_text(self, text: str) -> None:
+        self.wait_for(lambda: text in self.said)
+
+    def stop(self, number: int) -> float:
+        """Send a signal; give the seconds until the end."""
+        begun = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(30)
+        return time.monotonic() - begun
+
+    def join(self) -> None:
+        self._reader.join()
+
+
+@contextmanager
+def running(command: CommandLine, *arguments: str | Path) -> Iterator[Running]:
+    with command.start("--progress=plain", *arguments) as process:
+        build = Running(process)
+        try:
+            yield build
+        finally:
+            if process.poll() is None:
+                process.kill()
+            build.join()
+
+
+def processes_with(mark: str) -> list[str]:
+    """Processes of this machine, those in containers too, whose command line has `mark`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if mark in line and "containerd-shim" not in line and "pybuild" not in line:
+            found.append(f"{folder.name} {line}")
+    return found
+
+
+def check_stopped(command: CommandLine, build: Running, seconds: float) -> None:
+    assert build.process.returncode == 130, build.said
+    assert seconds < SECONDS
+    build.join()
+    assert "Traceback" not in build.said
+    assert len([line for line in build.said.splitlines() if line.startswith("error: ")]) == 1
+    command.check_nothing_left()
+
+
+def unusual() -> int:
+    """A number of seconds to sleep that marks the processes of one test."""
+    return 100_000 + int.from_bytes(os.urandom(2))
+
+
+# During RUN
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
+def test_a_run_with_children_is_gone_at_once(pybuild: CommandLine, number: int) -> None:
+    mark = f"sleep {unusual()}"
+    dockerfile = f"FROM busybox\nRUN {mark} & (setsid {mark} &); echo started; {mark}\n"
+    with running(pybuild, pybuild.context(dockerfile)) as build:
+        build.wait_for_text(" started")
+        build.wait_for(lambda: len(processes_with(mark)) >= 3)
+        seconds = build.stop(number)
+    check_stopped(pybuild, build, seconds)
+    assert processes_with(mark) == []
+    assert "CANCELED" in build.said
+
+
+def test_a_process_that_ignores_signals_is_gone_too(pybuild: CommandLine) -> None:
+    mark = f"sleep {unusual()}"
+    dockerfile = (
+        f"FROM busybox\nRUN trap '' TERM INT HUP; echo started; while true; do {mark}; done\n"
+    )
+    with running(pybuild, pybuild.context(dockerfile)) as build:
+        build.wait_for_text(" started")
+        seconds = build.stop(signal.SIGINT)
+    check_stopped(pybuild, build, seconds)
+    assert processes_with(mark) == []
+
+
+def test_all_stages_at_once_are_stopped(pybuild: CommandLine) -> None:
+    mark = f"sleep {unusual()}"
+    stages = "".join(f"FROM busybox AS s{n}\nRUN echo up{n}; {mark}\n" for n in range(3))
+    copies = "".join(f"COPY --from=s{n} /x /\n" for n in range(3))
+    with running(pybuild, pybuild.context(f"{stages}FROM scratch\n{copies}")) as build:
+        build.wait_for(lambda: len(processes_with(mark)) >= 2)
+        seconds = build.stop(signal.SIGINT)
+    check_stopped(pybuild, build, seconds)
+    assert processes_with(mark) == []
+
+
+def test_a_flood_of_output_doesnt_hold_it_up(pybuild: CommandLine) -> None:
+    with running(pybuild, pybuild.context("FROM busybox\nRUN yes floods\n")) as build:
+        build.wait_for_text(" floods")
+        seconds = build.stop(signal.SIGINT)
+    check_stopped(pybuild, build, seconds)
+
+
+def test_a_second_interrupt_ends_it_without_ado(pybuild: CommandLine) -> None:
+    with running(pybuild, pybuild.context("FROM busybox\nRUN echo started; sleep 1000\n")) as build:
+        build.wait_for_text(" started")
+        build.process.send_signal(signal.SIGINT)
+        assert build.stop(signal.SIGINT) < SECONDS
+        assert build.process.returncode == 130
+    # what it had no time for is done by the next build
+    pybuild.build("-q", pybuild.context("FROM scratch\nLABEL a=b\n"))
+
+
+# Elsewhere
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
+def test_a_copy_of_a_large_file(pybuild: CommandLine, number: int) -> None:
+    context = pybuild.context("FROM busybox\nCOPY large /\n")
+    with (context / "large").open("wb") as large:
+        chunk = os.urandom(1 << 20)
+        for _ in range(1024):
+            large.write(chunk)
+    try:
+        with running(pybuild, context) as build:
+            build.wait_for_text("COPY large")
+            time.sleep(0.5)
+            seconds = build.stop(number)
+    finally:
+        (context / "large").unlink()
+    check_stopped(pybuild, build, seconds)
+
+
+def test_the_commit_of_a_large_file(pybuild: CommandLine) -> None:
+    dockerfile = "FROM busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=300; echo finished\n"
+    with running(pybuild, pybuild.context(dockerfile)) as build:
+        build.wait_for_text(" finished")
+        time.sleep(0.5)
+        seconds = build.stop(signal.SIGINT)
+    check_stopped(pybuild, build, seconds)
+
+
+@pytest.mark.parametrize("fault", ["slow blob", "silent manifest", "silent blob"])
+def test_a_slow_pull(elsewhere: CommandLine, registry: Registry, fault: str) -> None:
+    big = layer("big", 2_000_000)
+    add_busybox(registry, "app:1", big)
+    path = f"blobs/{digest_of(big[0])}"
+    match fault:
+        case "slow blob":
+            registry.add_fault(Fault(path, times=None, pace=(1000, 0.05)))
+        case "silent blob":
+            registry.add_fault(Fault(path, times=None, delay=20))
+        case _:
+            path = "manifests/1"
+            registry.add_fault(Fault(path, times=None, delay=20))
+            registry.add_fault(Fault(path, "HEAD", times=None, delay=20))
+    context = elsewhere.context(f"FROM {registry.address}/app:1\nRUN true\n")
+    with running(elsewhere, context) as build:
+        build.wait_for(lambda: registry.requested("GET", path) or registry.requested("HEAD", path))
+        time.sleep(0.3)
+        seconds = build.stop(signal.SIGINT)
+    check_stopped(elsewhere, build, seconds)
+    assert elsewhere.ctr("images", "ls", "-q") == ""
+
+
+def test_a_context_that_never_comes(pybuild: CommandLine) -> None:
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*PROGRAM, "-"],
+            stdin=reading,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=pybuild.environment,
+        )
+        time.sleep(1)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert time.monotonic() - begun < SECONDS
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
+# Killed
+
+
+def test_what_a_killed_build_left_is_swept_and_a_live_one_left_alone(
+    pybuild: CommandLine,
+) -> None:
+    dead, alive = f"sleep {unusual()}", f"sleep {unusual()}"
+    gate = pybuild.context("FROM busybox\nRUN true\n")
+    live_dockerfile = f"FROM busybox\nRUN echo started; {alive} & sleep 6; echo survived > /file\n"
+    with running(pybuild, "-t", "live", pybuild.context(live_dockerfile)) as live:
+        live.wait_for_text(" started")
+        context = pybuild.context(f"FROM busybox\nCOPY . /c\nRUN echo started; {dead}\n")
+        with running(pybuild, context) as killed:
+            killed.wait_for_text(" started")
+            killed.stop(signal.SIGKILL)
+        assert processes_with(dead)
+        assert len(pybuild.ctr("tasks", "ls", "-q").split()) == 2
+        pybuild.build("-q", gate)
+        assert processes_with(dead) == []
+        assert processes_with(alive)
+        assert len(pybuild.ctr("tasks", "ls", "-q").split()) == 1
+        assert len(pybuild.ctr("leases", "ls", "-q").split()) == 1
+        live.process.wait(60)
+        assert live.process.returncode == 0, live.said
+    assert pybuild.run("live:latest", "cat", "/file") == "survived\n"
+    pybuild.check_nothing_left()
+
+
+def test_a_kill_in_the_middle_of_anything_is_swept(
+    pybuild: CommandLine,
+) -> None:
+    context = pybuild.context(
+        "FROM busybox\nCOPY . /c\nRUN dd if=/dev/urandom of=/x bs=1M count=20\nCOPY . /d\n"
+    )
+    (context / "file").write_bytes(os.urandom(5_000_000))
+    for delay in (0.3, 0.6, 0.8, 1.0, 1.2, 1.5):
+        process = pybuild.start("-q", context)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    pybuild.build("-q", context)
+    pybuild.check_nothing_left()
