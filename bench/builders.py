@@ -54,7 +54,7 @@ class PybuildOnContainerd:
 
     def forget(self) -> None:
         command = ["ctr", "--address", self._address, "images", "rm", "--sync", _MADE]
-        subprocess.run(command, check=True, capture_output=True)
+        _call(command)
 
 
 class Buildah:
@@ -70,7 +70,7 @@ class Buildah:
 
     def forget(self) -> None:
         for arguments in (["rmi", _MADE], ["rmi", "--prune"]):
-            subprocess.run([*self._command, *arguments], check=True, capture_output=True)
+            _call([*self._command, *arguments])
 
 
 @contextmanager
@@ -86,12 +86,12 @@ def buildah(layout: Path, storage: Path) -> Iterator[Builder]:
     """buildah on a storage of its own, with the image in `layout` as :data:`BASE`."""
     command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
     pull = [*command, "pull", "-q", f"oci:{layout}:large"]
-    image = subprocess.run(pull, check=True, capture_output=True, text=True).stdout.strip()
-    subprocess.run([*command, "tag", image, BASE], check=True)
+    image = _call(pull).strip()
+    _call([*command, "tag", image, BASE])
     try:
         yield Buildah(command)
     finally:
-        subprocess.run([*command, "rmi", "--all", "--force"], check=True, capture_output=True)
+        _call([*command, "rmi", "--all", "--force"])
 
 
 def has_buildah() -> bool:
@@ -101,12 +101,19 @@ def has_buildah() -> bool:
 def _run(command: Sequence[str], text: str, environ: dict[str, str] | None = None) -> Cost:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    done = subprocess.run(
-        command, input=text, env=environ, capture_output=True, text=True, check=False
-    )
+    _call(command, text, environ)
     wall = time.perf_counter() - start
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Cost(wall, cpu)
+
+
+def _call(
+    command: Sequence[str], text: str | None = None, environ: dict[str, str] | None = None
+) -> str:
+    done = subprocess.run(
+        command, input=text, env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout

@@ -105,9 +105,7 @@ class ContainerdBackend(Backend):
             lambda: RegistryClient(hosts, credentials(), proxies=options.proxies), self._content
         )
         self._transfer = (
-            TransferService(
-                client, found.snapshotter, hosts, credentials, same_host=found.shared_fs
-            )
+            TransferService(client, hosts, credentials, same_host=found.shared_fs)
             if _may_transfer(options, found)
             else None
         )
@@ -267,7 +265,7 @@ class ContainerdBackend(Backend):
             image.reference,
             image.target.digest,
             image.platform,
-            frozenset(blob.digest for blob in missing),
+            {blob.digest: blob.size for blob in missing},
             self._images.labels(image.reference),
         )
         try:

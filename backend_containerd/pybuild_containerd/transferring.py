@@ -1,12 +1,12 @@
-"""Layers fetched and unpacked by containerd itself, through its transfer service (1.7 and on).
+"""Layers fetched by containerd itself, through its transfer service (1.7 and later).
 
 What an image is was found out before, from its registry, by our own client: which manifest
 fits the platform, with typed errors and without a layer fetched. Only then, and only when its
 layers are needed, does containerd pull that very digest. So a dry run downloads nothing, no
 tag can move in between, and the registry has shown our own rules for logins to be kept.
 
-A transfer is never the last word. Whatever it leaves out is fetched and unpacked by us: the
-caller looks which blobs are there afterwards, and an error here isn't the build's.
+A transfer is never the last word: the caller looks which blobs are there afterwards, and
+fetches what is missing. Nor does it unpack, though it could: layers are checked before.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ class WantedImage:
     """An image to pull: ``digest`` is what its record shall point to, an index or a manifest.
 
     ``platform`` is what the index calls the manifest that was chosen. ``layers`` are the
-    digests of the blobs whose progress is told; ``labels`` those that the record has now.
+    sizes by digest of the blobs whose progress is told; ``labels`` those that the record has
+    now, which containerd would drop.
     """
 
     reference: Reference
     digest: str
     platform: Platform
-    layers: frozenset[str]
+    layers: Mapping[str, int]
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,7 +67,6 @@ class TransferService:
     def __init__(
         self,
         client: Client,
-        snapshotter: str,
         hosts: Hosts,
         credentials: Callable[[], Credentials],
         *,
@@ -74,7 +74,6 @@ class TransferService:
     ) -> None:
         """`same_host` says that containerd sees our files and what listens on our loopback."""
         self._client = client
-        self._snapshotter = snapshotter
         self._hosts = hosts
         self._credentials = credentials
         self._same_host = same_host
@@ -92,7 +91,7 @@ class TransferService:
         return self._same_host or not here_only
 
     def pull(self, image: WantedImage, activity: Activity) -> None:
-        """Fetch the image, unpack it and make its record, all kept by the session's lease.
+        """Fetch the image and make its record, all kept by the session's lease.
 
         Progress is told under each layer's digest. Raises ImageError where the machine's
         policy forbids the image, BuildCancelled, and CallFailed or DaemonGone for all that
@@ -158,7 +157,6 @@ class TransferService:
             platforms=[platform],
             # without a limit, an index without the platform would be stored as an empty image
             manifest_limit=1,
-            unpacks=[{"platform": platform, "snapshotter": self._snapshotter}],
         )
 
     def _known_hosts(self, reference: Reference) -> frozenset[str]:
@@ -209,32 +207,32 @@ def _answer(credential: Credential | None) -> dict[str, Any]:
 
 
 def _follow(
-    pending: PendingCall, progress: Stream, layers: frozenset[str], activity: Activity
+    pending: PendingCall, progress: Stream, layers: Mapping[str, int], activity: Activity
 ) -> None:
     """Tell what the stream of progress says, until the call is over. Raises the call's error."""
+    unfinished = dict(layers)
     # the server closes the stream at the end of the call, unless it never came to know it
     pending.on_done(progress.cancel)
     try:
-        for digest, done, total in _events(progress):
-            if digest.removeprefix(_UNPACKING) in layers:
-                activity.progress(digest, done, total)
+        for digest, done in _events(progress):
+            if digest in unfinished and 0 <= done < unfinished[digest]:
+                activity.progress(digest, done, unfinished[digest])
+            elif digest in unfinished:
+                activity.progress(digest, size := unfinished.pop(digest), size)
     except CallCancelled:
         if not pending.done():
             raise
     pending.result()
+    for digest, size in unfinished.items():
+        activity.progress(digest, size, size)
 
 
-_UNPACKING: Final = "unpacking "
-
-
-def _events(progress: Stream) -> Iterator[tuple[str, int, int | None]]:
-    """What a blob is called, its bytes so far, and in all if that is known."""
+def _events(progress: Stream) -> Iterator[tuple[str, int]]:
+    """The blob that an event is about, as far as it has one, and how many bytes are here."""
     for message in progress:
         told = message_class("TransferProgress").FromString(message.value)
         # 1.7 has no descriptor here, but the name of what it writes: "layer-sha256:..."
-        digest = told.desc.digest or told.name.partition("-")[2]
-        unpacking = _UNPACKING if told.event.startswith("extract") else ""
-        yield unpacking + digest, told.progress, told.total or None
+        yield told.desc.digest or told.name.partition("-")[2], told.progress
 
 
 def _packed(kind: str, message: str, **fields: Any) -> dict[str, Any]:

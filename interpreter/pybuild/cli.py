@@ -8,9 +8,11 @@ containerd, and Docker on containerd, know an image by; the config's is in ``--m
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
+import select
 import signal
 import sys
 import threading
@@ -20,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from pybuild import __version__
 from pybuild.api import build, plan_build
@@ -42,6 +44,7 @@ from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
+_SECONDS_BETWEEN_LOOKS = 0.1
 EXIT_CANCELLED = BuildCancelled.exit_code
 
 
@@ -106,7 +109,7 @@ def _build(arguments: BuildArguments) -> int:
     with ExitStack() as stack:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
-        context, dockerfile = _inputs(arguments)
+        context, dockerfile = _inputs(arguments, cancel)
         result = build(
             context,
             dockerfile=dockerfile,
@@ -138,7 +141,7 @@ def _build(arguments: BuildArguments) -> int:
 def _dry_run(arguments: BuildArguments) -> int:
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
-        context, dockerfile = _inputs(arguments)
+        context, dockerfile = _inputs(arguments, cancel)
         name = _backend_name(arguments)
         planned = plan_build(
             context,
@@ -233,7 +236,9 @@ def _hosts_dir() -> str | None:
     return next((path for path in _HOSTS_DIRS if Path(path).is_dir()), None)
 
 
-def _inputs(arguments: BuildArguments) -> tuple[str | BinaryIO, str | bytes | None]:
+def _inputs(
+    arguments: BuildArguments, cancel: CancelToken
+) -> tuple[str | BinaryIO, str | bytes | None]:
     """The context and the Dockerfile; either may be standard input, not both."""
     context: str | BinaryIO = arguments.context
     dockerfile: str | bytes | None = arguments.file
@@ -242,10 +247,36 @@ def _inputs(arguments: BuildArguments) -> tuple[str | BinaryIO, str | bytes | No
     if "-" in {context, dockerfile} and sys.stdin is None:
         raise UsageError("standard input is closed")
     if context == "-":
-        context = sys.stdin.buffer
+        context = _standard_input(cancel)
     if dockerfile == "-":
-        dockerfile = read_limited(sys.stdin.buffer, "the Dockerfile")
+        dockerfile = read_limited(_standard_input(cancel), "the Dockerfile")
     return context, dockerfile
+
+
+def _standard_input(cancel: CancelToken) -> BinaryIO:
+    """Standard input, whose reader stops waiting when the build is cancelled."""
+    if sys.platform == "win32":  # nothing there can wait for a pipe
+        return sys.stdin.buffer
+    return cast("BinaryIO", io.BufferedReader(_CancellableInput(sys.stdin.fileno(), cancel)))
+
+
+class _CancellableInput(io.RawIOBase):
+    """Reads a file descriptor. Raises BuildCancelled."""
+
+    def __init__(self, number: int, cancel: CancelToken) -> None:
+        self._number = number
+        self._cancel = cancel
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
+        while True:
+            self._cancel.raise_if_cancelled()
+            if select.select([self._number], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+                read = os.read(self._number, len(buffer))
+                buffer[: len(read)] = read
+                return len(read)
 
 
 def _write_files(arguments: BuildArguments, result: BuildResult) -> None:

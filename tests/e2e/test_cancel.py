@@ -46,8 +46,9 @@ class Running:
             assert time.monotonic() < deadline, self.said
             time.sleep(0.01)
 
-    def wait_for_text(self, text: str) -> None:
-        self.wait_for(lambda: text in self.said)
+    def wait_for_line(self, text: str) -> None:
+        """Wait until the process in the container says `text`."""
+        self.wait_for(lambda: f" {text}\n" in self.said)
 
     def stop(self, number: int) -> float:
         """Send a signal; give the seconds until the end."""
@@ -107,7 +108,7 @@ def test_a_run_with_children_is_gone_at_once(pybuild: CommandLine, number: int) 
     mark = f"sleep {unusual()}"
     dockerfile = f"FROM busybox\nRUN {mark} & (setsid {mark} &); echo started; {mark}\n"
     with running(pybuild, pybuild.context(dockerfile)) as build:
-        build.wait_for_text(" started")
+        build.wait_for_line("started")
         build.wait_for(lambda: len(processes_with(mark)) >= 3)
         seconds = build.stop(number)
     check_stopped(pybuild, build, seconds)
@@ -121,7 +122,7 @@ def test_a_process_that_ignores_signals_is_gone_too(pybuild: CommandLine) -> Non
         f"FROM busybox\nRUN trap '' TERM INT HUP; echo started; while true; do {mark}; done\n"
     )
     with running(pybuild, pybuild.context(dockerfile)) as build:
-        build.wait_for_text(" started")
+        build.wait_for_line("started")
         seconds = build.stop(signal.SIGINT)
     check_stopped(pybuild, build, seconds)
     assert processes_with(mark) == []
@@ -140,14 +141,14 @@ def test_all_stages_at_once_are_stopped(pybuild: CommandLine) -> None:
 
 def test_a_flood_of_output_doesnt_hold_it_up(pybuild: CommandLine) -> None:
     with running(pybuild, pybuild.context("FROM busybox\nRUN yes floods\n")) as build:
-        build.wait_for_text(" floods")
+        build.wait_for_line("floods")
         seconds = build.stop(signal.SIGINT)
     check_stopped(pybuild, build, seconds)
 
 
 def test_a_second_interrupt_ends_it_without_ado(pybuild: CommandLine) -> None:
     with running(pybuild, pybuild.context("FROM busybox\nRUN echo started; sleep 1000\n")) as build:
-        build.wait_for_text(" started")
+        build.wait_for_line("started")
         build.process.send_signal(signal.SIGINT)
         assert build.stop(signal.SIGINT) < SECONDS
         assert build.process.returncode == 130
@@ -167,7 +168,7 @@ def test_a_copy_of_a_large_file(pybuild: CommandLine, number: int) -> None:
             large.write(chunk)
     try:
         with running(pybuild, context) as build:
-            build.wait_for_text("COPY large")
+            build.wait_for(lambda: "COPY large" in build.said)
             time.sleep(0.5)
             seconds = build.stop(number)
     finally:
@@ -178,7 +179,7 @@ def test_a_copy_of_a_large_file(pybuild: CommandLine, number: int) -> None:
 def test_the_commit_of_a_large_file(pybuild: CommandLine) -> None:
     dockerfile = "FROM busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=300; echo finished\n"
     with running(pybuild, pybuild.context(dockerfile)) as build:
-        build.wait_for_text(" finished")
+        build.wait_for_line("finished")
         time.sleep(0.5)
         seconds = build.stop(signal.SIGINT)
     check_stopped(pybuild, build, seconds)
@@ -240,10 +241,10 @@ def test_what_a_killed_build_left_is_swept_and_a_live_one_left_alone(
     gate = pybuild.context("FROM busybox\nRUN true\n")
     live_dockerfile = f"FROM busybox\nRUN echo started; {alive} & sleep 6; echo survived > /file\n"
     with running(pybuild, "-t", "live", pybuild.context(live_dockerfile)) as live:
-        live.wait_for_text(" started")
+        live.wait_for_line("started")
         context = pybuild.context(f"FROM busybox\nCOPY . /c\nRUN echo started; {dead}\n")
         with running(pybuild, context) as killed:
-            killed.wait_for_text(" started")
+            killed.wait_for_line("started")
             killed.stop(signal.SIGKILL)
         assert processes_with(dead)
         assert len(pybuild.ctr("tasks", "ls", "-q").split()) == 2

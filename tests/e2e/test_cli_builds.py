@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import tarfile
@@ -196,7 +195,7 @@ def test_source_date_epoch_makes_equal_images(pybuild: CommandLine) -> None:
 
 
 def test_network_none_has_loopback_alone_and_host_has_the_hosts(busybox_run: RunOf) -> None:
-    mine = set(os.listdir("/sys/class/net"))
+    mine = {path.name for path in Path("/sys/class/net").iterdir()}
     script = "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '"
     assert busybox_run(script, "--network=none").split() == ["lo"]
     for mode in ("host", "default"):

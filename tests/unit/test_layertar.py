@@ -272,9 +272,7 @@ def test_only_harmless_extended_attributes_are_kept() -> None:
         "security.capability": CAPABILITY,
         "security.selinux": b"x",
         "system.posix_acl_access": b"x",
-        "trusted.overlay.opaque": b"y",
         "user.mime": b"text",
-        "user.overlay.opaque": b"y",
     }
     member = Member(b"a", ord("5"), xattrs=tuple(given.items()))
     _, index = read_index(raw_tar((member, b"")))
