@@ -21,7 +21,7 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
-from pybuild.errors import BackendError, ImageError, ImageNotFound
+from pybuild.errors import ImageError, ImageNotFound
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.hosts import load_hosts
@@ -39,6 +39,7 @@ from pybuild_containerd.indexes import LayerFiles
 from pybuild_containerd.layers import ContainerdROLayer
 from pybuild_containerd.leases import Session, sweep
 from pybuild_containerd.options import Options, parse_options
+from pybuild_containerd.outputs import Outputs
 from pybuild_containerd.probe import Probe, probe
 from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
@@ -110,7 +111,8 @@ class ContainerdBackend(Backend):
             else None
         )
         snapshots = Snapshots(client, found.snapshotter)
-        unpacker = Unpacker(client, snapshots, self._files.index)
+        unpacker = Unpacker(client, snapshots, self._files.check)
+        mounts = RunMounts(client, self._content, snapshots, unpacker)
         self._space = Workspace(
             folder=folder,
             client=client,
@@ -118,7 +120,8 @@ class ContainerdBackend(Backend):
             snapshots=snapshots,
             unpacker=unpacker,
             files=self._files,
-            mounts=RunMounts(client, self._content, snapshots, unpacker),
+            mounts=mounts,
+            outputs=Outputs(client, self._content, mounts, folder),
             machine=_machine(self.platforms[0]),
             runtime=options.runtime,
             reads_snapshots=found.shared_fs and _is_root(),
@@ -256,23 +259,18 @@ class ContainerdBackend(Backend):
     def _transferred(
         self, image: _Unrecorded, missing: Sequence[Descriptor], activity: Activity
     ) -> bool:
-        """Whether containerd could pull the image. Why it couldn't is nothing to tell of yet:
-        our own pull may do better, and says what is wrong if it doesn't.
-        """
-        if self._transfer is None or not self._transfer.reaches(image.reference.registry):
+        """Whether containerd pulled the image, with all its layers that it could get."""
+        if self._transfer is None:
             return False
         wanted = WantedImage(
             image.reference,
             image.target.digest,
             image.platform,
+            self._puller.scheme(image.reference),
             {blob.digest: blob.size for blob in missing},
             self._images.labels(image.reference),
         )
-        try:
-            self._transfer.pull(wanted, activity)
-        except BackendError:
-            return False
-        return True
+        return self._transfer.pull(wanted, activity)
 
     def _has(self, digest: str) -> bool:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import shutil
 import threading
@@ -23,6 +24,8 @@ class OutputFifos:
     raises stops nothing but is raised again by :meth:`drain`.
     """
 
+    shared = True
+
     def __init__(self, folder: Path, sink: Callable[[int, bytes], object]) -> None:
         self._sink = sink
         self._error: BaseException | None = None
@@ -40,11 +43,21 @@ class OutputFifos:
         self._streams = {out: 1, err: 2}
         self._thread.start()
 
+    def is_open(self) -> bool:
+        """Whether someone has both open to write, besides us, who stop doing so.
+
+        A shim that sees this folder but runs on another kernel opens other FIFOs.
+        """
+        self._close_writers()
+        look = select.poll()
+        for descriptor in self._streams:
+            look.register(descriptor, select.POLLIN)
+        return not any(event & select.POLLHUP for _, event in look.poll(0))
+
     def drain(self) -> None:
         """Read what is left, once the process and its shim are done, and end the thread."""
         # the reader sees the end when the last writer has closed
-        while self._writers:
-            os.close(self._writers.pop())
+        self._close_writers()
         self._thread.join(_PATIENCE)
         self._stop()
         if self._error is not None:
@@ -95,14 +108,18 @@ class OutputFifos:
         except BaseException as error:  # noqa: BLE001 - the shim must never wait for us; drain() raises it
             self._error = self._error or error
 
+    def _close_writers(self) -> None:
+        while self._writers:
+            os.close(self._writers.pop())
+
     def _stop(self) -> None:
         if self._thread.is_alive():
             os.write(self._stop_writer, b"x")
             self._thread.join()
 
     def _close(self) -> None:
-        for descriptor in (*self._writers, *self._descriptors):
+        self._close_writers()
+        for descriptor in self._descriptors:
             os.close(descriptor)
-        self._writers.clear()
         self._descriptors.clear()
         shutil.rmtree(self._folder, ignore_errors=True)

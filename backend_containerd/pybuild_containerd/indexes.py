@@ -24,6 +24,9 @@ from pybuild_containerd.locks import KeyedLocks
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
 
+# containerd takes minutes to unpack a single file below 2,000 folders
+_DEEPEST = 500
+
 OpenBlob = Callable[[str], BinaryIO]
 """Opens the stored bytes of the blob with this digest."""
 
@@ -70,6 +73,13 @@ class LayerFiles:
                 self._store(layer.diff_id, index)
             self.remember(layer.diff_id, index)
         return index
+
+    def check(self, layer: LayerDiff) -> None:
+        """Raise InvalidImage for a layer that no daemon should unpack."""
+        if any(entry.path.count(b"/") > _DEEPEST for entry in self.index(layer)):
+            raise InvalidImage(
+                f"layer {layer.blob.digest} has folders more than {_DEEPEST} deep in each other"
+            )
 
     def open(self, layer: LayerDiff, entry: Entry) -> BinaryIO:
         """The content of a FILE of one layer."""

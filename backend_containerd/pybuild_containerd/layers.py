@@ -17,10 +17,10 @@ from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
 from pybuild_containerd.changes import changes_of
 from pybuild_containerd.mountpoints import resolve_cwd
-from pybuild_containerd.runtime_spec import runtime_spec
+from pybuild_containerd.runtime_spec import any_machine, runtime_spec
 from pybuild_containerd.snapshots import Mount as SnapshotMount
-from pybuild_containerd.snapshots import layer_folders
-from pybuild_containerd.tasks import Task, run_task
+from pybuild_containerd.snapshots import in_user_namespace, layer_folders
+from pybuild_containerd.tasks import OutputNotShared, Task, run_task
 from pybuild_containerd.unpack import chain_ids
 from pybuild_containerd.workspace import Workspace
 
@@ -96,24 +96,35 @@ class ContainerdRWLayer(RWLayer):
     def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
         if self._over or not self._runs or self._written is not None:
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
+        if self._space.outputs.shared:
+            with contextlib.suppress(OutputNotShared):
+                return self._run(process, mounts, activity)
+            self._space.outputs.give_up_sharing()
+        return self._run(process, mounts, activity)
+
+    def _run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
         space = self._space
-        tree = self.tree()
-        with space.mounts.prepared(process, mounts, tree, activity) as prepared:
+        near = space.outputs.shared
+        with (
+            space.mounts.prepared(process, mounts, self.tree(), activity, near=near) as prepared,
+            space.outputs.open(activity, shared=near) as output,
+        ):
             resolve_cwd(prepared.tree, process.cwd)
             active = self._prepare(activity)
             active.missing.update((entry.path, entry) for entry in prepared.missing)
             container = f"pybuild-{secrets.token_hex(16)}"
+            machine = space.machine if near else any_machine(space.machine)
+            machine = replace(machine, rootless=in_user_namespace(active.mounts))
             task = Task(
                 id=container,
-                spec=runtime_spec(process, container, prepared.mounts, space.machine),
+                spec=runtime_spec(process, container, prepared.mounts, machine),
                 rootfs=self._root(active, prepared.missing, activity),
                 runtime=space.runtime,
                 snapshotter=space.snapshots.snapshotter,
                 snapshot_key=active.key,
                 labels=space.session_labels,
-                folder=space.folder.new_folder("output"),
             )
-            return run_task(space.client, task, activity)
+            return run_task(space.client, task, output, activity)
 
     def commit(self, key: str | None, activity: Activity) -> ROLayer:  # noqa: ARG002 - without STEP_CACHE keys mean nothing
         if self._over:

@@ -15,12 +15,12 @@ class Options:
 
     ``address`` is the socket's path; without it ``environment_address`` (CONTAINERD_ADDRESS),
     then the well-known places, one of them below ``xdg_runtime_dir``.
-    ``pull`` is "own" for pulls by pybuild itself, "transfer" for those by containerd's transfer
-    service wherever it can do them, "auto" for what is faster. ``cache_dir`` keeps what is found out about layers, ``hosts_dir`` is containerd's
-    ``certs.d``, ``docker_config`` the path of Docker's config.json, ``proxies`` maps a URL's
-    scheme to its proxy (``no`` lists what needs none). ``moby_labels`` adds what Docker's
-    classic builder leaves; None means in the namespace ``moby``. With ``unpack`` the finished
-    image is ready to run.
+    ``pull`` is "auto" to have containerd fetch layers where it can, which is faster, "own" to
+    have pybuild do it. ``cache_dir`` keeps what is found out about layers, ``hosts_dir`` is
+    containerd's ``certs.d``, ``docker_config`` the path of Docker's config.json, ``proxies``
+    maps a URL's scheme to its proxy (``no`` lists what needs none). ``moby_labels`` adds what
+    Docker's classic builder leaves; None means in the namespace ``moby``. With ``unpack`` the
+    finished image is ready to run.
     """
 
     address: str | None = None
@@ -43,7 +43,7 @@ _FLAGS = frozenset({"moby_labels", "unpack"})
 _TEXTS = frozenset(
     {"address", "environment_address", "xdg_runtime_dir", "namespace", "snapshotter", "runtime"}
 )
-_CHOICES = {"pull": frozenset({"auto", "own", "transfer"})}
+_CHOICES = {"pull": frozenset({"auto", "own"})}
 _NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "pull", "unpack"})
 
 

@@ -42,7 +42,7 @@ class Probe:
 
     ``snapshotter`` is the chosen one of ``snapshotters``; ``rebase`` says that it can commit
     onto a parent given late. ``shared_fs``: this process reads and writes the very files of
-    a snapshot; ``can_mount``: and may mount them. ``pidns`` is the inode of the daemon's pid
+    a snapshot, with the owners they have for it; ``can_mount``: and may mount them. ``pidns`` is the inode of the daemon's pid
     namespace, None where it doesn't tell. ``platforms`` are those that it runs.
     """
 
@@ -156,7 +156,10 @@ def _shares_files(snapshots: Snapshots) -> bool:
 def _is_new(folder: Path, since: float) -> bool:
     with contextlib.suppress(OSError):
         usable = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
-        return usable and folder.stat().st_ctime >= since and not any(folder.iterdir())
+        status = folder.stat()
+        # seen from outside of containerd's user namespace, files have other owners
+        ours = status.st_uid == 0 and status.st_ctime >= since
+        return usable and ours and not any(folder.iterdir())
     return False
 
 

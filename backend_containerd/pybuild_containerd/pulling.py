@@ -58,6 +58,10 @@ class Puller:
 
         download_all(self._registry(), reference, layers, open_sink, activity)
 
+    def scheme(self, reference: Reference) -> str:
+        """How the image's registry was reached: https or http."""
+        return self._registry().scheme(reference.registry)
+
     def close(self) -> None:
         """End all connections. Idempotent."""
         with self._lock:

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from pybuild.backend import Activity, BindMount, HostEntry, Mount, Process, TmpfsMount
+from pybuild.backend import Activity, BindMount, HostEntry, Mount, Network, Process, TmpfsMount
 from pybuild.errors import StepFailed, UsageError
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.compression import Compression
@@ -47,6 +47,7 @@ from pybuild_containerd.unpack import Unpacker, apply_layer
 _TOP = b"m"
 _HOSTS = b"hosts"
 _RESOLV_CONF = b"resolv.conf"
+_RESOLV_CONF_THERE = "/etc/resolv.conf"
 _BIND_OPTIONS = ("rbind", "nodev")
 # the kernel takes one page of options, runc passes them as they are
 _LONGEST_OPTIONS = 4000
@@ -81,10 +82,17 @@ class RunMounts:
 
     @contextlib.contextmanager
     def prepared(
-        self, process: Process, mounts: Sequence[Mount], tree: Tree, activity: Activity
+        self,
+        process: Process,
+        mounts: Sequence[Mount],
+        tree: Tree,
+        activity: Activity,
+        *,
+        near: bool,
     ) -> Iterator[PreparedMounts]:
         """Everything to mount into a root whose files are `tree`'s, in the order to mount it.
 
+        `near` says that containerd is on this machine, so that its resolv.conf is ours.
         Raises StepFailed for a mount that the root or its source doesn't allow.
         """
         check_system_mountpoints(tree)
@@ -95,7 +103,7 @@ class RunMounts:
             files = self._name_files(process, activity)
             made = [
                 _bind(points[0], f"{files}/{_HOSTS.decode()}", readonly=True),
-                _bind(points[1], f"{files}/{_RESOLV_CONF.decode()}", readonly=True),
+                _bind(points[1], _resolv_conf(process, files, near=near), readonly=True),
             ]
             for mount, point in zip(mounts, points[2:], strict=True):
                 made.append(self._mount(mount, point, undo, activity))
@@ -123,8 +131,8 @@ class RunMounts:
                     return whole
                 if mount.readonly:
                     return _bind(point, self._kept_copy(mount, activity), readonly=True)
-                key, folder = self._new_folder(_copied(mount), activity)
-                undo.callback(self._remove, key)
+                key, folder = self.new_folder(_copied(mount), activity)
+                undo.callback(self.remove_folder, key)
                 return _bind(point, f"{folder}/{_TOP.decode()}", readonly=False)
 
     def _whole_layer(
@@ -137,7 +145,7 @@ class RunMounts:
         key = f"pybuild-{secrets.token_hex(16)}"
         make = self._snapshots.view if mount.readonly else self._snapshots.prepare
         mounts = make(key, chain)
-        undo.callback(self._remove, key)
+        undo.callback(self.remove_folder, key)
         match mounts:
             case (SnapshotMount(type="bind" | "overlay") as only,) if (
                 len(",".join(only.options)) < _LONGEST_OPTIONS
@@ -151,24 +159,29 @@ class RunMounts:
         key = (id(mount.tree), mount.path)
         with self._locks.holding(key):
             if key not in self._copies:
-                _, folder = self._new_folder(_copied(mount), activity)
+                _, folder = self.new_folder(_copied(mount), activity)
                 self._copies[key] = mount.tree, f"{folder}/{_TOP.decode()}"
             return self._copies[key][1]
 
     def _name_files(self, process: Process, activity: Activity) -> str:
         hosts = hosts_file(process.hostname, process.extra_hosts)
         resolv_conf = _host_resolv_conf()
-        entries = [_small_file(_HOSTS, hosts), _small_file(_RESOLV_CONF, resolv_conf)]
+        entries = [small_file(_HOSTS, hosts), small_file(_RESOLV_CONF, resolv_conf)]
         return self._kept_folder((hosts, resolv_conf), entries, activity)
 
     def _kept_folder(self, key: Hashable, entries: Sequence[NewEntry], activity: Activity) -> str:
         with self._locks.holding(key):
             if key not in self._folders:
-                self._folders[key] = self._new_folder(entries, activity)[1]
+                self._folders[key] = self.new_folder(entries, activity)[1]
             return self._folders[key]
 
-    def _new_folder(self, entries: Iterable[NewEntry], activity: Activity) -> tuple[str, str]:
-        """A new snapshot with these entries: its key, and its path on the daemon's machine."""
+    def new_folder(
+        self, entries: Iterable[NewEntry], activity: Activity, *, unique: bool = False
+    ) -> tuple[str, str]:
+        """A new snapshot with these entries: its key, and its path on the daemon's machine.
+
+        `unique` says that nobody else has the same entries: then no blob of them is kept.
+        """
         with self._content.writer(activity=activity) as writer:
             layer = write_layer(entries, writer.write, Compression.NONE)
             writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
@@ -176,12 +189,15 @@ class RunMounts:
         mounts = self._snapshots.prepare(key)
         try:
             apply_layer(self._client, layer.diff, mounts, activity)
+            if unique:
+                self._content.delete(layer.diff.blob.digest)
         except BaseException:
-            self._remove(key)
+            self.remove_folder(key)
             raise
         return key, _source_of(mounts)
 
-    def _remove(self, key: str) -> None:
+    def remove_folder(self, key: str) -> None:
+        """Remove what `new_folder` made."""
         with contextlib.suppress(CallFailed):  # the session's lease removes it later
             self._snapshots.remove(key)
 
@@ -213,7 +229,16 @@ def _host_resolv_conf() -> bytes:
         return b""
 
 
-def _small_file(path: bytes, content: bytes) -> NewEntry:
+def _resolv_conf(process: Process, files: str, *, near: bool) -> str:
+    """The path of resolv.conf on the daemon's machine, whose network a RUN is in."""
+    if near or process.network is Network.NONE:
+        return f"{files}/{_RESOLV_CONF.decode()}"
+    return _RESOLV_CONF_THERE
+
+
+def small_file(path: bytes, content: bytes) -> NewEntry:
+    """A plain file with this content."""
+
     def open_content() -> BinaryIO:
         return BytesIO(content)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pybuild.backend import Network, Process, Ulimit
@@ -12,6 +12,8 @@ from pybuild.errors import UsageError
 from pybuild_containerd.seccomp import default_profile
 
 _DEFAULT_SHM = 64 * 1024 * 1024
+_CPUS = "/sys/devices/system/cpu"
+_MOST_CPUS = 256
 _RLIM_INFINITY = 2**64 - 1
 
 # Docker's default set; the effective mask is a80425fb
@@ -94,12 +96,21 @@ class Machine:
     """What the specification depends on besides the process.
 
     ``masked`` are further paths that the process must not see; ``cgroup_namespace`` says
-    that the machine has the unified cgroup hierarchy.
+    that the machine has the unified cgroup hierarchy. ``rootless``: containerd is in a user
+    namespace, where it can't make control groups.
     """
 
     architecture: str
     masked: tuple[str, ...] = ()
     cgroup_namespace: bool = False
+    rootless: bool = False
+
+
+def any_machine(machine: Machine) -> Machine:
+    """`machine` as one of which nothing is known but its architecture."""
+    # a runtime passes over paths that aren't there
+    masked = (f"{_CPUS}/cpu{number}/thermal_throttle" for number in range(_MOST_CPUS))
+    return replace(machine, masked=tuple(masked), cgroup_namespace=True)
 
 
 def runtime_spec(
@@ -114,15 +125,13 @@ def runtime_spec(
         "process": _process(process),
         "root": {"path": "rootfs"},
         "hostname": process.hostname,
-        "mounts": [_mount(m) for m in (*_system_mounts(process), *mounts)],
+        "mounts": [_mount(m) for m in (*_system_mounts(process, machine), *mounts)],
         "linux": {
-            # outside the folder of the daemon's own containers, and never a name of the user
-            "cgroupsPath": f"/pybuild/{container_id}",
             "namespaces": [{"type": kind} for kind in _namespaces(process, machine)],
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "maskedPaths": [*_MASKED, *machine.masked],
             "readonlyPaths": list(_READONLY),
             "seccomp": default_profile(machine.architecture),
+            **_control_group(container_id, machine),
         },
     }
     return json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogateescape")
@@ -151,6 +160,17 @@ def _process(process: Process) -> dict[str, Any]:
     return body
 
 
+def _control_group(container_id: str, machine: Machine) -> dict[str, Any]:
+    if machine.rootless:
+        # runc goes on without a group only if none is named; devices can't be made there
+        return {}
+    return {
+        # outside the folder of the daemon's own containers, and never a name of the user
+        "cgroupsPath": f"/pybuild/{container_id}",
+        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+    }
+
+
 def _rlimit(limit: Ulimit) -> dict[str, Any]:
     if limit.name not in _ULIMITS:
         raise UsageError(
@@ -175,7 +195,7 @@ def _namespaces(process: Process, machine: Machine) -> list[str]:
     return kinds
 
 
-def _system_mounts(process: Process) -> list[SpecMount]:
+def _system_mounts(process: Process, machine: Machine) -> list[SpecMount]:
     shm = _DEFAULT_SHM if process.shm_size is None else process.shm_size
     hidden = ("nosuid", "noexec", "nodev")
     return [
@@ -189,9 +209,16 @@ def _system_mounts(process: Process) -> list[SpecMount]:
         ),
         SpecMount("/dev/shm", "tmpfs", "shm", (*hidden, "mode=1777", f"size={shm}")),  # noqa: S108 - a mount point
         SpecMount("/dev/mqueue", "mqueue", "mqueue", hidden),
-        SpecMount("/sys", "sysfs", "sysfs", (*hidden, "ro")),
+        _sysfs(process, machine, (*hidden, "ro")),
         SpecMount("/sys/fs/cgroup", "cgroup", "cgroup", ("ro", *hidden)),
     ]
+
+
+def _sysfs(process: Process, machine: Machine, options: tuple[str, ...]) -> SpecMount:
+    if machine.rootless and process.network is not Network.NONE:
+        # only the owner of the network namespace may mount one
+        return SpecMount("/sys", "bind", "/sys", ("rbind", *options))
+    return SpecMount("/sys", "sysfs", "sysfs", options)
 
 
 def _mount(mount: SpecMount) -> dict[str, Any]:

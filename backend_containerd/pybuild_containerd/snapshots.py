@@ -201,6 +201,11 @@ def layer_folders(mounts: Sequence[Mount]) -> LayerFolders | None:
             return None
 
 
+def in_user_namespace(mounts: Sequence[Mount]) -> bool:
+    """Whether containerd is rootless, as its overlays show."""
+    return any(m.type.startswith("fuse") or "userxattr" in m.options for m in mounts)
+
+
 def _overlay_folders(options: Sequence[str]) -> LayerFolders:
     upper: str | None = None
     lowers: tuple[str, ...] = ()

@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pybuild.backend import Activity
@@ -15,7 +14,7 @@ from pybuild.errors import BackendError, BackendFailed
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client, PendingCall
 from pybuild_containerd.errors_table import CallFailed, FailedPrecondition, NotFound
-from pybuild_containerd.fifos import OutputFifos
+from pybuild_containerd.outputs import Output
 
 _SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 _SIGKILL = 9
@@ -44,18 +43,20 @@ class Task:
     snapshotter: str
     snapshot_key: str
     labels: Mapping[str, str]
-    folder: Path
-    """An empty private folder, for the time of the process; it is removed."""
 
 
-def run_task(client: Client, task: Task, activity: Activity) -> int:
+class OutputNotShared(Exception):
+    """The shim doesn't open this machine's FIFOs. Nothing has been started."""
+
+
+def run_task(client: Client, task: Task, output: Output, activity: Activity) -> int:
     """Run it to its end and return the exit code, 128+n for signal n.
 
-    Output goes to ``activity.log``. A program that can't be executed ends with 126, one
+    `output` is drained, its context stays the caller's. A program that can't be executed ends with 126, one
     that isn't there with 127, as a shell has it. Raises BuildCancelled once the killed
-    process is gone, BackendFailed for what else containerd can't do.
+    process is gone, OutputNotShared, BackendFailed for what else containerd can't do.
     """
-    with OutputFifos(task.folder, activity.log) as output, _record(client, task):
+    with _record(client, task):
         try:
             with _created(client, task, output) as ended:
                 code = _run(client, task, ended, activity)
@@ -92,17 +93,24 @@ def _record(client: Client, task: Task) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _created(client: Client, task: Task, output: OutputFifos) -> Iterator[PendingCall]:
+def _created(client: Client, task: Task, output: Output) -> Iterator[PendingCall]:
     """The created process, not yet started; gives the wait for its end, and deletes it after."""
-    client.call(
-        rpcs.TASK_CREATE,
-        container_id=task.id,
-        rootfs=list(task.rootfs),
-        stdout=output.stdout,
-        stderr=output.stderr,
-    )
+    try:
+        client.call(
+            rpcs.TASK_CREATE,
+            container_id=task.id,
+            rootfs=list(task.rootfs),
+            stdout=output.stdout,
+            stderr=output.stderr,
+        )
+    except CallFailed as failure:
+        if output.shared and (output.stdout in failure.details or output.stderr in failure.details):
+            raise OutputNotShared from failure
+        raise
     ended = client.start(rpcs.TASK_WAIT, container_id=task.id)
     try:
+        if not output.is_open():
+            raise OutputNotShared
         yield ended
     except BaseException:
         with contextlib.suppress(BackendError, TimeoutError):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pybuild.backend import Activity
-from pybuild.errors import ImageError, PybuildError
+from pybuild.errors import BackendError, ImageError, PybuildError
 from pybuild.oci.auth import Credential, Credentials
 from pybuild.oci.hosts import Hosts
 from pybuild.oci.http import is_loopback
@@ -49,7 +49,8 @@ _VETO: Final = "image verifier"
 class WantedImage:
     """An image to pull: ``digest`` is what its record shall point to, an index or a manifest.
 
-    ``platform`` is what the index calls the manifest that was chosen. ``layers`` are the
+    ``platform`` is what the index calls the manifest that was chosen, ``scheme`` how its
+    registry was reached (https, http): containerd's own guess is another. ``layers`` are the
     sizes by digest of the blobs whose progress is told; ``labels`` those that the record has
     now, which containerd would drop.
     """
@@ -57,6 +58,7 @@ class WantedImage:
     reference: Reference
     digest: str
     platform: Platform
+    scheme: str
     layers: Mapping[str, int]
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -79,49 +81,53 @@ class TransferService:
         self._same_host = same_host
         self._refused = False
 
-    def reaches(self, registry: str) -> bool:
-        """Whether containerd will find `registry` (``host[:port]``) where we do.
+    def pull(self, image: WantedImage, activity: Activity) -> bool:
+        """Fetch the image and make its record, all kept by the session's lease.
 
-        A hosts.toml for it and a registry on loopback mean nothing on another machine. False
-        too once this containerd has shown that it isn't configured for such a pull.
+        False where containerd can't, whatever the reason: our own pull may do better, and says
+        what is wrong if it doesn't. Progress is told under each layer's digest. Raises
+        ImageError where the machine's policy forbids the image, BuildCancelled.
         """
-        if self._refused:
+        if self._refused or not self._reaches(image.reference.registry):
             return False
+        try:
+            self._transfer(image, activity)
+        except CallCancelled:
+            activity.raise_if_cancelled()
+            return False
+        except (InvalidArgument, Unimplemented):
+            self._refused = True  # not configured for such a pull, so not for the next either
+            return False
+        except BackendError as error:
+            if isinstance(error, CallFailed) and _VETO in error.details:
+                raise _vetoed(image.reference, error) from None
+            return False
+        return True
+
+    def _reaches(self, registry: str) -> bool:
+        """Whether containerd finds `registry` (``host[:port]``) where we do.
+
+        A hosts.toml of ours, and a registry on loopback, mean nothing on another machine.
+        """
         here_only = self._hosts.names(registry) or is_loopback(_without_port(registry))
         return self._same_host or not here_only
 
-    def pull(self, image: WantedImage, activity: Activity) -> None:
-        """Fetch the image and make its record, all kept by the session's lease.
-
-        Progress is told under each layer's digest. Raises ImageError where the machine's
-        policy forbids the image, BuildCancelled, and CallFailed or DaemonGone for all that
-        another kind of pull may do better.
-        """
-        try:
-            with ExitStack() as stack:
-                progress, progress_id = self._open_stream(stack, activity)
-                answers, answers_id = self._open_stream(stack, activity, bounded=False)
-                asker = _Asker(answers, self._known_hosts(image.reference), self._credentials)
-                threading.Thread(target=asker.run, name="pybuild-logins", daemon=True).start()
-                pending = self._client.start(
-                    rpcs.TRANSFER,
-                    source=self._source(image, answers_id),
-                    destination=self._destination(image),
-                    options={"progress_stream": progress_id},
-                )
-                stack.callback(pending.cancel)
-                stack.enter_context(activity.on_cancel(pending.cancel))
-                _follow(pending, progress, image.layers, activity)
-        except CallCancelled:
-            activity.raise_if_cancelled()
-            raise
-        except (InvalidArgument, Unimplemented):
-            self._refused = True
-            raise
-        except CallFailed as error:
-            if _VETO in error.details:
-                raise _vetoed(image.reference, error) from None
-            raise
+    def _transfer(self, image: WantedImage, activity: Activity) -> None:
+        """Raises CallFailed, DaemonGone, BuildCancelled."""
+        with ExitStack() as stack:
+            progress, progress_id = self._open_stream(stack, activity)
+            answers, answers_id = self._open_stream(stack, activity, bounded=False)
+            asker = _Asker(answers, self._known_hosts(image.reference), self._credentials)
+            threading.Thread(target=asker.run, name="pybuild-logins", daemon=True).start()
+            pending = self._client.start(
+                rpcs.TRANSFER,
+                source=self._source(image, answers_id),
+                destination=self._destination(image),
+                options={"progress_stream": progress_id},
+            )
+            stack.callback(pending.cancel)
+            stack.enter_context(activity.on_cancel(pending.cancel))
+            _follow(pending, progress, image.layers, activity)
 
     def _open_stream(
         self, stack: ExitStack, activity: Activity, *, bounded: bool = True
@@ -139,6 +145,7 @@ class TransferService:
         resolver = {
             "auth_stream": auth_stream,
             "host_dir": str(directory.absolute()) if directory and self._same_host else "",
+            "default_scheme": image.scheme,
         }
         name = f"{image.reference.registry}/{image.reference.repository}@{image.digest}"
         return _packed(f"{_TYPES}.OCIRegistry", "OCIRegistry", reference=name, resolver=resolver)

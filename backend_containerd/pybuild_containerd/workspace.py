@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.indexes import LayerFiles
+from pybuild_containerd.outputs import Outputs
 from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
@@ -30,6 +31,7 @@ class Workspace:
     unpacker: Unpacker
     files: LayerFiles
     mounts: RunMounts
+    outputs: Outputs
     machine: Machine
     runtime: str
     reads_snapshots: bool

@@ -7,12 +7,15 @@ when it is chosen. An option that a backend doesn't know raises UsageError there
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend
 from pybuild.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 GROUP = "pybuild.backends"
 DEFAULT_BACKEND = "containerd"
@@ -20,7 +23,7 @@ DEFAULT_BACKEND = "containerd"
 
 def backend_names() -> tuple[str, ...]:
     """The names of the installed backends, sorted. Imports none of them."""
-    return tuple(sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)}))
+    return tuple(sorted({point.name for point in _entry_points()}))
 
 
 def open_backend(name: str, options: Mapping[str, object] | None = None) -> Backend:
@@ -29,7 +32,7 @@ def open_backend(name: str, options: Mapping[str, object] | None = None) -> Back
     Raises BackendUnavailable if there is none of that name, if its package can't be
     imported, or if it can't start here.
     """
-    points = importlib.metadata.entry_points(group=GROUP, name=name)
+    points = _entry_points().select(name=name)
     if not points:
         known = backend_names()
         near = get_close_matches(name, known, n=1)
@@ -49,3 +52,10 @@ def open_backend(name: str, options: Mapping[str, object] | None = None) -> Back
     if not isinstance(backend, Backend):
         raise BackendUnavailable(f'the entry point of the backend "{name}" opens no backend')
     return backend
+
+
+def _entry_points() -> EntryPoints:
+    # it loads email and socket, and parsing and --dry-run need neither
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    return entry_points(group=GROUP)

@@ -255,13 +255,18 @@ def _inputs(
 
 def _standard_input(cancel: CancelToken) -> BinaryIO:
     """Standard input, whose reader stops waiting when the build is cancelled."""
+    stream = sys.stdin.buffer
     if sys.platform == "win32":  # nothing there can wait for a pipe
-        return sys.stdin.buffer
-    return cast("BinaryIO", io.BufferedReader(_CancellableInput(sys.stdin.fileno(), cancel)))
+        return stream
+    try:
+        number = stream.fileno()
+    except OSError:  # a replaced stream
+        return stream
+    return cast("BinaryIO", io.BufferedReader(_CancellableInput(number, cancel)))
 
 
 class _CancellableInput(io.RawIOBase):
-    """Reads a file descriptor. Raises BuildCancelled."""
+    """Reads a file descriptor. Raises BuildCancelled, UsageError."""
 
     def __init__(self, number: int, cancel: CancelToken) -> None:
         self._number = number
@@ -273,10 +278,15 @@ class _CancellableInput(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
         while True:
             self._cancel.raise_if_cancelled()
-            if select.select([self._number], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
-                read = os.read(self._number, len(buffer))
-                buffer[: len(read)] = read
-                return len(read)
+            try:
+                if not select.select([self._number], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+                    continue
+                part = os.read(self._number, len(buffer))
+            except OSError as error:
+                reason = error.strerror or error
+                raise UsageError(f"can't read standard input: {reason}") from error
+            buffer[: len(part)] = part
+            return len(part)
 
 
 def _write_files(arguments: BuildArguments, result: BuildResult) -> None:

@@ -38,6 +38,7 @@ class CommandLine:
         self.daemon = daemon
         self.namespace = namespace
         self.folder = folder
+        self.program: tuple[str, ...] = PROGRAM
         self.home = folder / "home"
         self.home.mkdir(exist_ok=True)
         self.environment: dict[str, str] = {
@@ -58,7 +59,7 @@ class CommandLine:
     ) -> Ended:
         """Run it to its end, whatever that is."""
         ended = subprocess.run(
-            [*PROGRAM, *map(str, arguments)],
+            [*self.program, *map(str, arguments)],
             check=False,
             capture_output=True,
             cwd=cwd or self.folder,
@@ -92,7 +93,7 @@ class CommandLine:
     ) -> subprocess.Popen[str]:
         """Start it; the caller waits for it."""
         return subprocess.Popen(
-            [*PROGRAM, *map(str, arguments)],
+            [*self.program, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

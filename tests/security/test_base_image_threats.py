@@ -145,13 +145,13 @@ def test_a_hostile_layer_changes_nothing_of_the_host(
     builds: Builds, registry: Registry, host: Path, name: str
 ) -> None:
     """containerd CVE-2021-32760, umoci CVE-2021-29136, buildah CVE-2020-10696, moby CVE-2014-9356."""
-    base = tar([(new.entry and member("etc", tarfile.DIRTYPE)) for new in busybox_entries()[:1]])
+    base = tar([member("etc", tarfile.DIRTYPE)])
     image = add(registry, base, tar(archives(str(host))[name]))
     for text in (f"FROM {image}\n", f'FROM {image}\nCOPY <<E /x\ny\nE\nRUN ["/bin/none"]\n'):
         try:
             builds.build(text)
         except PybuildError as error:
-            assert error.exit_code in (1, 3), error  # noqa: PT017
+            assert error.exit_code in (1, 3, 4), error  # 4: containerd itself refused it  # noqa: PT017
             assert len(str(error)) < 4_000  # noqa: PT017
 
 
@@ -173,8 +173,18 @@ def unpacking(builds: Builds, registry: Registry) -> Callable[..., Ended]:
 
 @pytest.mark.parametrize(
     "name",
-    ["an opaque mark", "a redirect", "a copied-up name", "a user's mark", "a device of removal"]
-    + ["a name with dots", "the root as a link", "a removal of dots", "a file as a folder"],
+    [
+        "an opaque mark",
+        "a redirect",
+        "a copied-up name",
+        "a user's mark",
+        "a device of removal",
+        "a name with dots",
+        "the root as a link",
+        "a removal of dots",
+        "a file as a folder",
+        "two thousand folders",
+    ],
 )
 def test_containerd_is_never_given_a_hostile_layer_to_unpack(
     unpacking: Callable[..., Ended], builds: Builds, registry: Registry, host: Path, name: str

@@ -34,8 +34,10 @@ def test_options_are_taken_as_given() -> None:
             "proxies": {"http": "http://p"},
             "moby_labels": True,
             "unpack": "false",
+            "pull": "own",
         }
     )
+    assert options.pull == "own"
     assert options.cache_dir == Path("/c")
     assert options.hosts_dir == Path("/h")
     assert (options.moby_labels, options.unpack) == (True, False)
@@ -50,6 +52,8 @@ def test_options_are_taken_as_given() -> None:
         ("cache_dir", ["/c"]),
         ("unpack", "maybe"),
         ("unpack", 1),
+        ("pull", "never"),
+        ("pull", True),
         ("proxies", "http://p"),
         ("proxies", {"http": 1}),
     ],

@@ -16,6 +16,8 @@ from pybuild.oci.platform import Platform
 MAX_CONFIG_SIZE = 8 * 1024 * 1024
 MAX_LAYERS = 4096
 _MAX_DEPTH = 64
+# a layer has one line, and a build may add some without one; images have at most 4096 layers
+_MAX_HISTORY = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ def parse_config(data: bytes) -> ImageConfig:
     for diff_id in diff_ids:
         if not is_digest(diff_id):
             raise InvalidImage(f"the image config has a diff id {diff_id[:80]!r} that is no digest")
+    history = top.objects("history", at_most=_MAX_HISTORY)
     system, architecture = top.text("os"), top.text("architecture")
     if not system or not architecture:
         missing = "architecture" if system else "os"
@@ -150,7 +153,7 @@ def parse_config(data: bytes) -> ImageConfig:
         onbuild=config.strings("OnBuild") or (),
         author=top.text("author"),
         created=top.text("created") or None,
-        history=tuple(_history_entry(entry) for entry in top.objects("history")),
+        history=tuple(map(_history_entry, history)),
         diff_ids=diff_ids,
         extra=top.others(_TOP_LEVEL),
         config_extra=config.others(_CONFIG_MEMBERS),
@@ -348,12 +351,12 @@ class _Reader:
         value = self._members.get(name)
         return None if value is None else _Reader(value, f"member {name} of {self._place}")
 
-    def objects(self, name: str) -> list[_Reader]:
+    def objects(self, name: str, *, at_most: int) -> list[_Reader]:
         value = self._members.get(name)
         if value is None:
             return []
-        if not isinstance(value, list):
-            raise self._wrong(name, "a list")
+        if not isinstance(value, list) or len(value) > at_most:
+            raise self._wrong(name, f"a list of at most {at_most} items")
         return [_Reader(item, f"an item of member {name} of {self._place}") for item in value]
 
     def others(self, known: frozenset[str]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def write_layer(
         blocks.write(header(_member(entry)))
         if entry.kind is Kind.FILE and not entry.link:
             offset = offset_of[entry.path] = blocks.position
-            entry = replace(entry, digest=_write_content(blocks, new))
+            entry = _with_digest(entry, _write_content(blocks, new))
             written[entry.path] = entry
         listed.append(entry)
         offsets.append(offset)
@@ -184,6 +184,23 @@ def _write_content(blocks: _Blocks, new: NewEntry) -> str:
         raise CopyFailed(f"{_shown(new.entry.path)} changed while it was read")
     blocks.write(bytes(-size % BLOCK))
     return digest
+
+
+def _with_digest(entry: Entry, digest: str) -> Entry:
+    """What dataclasses.replace gives in three times the time, which tells with many files."""
+    return Entry(
+        entry.path,
+        entry.kind,
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.size,
+        entry.mtime,
+        entry.link,
+        entry.device,
+        entry.xattrs,
+        digest,
+    )
 
 
 def _shown(path: bytes) -> str:

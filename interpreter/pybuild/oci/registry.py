@@ -183,6 +183,10 @@ class RegistryClient:
 
         return self._from_any(reference, HostCapability.PULL, activity, fetch, avoid)
 
+    def scheme(self, registry: str) -> str:
+        """How `registry` itself, not a mirror, is reached as far as is known: https or http."""
+        return self._connected().scheme(self._hosts.endpoints(registry)[-1])
+
     def _from_any(
         self,
         reference: Reference,

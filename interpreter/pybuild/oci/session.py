@@ -81,6 +81,12 @@ class Session:
         self._authorizations: dict[tuple[str, str], str] = {}
         self._schemes: dict[str, str] = {}
 
+    def scheme(self, endpoint: Endpoint) -> str:
+        """``https`` or ``http``: how `endpoint` was reached, else how it is tried first."""
+        with self._lock:
+            known = self._schemes.get(endpoint.url)
+        return known or endpoint.url.partition("://")[0]
+
     def request(
         self,
         endpoint: Endpoint,

@@ -235,4 +235,6 @@ def _parse(table: str) -> dict[str, int]:
 
 def numbers(architecture: str) -> dict[str, int]:
     """The table of x86_64, i386, aarch64 or arm. Raises KeyError for another name."""
-    return _parse({"x86_64": _X86_64, "i386": _I386, "aarch64": _AARCH64, "arm": _ARM}[architecture])
+    return _parse(
+        {"x86_64": _X86_64, "i386": _I386, "aarch64": _AARCH64, "arm": _ARM}[architecture]
+    )

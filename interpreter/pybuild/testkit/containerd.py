@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pybuild.errors import BackendUnavailable
@@ -63,9 +63,13 @@ _STOP_SECONDS = 10.0
 
 
 class PrivateContainerd:
-    """A containerd whose root, state, socket and log are in `folder`."""
+    """A containerd whose root, state, socket and log are in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    ``wrapper`` is a command that executes the one that follows it.
+    """
+
+    def __init__(self, folder: Path, wrapper: Sequence[str] = ()) -> None:
+        self._wrapper = tuple(wrapper)
         self.folder = folder
         self.address = str(folder / "c.sock")
         self._log = folder / "log"
@@ -84,7 +88,7 @@ class PrivateContainerd:
         """Start the daemon and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["containerd", "--config", str(self.folder / "config.toml")],
+                [*self._wrapper, "containerd", "--config", str(self.folder / "config.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -137,12 +141,17 @@ class PrivateContainerd:
 
 @contextlib.contextmanager
 def private_containerd(
-    *, socket_uid: int = 0, socket_gid: int = 0, parent: Path | None = None
+    *,
+    socket_uid: int = 0,
+    socket_gid: int = 0,
+    parent: Path | None = None,
+    wrapper: Callable[[Path], Sequence[str]] = lambda _: (),
 ) -> Iterator[PrivateContainerd]:
     """A containerd with its own files in a new folder; all of it is gone afterwards.
 
     Members of the group `socket_gid` may use the socket. `parent` is where the folder is
-    made; overlayfs needs a file system there that isn't an overlay itself. A process of its
+    made; overlayfs needs a file system there that isn't an overlay itself. `wrapper` gives
+    the :class:`PrivateContainerd` of a folder its wrapper. A process of its
     own cleans up, so that a killed test leaves nothing either. Raises RuntimeError where a
     program is missing or the daemon doesn't start.
     """
@@ -157,7 +166,7 @@ def private_containerd(
         start_new_session=True,
     )
     assert cleaner.stdin is not None
-    daemon = PrivateContainerd(folder)
+    daemon = PrivateContainerd(folder, wrapper(folder))
     try:
         folder.chmod(0o711)
         config = _CONFIG.format(folder=folder, uid=socket_uid, gid=socket_gid)
