@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +20,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from builders import BASE, buildah, has_buildah
+
 import pybuild
 from pybuild.backends import open_backend
 from pybuild.testkit.baseimages import BUSYBOX_LARGE, LARGE_FILES, busybox_layout
 from pybuild.testkit.containerd import private_containerd
 from pybuild.testkit.layouts import import_into_containerd
-
-BASE = "docker.io/library/busybox:large"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ WORKLOADS = (
     Workload("RUN echo > file", lambda number: f"RUN echo {number} > /made-{number}", None),
     Workload("COPY of one file", lambda number: f"COPY file-{number} /copied-{number}", 60),
 )
-Build = Callable[[Path, str], None]
+Build = Callable[[Path, str], object]
 Results = dict[str, dict[str, list[float]]]
 
 
@@ -66,38 +64,6 @@ def pybuild_on_containerd(layout: Path, cache: Path) -> Iterator[Build]:
                 pybuild.build(context, dockerfile=dockerfile.encode(), backend=backend)
 
             yield build
-
-
-@contextmanager
-def buildah(layout: Path, storage: Path) -> Iterator[Build]:
-    """buildah with runc and a layer for each step, on a storage of its own."""
-    command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
-
-    def call(*arguments: str, text: str | None = None) -> str:
-        done = subprocess.run(
-            [*command, *arguments], input=text, check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    def build(context: Path, dockerfile: str) -> None:
-        call(
-            "build",
-            "--runtime=runc",
-            "--layers",
-            "--no-cache",
-            "--pull=never",
-            "-f",
-            "-",
-            str(context),
-            text=dockerfile,
-        )
-
-    image = call("pull", f"oci:{layout}:large")
-    call("tag", image, BASE)
-    try:
-        yield build
-    finally:
-        call("rmi", "--all", "--force")
 
 
 def measure(builders: dict[str, Build], context: Path, *, steps: int, rounds: int) -> Results:
@@ -149,8 +115,9 @@ def main() -> int:
             (context / f"file-{number}").write_text(f"{number}\n")
         maker = pybuild_on_containerd(layout, folder / "cache")
         builders = {"pybuild": stack.enter_context(maker)}
-        if shutil.which("buildah"):
-            builders["buildah"] = stack.enter_context(buildah(layout, folder / "buildah"))
+        if has_buildah():
+            peer = stack.enter_context(buildah(layout, folder / "buildah"))
+            builders["buildah"] = peer.build
         results = measure(builders, context, steps=steps, rounds=rounds)
     kept = report(results)
     if given.json:

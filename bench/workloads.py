@@ -37,7 +37,7 @@ class Workload:
 
 def many_files(folder: Path, size: float) -> None:
     """20,000 files of 1 to 8 KiB, half of it compressible, in 200 folders."""
-    chance = random.Random(1)
+    chance = random.Random(1)  # noqa: S311  (the same files each time)
     for number in range(round(200 * size)):
         inner = folder / f"folder-{number:03}"
         inner.mkdir()
@@ -48,7 +48,7 @@ def many_files(folder: Path, size: float) -> None:
 
 def one_file(folder: Path, size: float) -> None:
     """512 MiB, half of them random."""
-    chance = random.Random(1)
+    chance = random.Random(1)  # noqa: S311  (the same files each time)
     with (folder / "large").open("wb") as file:
         for _ in range(round(256 * size)):
             file.write(chance.randbytes(_MIB))
@@ -129,12 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     size, rounds = (0.05, 0) if given.tiny else (1.0, given.rounds)
     print(f"{'seconds (median)':<34}{'pybuild':>10}{'(cpu)':>10}{'buildah':>10}{'(cpu)':>10}")
-    with tempfile.TemporaryDirectory(prefix="bench-") as text:
-        with builders(Path(text)) as found:
-            for workload in WORKLOADS:
-                if not given.names or workload.name in given.names:
-                    costs = measure(workload, found, Path(text), size=size, rounds=rounds)
-                    report(workload, costs)
+    with tempfile.TemporaryDirectory(prefix="bench-") as text, builders(Path(text)) as found:
+        for workload in WORKLOADS:
+            if not given.names or workload.name in given.names:
+                costs = measure(workload, found, Path(text), size=size, rounds=rounds)
+                report(workload, costs)
     return 0
 
 

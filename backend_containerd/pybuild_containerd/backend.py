@@ -240,7 +240,8 @@ class ContainerdBackend(Backend):
         with self._lock:
             unrecorded = self._unrecorded.get(base.digest)
         missing = self._missing(base)
-        if missing and unrecorded is not None and self._transferred(unrecorded, missing, activity):
+        if missing and unrecorded is not None and self._transfer is not None:
+            self._transfer.pull(self._wanted(unrecorded, missing), activity)
             missing = self._missing(base)
         if missing:
             self._puller.fetch_layers(base.reference, missing, activity)
@@ -256,13 +257,8 @@ class ContainerdBackend(Backend):
         blobs = {layer.blob.digest: layer.blob for layer in base.layers}
         return [blob for digest, blob in blobs.items() if not self._has(digest)]
 
-    def _transferred(
-        self, image: _Unrecorded, missing: Sequence[Descriptor], activity: Activity
-    ) -> bool:
-        """Whether containerd pulled the image, with all its layers that it could get."""
-        if self._transfer is None:
-            return False
-        wanted = WantedImage(
+    def _wanted(self, image: _Unrecorded, missing: Sequence[Descriptor]) -> WantedImage:
+        return WantedImage(
             image.reference,
             image.target.digest,
             image.platform,
@@ -270,7 +266,6 @@ class ContainerdBackend(Backend):
             {blob.digest: blob.size for blob in missing},
             self._images.labels(image.reference),
         )
-        return self._transfer.pull(wanted, activity)
 
     def _has(self, digest: str) -> bool:
         with self._lock:

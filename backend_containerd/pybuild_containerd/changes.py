@@ -58,9 +58,11 @@ def changes_of(
             return Changes(whole=not stubs, entries=upper_entries(upper, parent, stubs))
     written, index = _compared(space, chain, mounts, activity)
     stubs = _stubs_in(index, missing)
-    if not stubs:
-        return Changes(whole=True, written=written if len(index) else None)
-    return Changes(whole=False, entries=_without(space, written, index, stubs, parent))
+    # containerd stamps whiteouts with the time of the comparison, so equal steps would differ
+    if stubs or any(entry.kind is Kind.WHITEOUT for entry in index):
+        entries = _without(space, written, index, stubs, parent)
+        return Changes(whole=not stubs, entries=entries)
+    return Changes(whole=True, written=written if len(index) else None)
 
 
 def _readable_upper(space: Workspace, chain: str, mounts: tuple[Mount, ...]) -> Path | None:

@@ -151,11 +151,19 @@ def _code_of_unstarted(failure: CallFailed) -> int:
     """The exit code for a program that runc couldn't execute; raises anything else again."""
     if _NOT_STARTED.search(failure.details) is None:
         raise BackendFailed(
-            f"the process can't be started: {failure.details}", hint=failure.hint
+            f"the process can't be started: {failure.details}",
+            hint=failure.hint or _hint_for(failure.details),
         ) from failure
     if any(text in failure.details for text in _MISSING):
         return _NOT_FOUND_CODE
     return _NOT_EXECUTABLE_CODE
+
+
+def _hint_for(details: str) -> str | None:
+    if "cgroup configuration" in details and "permission denied" in details:
+        # other snapshotters don't show in their mounts that containerd is rootless
+        return "with a rootless containerd, use the snapshotter overlayfs or fuse-overlayfs"
+    return None
 
 
 def _reason(failure: CallFailed) -> bytes:

@@ -158,7 +158,7 @@ def test_a_failing_run_has_its_exit_code_and_last_lines(pybuild: CommandLine) ->
         ('["/no/such/program"]', 127, "no such file"),
         ('["/etc/passwd"]', 126, "permission denied"),
         ("nothing-like-this", 127, "not found"),
-        ("kill -9 $$", 137, ""),
+        ("sh -c 'kill -9 $$'; exit $?", 137, ""),
     ],
 )
 def test_what_cant_run_ends_as_in_a_shell(

@@ -347,9 +347,10 @@ def test_a_layer_that_isnt_what_its_config_says_is_refused(
 
 
 def test_bytes_that_are_wrong_are_never_stored(store: Store, registry: Registry) -> None:
-    _add(registry, "app:1")
+    # a layer that no other test pulls: containerd takes what another namespace has from there
+    _add(registry, "wrong:1")
     with store.open() as backend:
-        base, activity = _resolve(backend, f"{registry.address}/app:1")
+        base, activity = _resolve(backend, f"{registry.address}/wrong:1")
         blob = base.layers[0].blob
         fault = Fault(f".*{blob.digest}", times=None, content=bytes(blob.size))
         registry.add_fault(fault)

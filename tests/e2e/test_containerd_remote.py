@@ -20,7 +20,8 @@ from pybuild.testkit.containerd import (
     private_containerd,
 )
 from pybuild.testkit.layouts import import_into_containerd
-from pybuild.testkit.suite import BackendSuite
+from pybuild.testkit.suite_mounts import MountSuite
+from pybuild.testkit.suite_runs import RunSuite
 from pybuild.testkit.validate import validate
 from pybuild.testkit.workbench import RecordingActivity, Workbench, content, file
 from pybuild_containerd import rpcs
@@ -167,8 +168,8 @@ def _counts(daemon: PrivateContainerd) -> tuple[int, ...]:
     return len(snapshots), len(blobs)
 
 
-class TestRemote(BackendSuite):
-    """The suite of every backend."""
+class TestRemote(RunSuite, MountSuite):
+    """Whatever runs a process, of the suite of every backend."""
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 
 from pybuild.backend import BaseImage, PullPolicy
-from pybuild.errors import AuthenticationRequired, BuildCancelled, ImageNotFound, InvalidImage
+from pybuild.errors import (
+    AuthenticationRequired,
+    BuildCancelled,
+    ImageError,
+    ImageNotFound,
+    InvalidImage,
+)
 from pybuild.oci.image_config import ImageConfig, serialize_config
 from pybuild.oci.layertar import write_layer
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
-from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
+from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left, private_containerd
 from pybuild.testkit.registry import Fault, Registry
 from pybuild.testkit.workbench import RecordingActivity, Workbench, content, file
 from pybuild_containerd.backend import ContainerdBackend, open_backend
@@ -28,7 +34,13 @@ pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
 HERE = Platform("linux", "amd64")
 ELSEWHERE = Platform("linux", "s390x")
-LOGIN = {"auth": "bWU6cHc="}  # me:pw
+LOGIN = "bWU6cHc="  # me:pw
+_VERIFIERS = """
+[plugins."io.containerd.image-verifier.v1.bindir"]
+bin_dir = "{folder}"
+max_verifiers = 10
+per_verifier_timeout = "10s"
+"""
 
 
 class Store:
@@ -176,7 +188,7 @@ def test_containerd_logs_in_with_dockers_login(store: Store, tmp_path: Path, tok
     with Registry(username="me", password="pw", tokens=tokens) as registry:
         add(registry, "app:1")
         config = tmp_path / "config.json"
-        config.write_text(f'{{"auths": {{"{registry.address}": {{"auth": "{LOGIN["auth"]}"}}}}}}')
+        config.write_text(f'{{"auths": {{"{registry.address}": {{"auth": "{LOGIN}"}}}}}}')
         with store.open(docker_config=config) as backend:
             base, _ = pull(backend, f"{registry.address}/app:1")
         assert fetchers(registry, base) == {"containerd"}
@@ -264,6 +276,27 @@ def test_a_cancelled_transfer_ends_at_once_and_leaves_nothing(
             backend.checkout(base, activity)
         assert time.monotonic() - started < 4
     assert store.ctr("images", "ls", "-q") == ""
+
+
+def test_an_image_that_the_machines_verifiers_forbid_is_not_pulled_otherwise(
+    store: Store, registry: Registry, tmp_path: Path
+) -> None:
+    del store  # has found that there is the service
+    add(registry, "app:1")
+    verifiers = tmp_path / "verifiers"
+    verifiers.mkdir()
+    (verifiers / "no").write_text("#!/bin/sh\necho unsigned\nexit 1\n")
+    (verifiers / "no").chmod(0o755)
+    with private_containerd() as daemon:
+        with (daemon.folder / "config.toml").open("a") as config:
+            config.write(_VERIFIERS.format(folder=verifiers))
+        daemon.restart()
+        with (
+            Store(daemon, "default", tmp_path / "cache").open() as backend,
+            pytest.raises(ImageError, match="unsigned"),
+        ):
+            pull(backend, f"{registry.address}/app:1")
+        check_nothing_left(daemon.address, "default", daemon.folder)
 
 
 def test_marks_on_the_images_record_stay(store: Store, registry: Registry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -83,3 +84,22 @@ def test_nothing_is_left() -> None:
     fifos.close()
     assert not folder.exists()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("opened", [(), ("stdout",), ("stderr",)])
+def test_fifos_that_nobody_else_writes_to_arent_open(opened: tuple[str, ...]) -> None:
+    _, fifos = _collected()
+    with fifos, contextlib.ExitStack() as writers:
+        for name in opened:
+            writers.enter_context(Path(getattr(fifos, name)).open("wb"))
+        assert not fifos.is_open()
+
+
+def test_fifos_that_a_shim_has_opened_are_open_and_still_read() -> None:
+    pieces, fifos = _collected()
+    with fifos:
+        with Path(fifos.stdout).open("wb") as out, Path(fifos.stderr).open("wb"):
+            assert fifos.is_open()
+            out.write(b"after")
+        fifos.drain()
+    assert pieces == [(1, b"after")]

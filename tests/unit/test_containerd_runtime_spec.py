@@ -9,7 +9,7 @@ import pytest
 
 from pybuild.backend import Network, Process, Ulimit, User
 from pybuild.errors import UsageError
-from pybuild_containerd.runtime_spec import Machine, SpecMount, runtime_spec
+from pybuild_containerd.runtime_spec import Machine, SpecMount, any_machine, runtime_spec
 from pybuild_containerd.seccomp import default_profile
 
 _AMD64 = Machine("amd64")
@@ -98,6 +98,38 @@ def test_only_network_none_has_a_network_of_its_own(network: Network, own: bool)
 def test_a_cgroup_namespace_is_made_where_the_machine_has_one_hierarchy() -> None:
     namespaces = _spec(Machine("amd64", cgroup_namespace=True))["linux"]["namespaces"]
     assert {"type": "cgroup"} in namespaces
+
+
+def test_of_an_unknown_machine_all_that_may_be_there_is_masked() -> None:
+    spec = _spec(any_machine(Machine("arm64", masked=("/sys/mine",))))
+    masked = spec["linux"]["maskedPaths"]
+    assert "/sys/mine" not in masked
+    assert "/sys/devices/system/cpu/cpu63/thermal_throttle" in masked
+    assert {"type": "cgroup"} in spec["linux"]["namespaces"]
+
+
+def test_a_rootless_containerd_is_asked_for_no_control_group() -> None:
+    assert {"cgroupsPath", "resources"} <= _spec()["linux"].keys()
+    rootless = _spec(Machine("amd64", rootless=True))
+    assert not {"cgroupsPath", "resources"} & rootless["linux"].keys()
+
+
+@pytest.mark.parametrize(
+    ("rootless", "network", "kind"),
+    [
+        (False, Network.DEFAULT, "sysfs"),
+        (True, Network.DEFAULT, "bind"),
+        (True, Network.HOST, "bind"),
+        (True, Network.NONE, "sysfs"),
+    ],
+)
+def test_sys_is_bound_where_it_cant_be_mounted_and_never_writable(
+    rootless: bool, network: Network, kind: str
+) -> None:
+    spec = _spec(Machine("amd64", rootless=rootless), network=network)
+    (sys,) = [mount for mount in spec["mounts"] if mount["destination"] == "/sys"]
+    assert sys["type"] == kind
+    assert "ro" in sys["options"]
 
 
 def test_every_device_is_closed_but_the_runtimes_own() -> None:

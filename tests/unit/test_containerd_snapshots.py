@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pybuild_containerd.snapshots import LayerFolders, Mount, layer_folders
+from pybuild_containerd.snapshots import LayerFolders, Mount, in_user_namespace, layer_folders
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,16 @@ def test_a_mount_becomes_the_fields_of_a_request() -> None:
         "target": "",
         "options": ["ro", "rbind"],
     }
+
+
+@pytest.mark.parametrize(
+    ("mount", "rootless"),
+    [
+        (Mount("overlay", "overlay", ("index=off", "lowerdir=/s/1/fs")), False),
+        (Mount("overlay", "overlay", ("lowerdir=/s/1/fs", "userxattr")), True),
+        (Mount("fuse3.fuse-overlayfs", "overlay", ("lowerdir=/s/1/fs",)), True),
+        (Mount("bind", "/s/1/fs", ("rw", "rbind")), False),
+    ],
+)
+def test_mounts_show_whether_containerd_is_rootless(mount: Mount, rootless: bool) -> None:
+    assert in_user_namespace([mount]) is rootless

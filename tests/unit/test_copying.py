@@ -350,7 +350,14 @@ def test_a_folder_that_was_something_else_in_between_hides_the_old_one() -> None
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"text", gzip.compress(b"text"), gzip.compress(PACKED)[:40], bytes(10240)]
+    "content",
+    [
+        b"",
+        b"text",
+        gzip.compress(b"text", mtime=0),
+        gzip.compress(PACKED, mtime=0)[:40],
+        bytes(10240),
+    ],
 )
 def test_what_is_no_archive_is_added_as_it_is(content: bytes) -> None:
     source = MemoryTree([file(b"a.tar.gz", content)])

@@ -239,8 +239,8 @@ def test_two_dashes_end_the_flags() -> None:
         ("FROM a BS b", "BS"),
         ("FROM a AS 1b", "1b"),
         ("FROM a AS b/c", "b/c"),
-        ("FROM --plattform=x a", "--plattform=x"),
-        ("COPY --form=build /a /b", "--form=build"),
+        ("FROM --plattform=x a", "--plattform"),
+        ("COPY --form=build /a /b", "--form"),
         ("COPY --from=$x /a /b", "$x"),
         ("COPY --link=maybe a b", "--link=maybe"),
         ("COPY --link= a b", "--link="),
@@ -328,8 +328,6 @@ def test_an_incomplete_instruction_is_refused(line: str) -> None:
     [
         ("FORM x", "did you mean FROM?"),
         ("copyy a b", "did you mean COPY?"),
-        ("COPY --form=x a b", "did you mean --from?"),
-        ("RUN --mont=x y", "did you mean --mount?"),
         ("RUN\xa0x", "it has a no-break space in it; use plain spaces"),
         ("HEALTHCHECK CDM x", "did you mean CMD?"),
         ("USER --x y", "USER has no flags; put -- before an argument that begins with --"),
@@ -337,6 +335,17 @@ def test_an_incomplete_instruction_is_refused(line: str) -> None:
 )
 def test_a_hint_says_what_was_meant(line: str, hint: str) -> None:
     assert fault(line).hint == hint
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("COPY --form=x a b", "unknown flag --form; did you mean --from?"),
+        ("RUN --mont=x y", "unknown flag --mont; did you mean --mount?"),
+    ],
+)
+def test_an_unknown_flag_is_named_with_the_one_that_was_meant(line: str, message: str) -> None:
+    assert fault(line).message == message
 
 
 def test_nothing_is_suggested_for_a_word_like_no_other() -> None:

@@ -75,6 +75,17 @@ def test_a_manifest_is_fetched_by_tag_and_by_digest() -> None:
         assert registry.requested("HEAD", "manifests/1")
 
 
+def test_a_registry_that_was_reached_by_plain_http_is_known_for_it(tmp_path: Path) -> None:
+    with Registry() as registry, client_for() as client:
+        registry.add_image("app:1", CONFIG)
+        assert client.scheme(registry.address) == "https"
+        client.manifest(refer(registry, "app:1"))
+        assert client.scheme(registry.address) == "http"
+    hosts = write_hosts(tmp_path, "plain.example", 'server = "http://plain.example"\n')
+    with client_for(hosts) as client:
+        assert client.scheme("plain.example") == "http"
+
+
 def test_the_tag_latest_is_asked_for_where_none_is_given() -> None:
     with Registry() as registry, client_for() as client:
         stored = registry.add_image("app:latest", CONFIG)

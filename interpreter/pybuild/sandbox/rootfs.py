@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from typing import Any
 
 from pybuild.sandbox import kernel
 from pybuild.sandbox.kernel import FOLDER, HIDDEN, NODEV, NOEXEC, NOSUID, RDONLY, Failed, attach
@@ -62,10 +63,11 @@ def step_folders() -> int:
 # --- mounts that the client asks for
 
 
-def open_mounts(wanted: list[list[bytes | int]], folders: int, passed: int) -> list[Mount]:
+def open_mounts(wanted: list[list[Any]], folders: int, passed: int, *, single: bool) -> list[Mount]:
     """Each as a detached mount. `wanted` are lists as `client` encodes them.
 
-    A source that is a number is the descriptor `passed` plus that.
+    A source that is a number is the descriptor `passed` plus that. With a `single` id all
+    files are that user's.
     """
     mounts = []
     for number, (kind, target, *rest) in enumerate(wanted):
@@ -76,10 +78,10 @@ def open_mounts(wanted: list[list[bytes | int]], folders: int, passed: int) -> l
                 options = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
                 fd = kernel.new_mount(b"tmpfs", options, NOSUID | NODEV)
             case b"file", [bytes(content), int(mode), int(uid), int(gid)]:
-                fd = _small_file(os.fsencode(f"files/{number}"), content, mode, (uid, gid), folders)
+                owner = (0, 0) if single else (uid, gid)
+                fd = _small_file(b"files/%d" % number, content, mode, owner, folders)
             case _:
                 raise Failed("mounts", 0, f"a mount of kind {kind!r}")
-        assert isinstance(target, bytes)
         mounts.append(Mount(fd, target))
     return mounts
 
@@ -88,8 +90,8 @@ def _source(source: bytes | int, passed: int) -> bytes:
     """The path of a source. A descriptor of another mount namespace can't be copied itself."""
     if isinstance(source, bytes):
         return source
-    path = os.readlink(b"/proc/self/fd/%d" % (passed + source))
-    meant, found = os.fstat(passed + source), os.stat(path)
+    path = os.readlink(b"/proc/self/fd/%d" % (passed + source))  # noqa: PTH115 - pathlib is slow to load
+    meant, found = os.fstat(passed + source), os.stat(path)  # noqa: PTH116 - as above
     if (meant.st_dev, meant.st_ino) != (found.st_dev, found.st_ino):
         raise Failed("bind", errno.ESTALE, f"{os.fsdecode(path)} isn't what was passed any more")
     return path
@@ -122,15 +124,15 @@ class Root:
         attach(mount, os.open("root", FOLDER, dir_fd=self._folders))
         self.fd = mount
 
-    def overlay(self, spec: list[bytes | list[bytes]], mounts: list[Mount], options: bytes) -> None:
+    def overlay(self, spec: list[Any], mounts: list[Mount], options: bytes) -> None:
         """Mount layers over each other, and over folders with the mount points that lack.
 
         Those lie below all layers. Where a layer has deleted such a path, or a link leads
         elsewhere, the mount is made again with a further layer on top, in which existing
         folders have the attributes that they have below.
         """
-        lowers, upper, work = spec
-        assert isinstance(lowers, list)
+        lowers, upper, work, volatile = spec
+        options += b",volatile" if volatile else b""
         opened = [os.open(path, FOLDER) for path in lowers]
         ends = os.open(upper, FOLDER), os.open(work, FOLDER)
         bottom = os.open("bottom", FOLDER, dir_fd=self._folders)
@@ -173,12 +175,12 @@ class Root:
 
     def has(self, path: Path) -> bool:
         try:
-            os.close(self._open(path))
+            os.close(self.open(path))
         except FileNotFoundError:
             return False
         return True
 
-    def _open(self, path: Path, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
+    def open(self, path: Path, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
         """Open a resolved path: its last component may be a link, which isn't followed."""
         return kernel.openat2(
             self.fd, b"/".join(path) or b".", flags, kernel.NO_SYMLINKS | kernel.BENEATH
@@ -193,7 +195,7 @@ class Root:
                 done = done[:-1]
                 continue
             try:
-                fd = self._open([*done, name])
+                fd = self.open([*done, name])
             except FileNotFoundError:
                 if b".." in pending:
                     raise Failed("mount point", errno.ENOENT, _shown(path)) from None
@@ -219,7 +221,7 @@ class Root:
             part = path[:length]
             if not self.has(part):
                 return
-            source = self._open(part, os.O_RDONLY | os.O_DIRECTORY)
+            source = self.open(part, os.O_RDONLY | os.O_DIRECTORY)
             status = os.fstat(source)
             name = b"/".join(part)
             try:
@@ -243,7 +245,7 @@ class Root:
             path = pending.pop()
             if not self.has(path):
                 continue
-            source = self._open(path)
+            source = self.open(path)
             status = os.fstat(source)
             os.close(source)
             name = b"/".join(path) or b"."
@@ -268,8 +270,11 @@ class Root:
     def target(self, mount: Mount) -> int:
         """Where a mount goes, made if it lies in a mount made before it."""
         done, missing = self.resolve(mount.path)
+        if [*done, *missing][:1] == [b"proc"]:
+            # a file covered there could hide what the kernel is told or tells, as runc has it
+            raise Failed("mount point", errno.EPERM, _shown(mount.path))
         if missing:
-            parent = self._open(done)
+            parent = self.open(done)
             try:
                 if _mount_number(parent) == _mount_number(self.fd):
                     raise Failed("mount point", errno.ENOENT, _shown(mount.path))
@@ -280,7 +285,7 @@ class Root:
                 os.close(parent)
         if not done and not missing:
             raise Failed("mount point", errno.EBUSY, "/")
-        fd = self._open([*done, *missing])
+        fd = self.open([*done, *missing])
         if stat.S_ISDIR(os.fstat(fd).st_mode) != mount.is_folder:
             number = errno.ENOTDIR if mount.is_folder else errno.EISDIR
             raise Failed("mount point", number, _shown(mount.path))
@@ -308,11 +313,11 @@ def make_path(folder: int, path: Path, *, is_folder: bool) -> None:
 
 def _forget_volatile(work: int) -> None:
     """Nothing was written: allow the next mount what the mark of the last one forbids."""
-    for name in ("work/incompat/volatile", "work/incompat"):
-        try:
-            os.rmdir(name, dir_fd=work)
-        except FileNotFoundError:
-            return
+    try:
+        os.unlink("work/incompat/volatile/dirty", dir_fd=work)
+        os.rmdir("work/incompat/volatile", dir_fd=work)
+    except FileNotFoundError:
+        return
 
 
 def _mount_number(fd: int) -> bytes:
@@ -330,13 +335,11 @@ def _shown(path: Path) -> str:
 # --- /proc, /sys, /dev
 
 
-def mount_system(
-    root: Root, folders: int, masked: list[bytes], readonly: list[bytes], *, unified: bool
-) -> None:
+def mount_system(root: Root, masked: list[bytes], readonly: list[bytes], *, unified: bool) -> None:
     """Mount the kernel's file systems in the root, less what a step may not see or change."""
     proc = kernel.new_mount(b"proc", {}, HIDDEN)
     attach(proc, root.system_folder(b"proc"))
-    mask(proc, b"/proc/", masked, folders)
+    mask(proc, b"/proc/", masked)
     for path in readonly:
         fd = _existing(proc, path, b"/proc/")
         if fd >= 0:
@@ -344,7 +347,7 @@ def mount_system(
     attach(kernel.copy_mount(SYSFS, HIDDEN | RDONLY), root.system_folder(b"sys"))
     if unified:
         cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN | RDONLY)
-        attach(cgroup, root._open([b"sys", b"fs", b"cgroup"]))
+        attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
 
 
 def mount_devices(root: Root, *, shm: int, tty_group: bool) -> None:
@@ -373,7 +376,7 @@ def mount_devices(root: Root, *, shm: int, tty_group: bool) -> None:
         attach(mount, os.open(name, FOLDER, dir_fd=dev))
 
 
-def mask(folder: int, prefix: bytes, masked: list[bytes], folders: int) -> None:
+def mask(folder: int, prefix: bytes, masked: list[bytes]) -> None:
     """Cover paths below `prefix`, which `folder` is: files by /dev/null, folders by nothing."""
     for path in masked:
         fd = _existing(folder, path, prefix)

@@ -1,7 +1,7 @@
 """Docker's seccomp profile as a classic BPF program, made without libseccomp.
 
-The numbers allowed lie in runs, so a program is a list of boundaries, highest first:
-whatever is at least the boundary gets its action. Calls newer than our tables get ENOSYS,
+The numbers allowed lie in runs, each from a boundary up to the next; a program finds the
+run of a number by halving. Calls newer than our tables get ENOSYS,
 which C libraries take as "not in this kernel"; others that aren't allowed get EPERM.
 """
 
@@ -61,10 +61,17 @@ def _of_architecture(architecture: str, *, keep_owners: bool) -> Program:
     actions[table["clone3"]] = _returning(_ENOSYS)
     if keep_owners:
         actions |= {table[name]: _returning(_ERROR) for name in profile.OWNERSHIP if name in table}
-    program: Program = [(_LOAD, 0, 0, _NUMBER)]
-    for first, action in reversed(_boundaries(actions)):
-        program += [(_AT_LEAST, 0, len(action), first), *action]
-    return program
+    return [(_LOAD, 0, 0, _NUMBER), *_search(_boundaries(actions))]
+
+
+def _search(boundaries: list[tuple[int, Program]]) -> Program:
+    """The action of the last boundary that is no more than the number."""
+    if len(boundaries) == 1:
+        return boundaries[0][1]
+    half = len(boundaries) // 2
+    low, high = _search(boundaries[:half]), _search(boundaries[half:])
+    # only a plain jump reaches further than 255 instructions
+    return [(_AT_LEAST, 1, 0, boundaries[half][0]), (_JUMP, 0, 0, len(high)), *high, *low]
 
 
 def _boundaries(actions: dict[int, Program]) -> list[tuple[int, Program]]:

@@ -44,9 +44,7 @@ def become(program: Callable[[Spec, Spec], None], fds: list[int], config: Spec) 
         specification = b""
         while piece := os.pread(_SPECIFICATION, 1 << 20, len(specification)):
             specification += piece
-        spec = wire.decode(specification)
-        assert isinstance(spec, dict)
-        program(spec, config)
+        program(wire.decode(specification), config)
     except Failed as failure:
         reply(REPLY, failure.packet)
     except OSError as error:
@@ -106,7 +104,9 @@ def run_step(spec: Spec, config: Spec) -> None:
 def _make_root(spec: Spec, config: Spec) -> None:
     folders = rootfs.step_folders()
     # descriptors that the client passed have their places behind ours
-    mounts = rootfs.open_mounts(spec[b"mounts"], folders, _STDERR + 1)
+    mounts = rootfs.open_mounts(
+        spec[b"mounts"], folders, _STDERR + 1, single=bool(config[b"single"])
+    )
     root = rootfs.Root(folders)
     if spec[b"plain"]:
         root.bind(spec[b"plain"])
@@ -114,7 +114,7 @@ def _make_root(spec: Spec, config: Spec) -> None:
         root.overlay(spec[b"overlay"], mounts, config[b"overlay_options"])
     masked, readonly = config[b"masked"], config[b"readonly"]
     unified = bool(config[b"unified"])
-    rootfs.mount_system(root, folders, masked, readonly, unified=unified)
+    rootfs.mount_system(root, masked, readonly, unified=unified)
     rootfs.mount_devices(root, shm=spec[b"shm"], tty_group=not config[b"single"])
     for mount in mounts:
         kernel.attach(mount.fd, root.target(mount))
@@ -135,14 +135,14 @@ def _enter(cwd: bytes) -> None:
         os.chdir(cwd)
     except FileNotFoundError:
         try:
-            os.makedirs(cwd, 0o755, exist_ok=True)
+            os.makedirs(cwd, 0o755, exist_ok=True)  # noqa: PTH103 - pathlib is slow to load
             os.chdir(cwd)
         except OSError as error:
             raise Failed("working directory", error.errno or 0, os.fsdecode(cwd)) from None
     except OSError as error:
         raise Failed("working directory", error.errno or 0, os.fsdecode(cwd)) from None
     try:
-        os.getcwdb()
+        os.getcwdb()  # noqa: PTH109 - as above
     except OSError as error:
         raise Failed("working directory", error.errno or 0, os.fsdecode(cwd)) from None
 
@@ -169,15 +169,22 @@ def _become_user(spec: Spec, config: Spec) -> None:
     uid, gid = spec[b"uid"], spec[b"gid"]
     for stream in (1, 2):
         _own_stream(stream, uid, gid)
-    if not config[b"single"]:
-        os.setgroups(spec[b"groups"])
-        os.setresgid(gid, gid, gid)
-    elif uid or gid:
-        _map_single(uid, gid)
+    single = config[b"single"]
+    try:
+        if not single:
+            os.setgroups(spec[b"groups"])
+            os.setresgid(gid, gid, gid)
+        elif uid or gid:
+            _map_single(uid, gid)
+    except OSError as error:
+        raise Failed("user", error.errno or 0, f"{uid}:{gid}") from None
     _drop_capabilities(config[b"capabilities"])
     _filter_calls(config[b"seccomp"])
-    if not config[b"single"]:
-        os.setresuid(uid, uid, uid)
+    if not single:
+        try:
+            os.setresuid(uid, uid, uid)
+        except OSError as error:
+            raise Failed("user", error.errno or 0, f"{uid}:{gid}") from None
     # changes of identity forget this
     kernel.prctl("death signal", _PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -215,10 +222,10 @@ def _drop_capabilities(kept: int) -> None:
             raise
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     sets = ctypes.create_string_buffer(24)
-    kernel.call("capget", "capget", header, sets.raw and ctypes.addressof(sets))
-    low = list(struct.unpack("=6I", sets.raw))
-    low[2] = low[5] = 0  # inheritable: with these a program would keep more than its owner's
-    kernel.call("capset", "capset", header, struct.pack("=6I", *low))
+    kernel.call("capget", "capget", header, ctypes.addressof(sets))
+    words = list(struct.unpack("=6I", sets.raw))
+    words[2] = words[5] = 0  # the inheritable ones
+    kernel.call("capset", "capset", header, struct.pack("=6I", *words))
 
 
 def _filter_calls(program: bytes) -> None:
@@ -228,9 +235,7 @@ def _filter_calls(program: bytes) -> None:
     instructions = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
     pointer = ctypes.create_string_buffer(head, len(head))
-    kernel.prctl(
-        "seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(pointer)
-    )
+    kernel.prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(pointer))
 
 
 def _execute(spec: Spec) -> NoReturn:
@@ -245,7 +250,7 @@ def _execute(spec: Spec) -> NoReturn:
     number = errno.ENOENT
     for candidate in candidates:
         try:
-            os.execve(candidate, args, env)
+            os.execve(candidate, args, env)  # noqa: S606 - what it is for
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 number = error.errno or number

@@ -6,6 +6,8 @@ bytes, and both directions are a few lines that import nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 Value = bytes | int | list["Value"] | dict[bytes, "Value"]
 
 
@@ -37,8 +39,8 @@ def _encode(value: object, pieces: list[bytes]) -> None:
             raise TypeError(f"{type(value).__name__} can't be sent")
 
 
-def decode(data: bytes) -> Value:
-    """The value that `encode` was given. Raises ValueError if anything else is there."""
+def decode(data: bytes) -> Any:
+    """The `Value` that `encode` was given, whose shape the receiver knows. Raises ValueError if anything else is there."""
     value, end = _decode(data, 0)
     if end != len(data):
         raise ValueError(f"{len(data) - end} bytes too many")

@@ -45,7 +45,6 @@ Child = tuple[int, int, int]
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     config = wire.decode(control.recv(_MAX_PACKET))
-    assert isinstance(config, dict)
     try:
         if config[b"by"] != b"none":
             enter_user_namespace(config)
@@ -166,7 +165,8 @@ def prepare_mounts(config: Spec) -> None:
         _attach_folders()  # without, /sys is an empty folder
         return
     folder = os.open(rootfs.SYSFS, FOLDER)
-    rootfs.mask(folder, b"/sys/", config[b"masked"], rootfs.step_folders())
+    os.close(rootfs.step_folders())
+    rootfs.mask(folder, b"/sys/", config[b"masked"])
     os.close(folder)
     kernel.unmount(rootfs.STEP, kernel.MNT_DETACH)
 
@@ -211,9 +211,7 @@ def serve(control: socket.socket, config: Spec) -> None:
 
 def start(packet: bytes, fds: list[int], config: Spec) -> list[Child]:
     """Begin what a request asks for; no child if even that fails."""
-    request = wire.decode(packet)
-    assert isinstance(request, list)
-    operation, own_network = request
+    operation, own_network = wire.decode(packet)
     flags = kernel.NEWPID
     if operation == b"run":
         flags |= kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
