@@ -13,10 +13,11 @@ import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import BinaryIO, Self
 
 from pybuild.errors import ContextError, InvalidImage, PybuildError
 from pybuild.files.archives import ArchiveTree, open_archive
+from pybuild.files.ignore import IgnoreMatcher
 from pybuild.files.safepath import Listed, Root
 from pybuild.files.spool import Spool
 from pybuild.files.trees import Tree, join, parent_of, resolve, shown
@@ -24,9 +25,6 @@ from pybuild.oci.compression import detect
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import allowed_xattrs
 from pybuild.oci.tarformat import Limits, is_header
-
-if TYPE_CHECKING:
-    from pybuild.files.ignore import IgnoreMatcher
 
 _MAX_TEXT = 16 * 1024 * 1024
 _KINDS = {
