@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -142,16 +143,18 @@ def run_command(
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float) -> float:
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return usage.ru_maxrss / 1024
+    """Wait for its end; the most memory that it had. rusage would count the parent's too."""
+    status = Path(f"/proc/{process.pid}/status")
+    peak = 0
+    while process.poll() is None:
+        found = re.search(r"VmHWM:\s*(\d+)", status.read_text())
+        peak = max(peak, int(found[1])) if found else peak
         if time.monotonic() > deadline:
             process.kill()
             process.wait()
             raise AssertionError("pybuild didn't end in time")
-        time.sleep(0.02)
+        time.sleep(0.005)
+    return peak / 1024
 
 
 def _content(file: Any) -> str:
