@@ -20,6 +20,7 @@ LAYERS = {
     "oci": {"errors", "oci"},
     "dockerfile": {"errors", "dockerfile"},
     "files": {"errors", "oci", "files"},
+    "sandbox": {"errors", "sandbox"},
     "backend": {"errors", "oci", "files"},
     "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
     "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
@@ -35,7 +36,7 @@ LAYERS |= {
     "cli": {*BELOW_API, "api", "arguments", "diagnostics", "doctor", "__init__"},
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
-    "pybuild_containerd": {"errors", "oci", "files", "backend"},
+    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
 }
 
 # Imports for annotations alone, where a module above is named: (module, imported).
@@ -54,6 +55,8 @@ HEAVY_MODULES = {
 LINUX_ONLY = {"fcntl", "pwd", "grp", "resource", "termios", "tty"}
 ENTRANCES = {"pybuild.cli", "pybuild.__main__"}
 CONTAINERD_KIT = "pybuild.testkit.containerd"
+# What runs as a process of its own, on Linux: it has its own words, signals and folder.
+INSIDE = {"pybuild.sandbox.zygote", "pybuild.sandbox.step", "pybuild.sandbox.rootfs"}
 
 # (what, the modules that may, why)
 BANNED = {
@@ -67,8 +70,9 @@ BANNED = {
     "pickle.loads": set[str](),
     "tempfile.mktemp": set[str](),
     "yaml.load": set[str](),
-    "os.chdir": set[str](),
-    "os.umask": set[str](),
+    "os.chdir": INSIDE,
+    "os.umask": INSIDE,
+    "kernel.clone": {"pybuild.sandbox.zygote"},
     "time.clock": set[str](),
     "hashlib.md5": set[str](),
     "hashlib.sha1": set[str](),
@@ -196,6 +200,12 @@ def test_heavy_packages_are_imported_when_needed(module: Module) -> None:
 
 
 @each_module
+def test_what_runs_inside_a_sandbox_is_never_imported_by_others(module: Module) -> None:
+    for imported in imports(module):
+        assert imported.name not in INSIDE or module.name in INSIDE, f"line {imported.line}"
+
+
+@each_module
 def test_grpc_stays_in_one_module(module: Module) -> None:
     for imported in imports(module):
         if imported.name.split(".")[0] == "grpc":
@@ -204,7 +214,7 @@ def test_grpc_stays_in_one_module(module: Module) -> None:
 
 @each_module
 def test_the_interpreter_imports_nothing_that_only_linux_has(module: Module) -> None:
-    if module.part in {"pybuild_containerd", "testkit"}:
+    if module.part in {"pybuild_containerd", "testkit"} or module.name in INSIDE:
         return
     for imported in imports(module):
         if imported.name.split(".")[0] in LINUX_ONLY:
@@ -219,7 +229,7 @@ def test_every_module_says_what_it_is_for(module: Module) -> None:
 
 @each_module
 def test_only_the_entrance_reads_the_surroundings_and_prints(module: Module) -> None:
-    if module.name in ENTRANCES or module.is_testkit:
+    if module.name in ENTRANCES | INSIDE or module.is_testkit:
         return
     for node in ast.walk(module.tree):
         name = _dotted(node)

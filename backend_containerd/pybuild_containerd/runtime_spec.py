@@ -9,76 +9,15 @@ from typing import Any
 
 from pybuild.backend import Network, Process, Ulimit
 from pybuild.errors import UsageError
+from pybuild.sandbox.profile import CAPABILITIES, DEFAULT_SHM, LIMITS, MASKED, READ_ONLY
 from pybuild_containerd.seccomp import default_profile
 
-_DEFAULT_SHM = 64 * 1024 * 1024
 _CPUS = "/sys/devices/system/cpu"
 _MOST_CPUS = 256
 _RLIM_INFINITY = 2**64 - 1
 
-# Docker's default set; the effective mask is a80425fb
-_CAPABILITIES = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SYS_CHROOT",
-    "CAP_MKNOD",
-    "CAP_AUDIT_WRITE",
-    "CAP_SETFCAP",
-)
-
-# as moby masks them; /proc/interrupts and powercap leak timing of other processes
-_MASKED = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
 # runc leaves the folder of the old control groups writable
-_READONLY = (
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-    "/sys/fs/cgroup",
-)
-
-_ULIMITS = frozenset(
-    {
-        "as",
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    }
-)
+_READ_ONLY = (*READ_ONLY, "/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +67,8 @@ def runtime_spec(
         "mounts": [_mount(m) for m in (*_system_mounts(process, machine), *mounts)],
         "linux": {
             "namespaces": [{"type": kind} for kind in _namespaces(process, machine)],
-            "maskedPaths": [*_MASKED, *machine.masked],
-            "readonlyPaths": list(_READONLY),
+            "maskedPaths": [*MASKED, *machine.masked],
+            "readonlyPaths": list(_READ_ONLY),
             "seccomp": default_profile(machine.architecture),
             **_control_group(container_id, machine),
         },
@@ -150,7 +89,7 @@ def _process(process: Process) -> dict[str, Any]:
         "env": [f"{name}={value}" for name, value in process.env],
         "cwd": process.cwd,
         "capabilities": {
-            kind: list(_CAPABILITIES) for kind in ("bounding", "effective", "permitted")
+            kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")
         },
         # sudo in a RUN has to work
         "noNewPrivileges": False,
@@ -172,9 +111,9 @@ def _control_group(container_id: str, machine: Machine) -> dict[str, Any]:
 
 
 def _rlimit(limit: Ulimit) -> dict[str, Any]:
-    if limit.name not in _ULIMITS:
+    if limit.name not in LIMITS:
         raise UsageError(
-            f"unknown resource limit {limit.name}", hint=f"known are {', '.join(sorted(_ULIMITS))}"
+            f"unknown resource limit {limit.name}", hint=f"known are {', '.join(sorted(LIMITS))}"
         )
     return {
         "type": f"RLIMIT_{limit.name.upper()}",
@@ -196,7 +135,7 @@ def _namespaces(process: Process, machine: Machine) -> list[str]:
 
 
 def _system_mounts(process: Process, machine: Machine) -> list[SpecMount]:
-    shm = _DEFAULT_SHM if process.shm_size is None else process.shm_size
+    shm = DEFAULT_SHM if process.shm_size is None else process.shm_size
     hidden = ("nosuid", "noexec", "nodev")
     return [
         SpecMount("/proc", "proc", "proc", hidden),

@@ -1,0 +1,44 @@
+"""Which ids a sandbox has, and whose they are outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """How the ids inside come about."""
+
+    INIT = "none"
+    """Root without a user namespace. Only by choice: its root is the machine's."""
+    IDENTITY = "parent"
+    """Root in a user namespace where every id is the same as outside."""
+    RANGE = "tools"
+    """A user with subordinate ids, mapped by newuidmap and newgidmap."""
+    SINGLE = "self"
+    """A user with one id: changes of owner and identity succeed without effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdRange:
+    """`count` ids from `inside` on are those from `outside` on."""
+
+    inside: int
+    outside: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """The ids of a sandbox. A store's files are worth something under this mapping only."""
+
+    kind: Kind
+    uids: tuple[IdRange, ...] = ()
+    gids: tuple[IdRange, ...] = ()
+    newuidmap: str = ""
+    newgidmap: str = ""
+
+    @property
+    def userxattr(self) -> bool:
+        """Whether overlayfs marks its layers by ``user.`` rather than ``trusted.`` attributes."""
+        return self.kind is not Kind.INIT

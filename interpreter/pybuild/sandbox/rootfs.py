@@ -1,0 +1,405 @@
+"""The root file system of a step: its overlay, mount points that nobody sees later, mounts.
+
+Runs in the step's own mount namespace, before the process exists. Paths inside the root
+are resolved in it, one component at a time or by openat2, and mounted on by descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+
+from pybuild.sandbox import kernel
+from pybuild.sandbox.kernel import FOLDER, HIDDEN, NODEV, NOEXEC, NOSUID, RDONLY, Failed, attach
+
+TYPE_CHECKING = False  # typing is slow to load
+if TYPE_CHECKING:
+    from typing import Any
+
+# in the server's mount namespace /sys holds ours: the kernel's, shown to steps, and a step's own
+SYSFS, STEP = b"/sys/s", b"/sys/w"
+
+_DEVICES = {
+    b"null": (1, 3),
+    b"zero": (1, 5),
+    b"full": (1, 7),
+    b"random": (1, 8),
+    b"urandom": (1, 9),
+    b"tty": (5, 0),
+}
+_LINKS = {
+    b"fd": b"/proc/self/fd",
+    b"stdin": b"/proc/self/fd/0",
+    b"stdout": b"/proc/self/fd/1",
+    b"stderr": b"/proc/self/fd/2",
+    b"core": b"/proc/kcore",
+    b"ptmx": b"pts/ptmx",
+}
+_SYSTEM = (b"proc", b"sys", b"dev")
+_MAX_LINKS = 40
+_OVERLAY = b"index=off,metacopy=off,redirect_dir=nofollow"
+
+Path = list[bytes]
+
+
+class Mount:
+    """What goes where: a detached mount, the absolute target as given, whether a folder."""
+
+    def __init__(self, fd: int, target: bytes) -> None:
+        self.fd = fd
+        self.target = target
+        self.path = [name for name in target.split(b"/") if name not in (b"", b".")]
+        self.is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+def step_folders() -> int:
+    """An empty file system for what a step needs besides its root."""
+    folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, HIDDEN)
+    attach(folders, os.open(STEP, FOLDER))
+    for name in ("root", "bottom", "top", "empty", "files"):
+        os.mkdir(name, 0o755, dir_fd=folders)
+    return folders
+
+
+# --- mounts that the client asks for
+
+
+def open_mounts(wanted: list[list[Any]], folders: int, passed: int, *, single: bool) -> list[Mount]:
+    """Each as a detached mount. `wanted` are lists as `client` encodes them.
+
+    A source that is a number is the descriptor `passed` plus that. With a `single` id all
+    files are that user's.
+    """
+    mounts = []
+    for number, (kind, target, *rest) in enumerate(wanted):
+        match kind, rest:
+            case b"bind", [source, readonly]:
+                fd = kernel.copy_mount(_source(source, passed), NODEV | (RDONLY if readonly else 0))
+            case b"tmpfs", [bytes(size), mode]:
+                options = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
+                fd = kernel.new_mount(b"tmpfs", options, NOSUID | NODEV)
+            case b"file", [bytes(content), int(mode), int(uid), int(gid)]:
+                owner = (0, 0) if single else (uid, gid)
+                fd = _small_file(b"files/%d" % number, content, mode, owner, folders)
+            case _:
+                raise Failed("mounts", 0, f"a mount of kind {kind!r}")
+        mounts.append(Mount(fd, target))
+    return mounts
+
+
+def _source(source: bytes | int, passed: int) -> bytes:
+    """The path of a source. A descriptor of another mount namespace can't be copied itself."""
+    if isinstance(source, bytes):
+        return source
+    path = os.readlink(b"/proc/self/fd/%d" % (passed + source))  # noqa: PTH115 - pathlib is slow to load
+    meant, found = os.fstat(passed + source), os.stat(path)  # noqa: PTH116 - as above
+    if (meant.st_dev, meant.st_ino) != (found.st_dev, found.st_ino):
+        raise Failed("bind", errno.ESTALE, f"{os.fsdecode(path)} isn't what was passed any more")
+    return path
+
+
+def _small_file(
+    name: bytes, content: bytes, mode: int, owner: tuple[int, int], folders: int
+) -> int:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folders)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        os.fchown(fd, *owner)
+        os.fchmod(fd, mode)
+    return kernel.copy_mount(STEP + b"/" + name, HIDDEN | RDONLY)
+
+
+# --- the root itself
+
+
+class Root:
+    """The root of a step, mounted at our "root" folder. ``fd`` is the folder in its mount."""
+
+    def __init__(self, folders: int) -> None:
+        self._folders = folders
+        self.fd = -1
+
+    def bind(self, path: bytes) -> None:
+        """Use a folder as it is."""
+        mount = kernel.copy_mount(path, NODEV)
+        attach(mount, os.open("root", FOLDER, dir_fd=self._folders))
+        self.fd = mount
+
+    def overlay(self, spec: list[Any], mounts: list[Mount], options: bytes) -> None:
+        """Mount layers over each other, and over folders with the mount points that lack.
+
+        Those lie below all layers. Where a layer has deleted such a path, or a link leads
+        elsewhere, the mount is made again with a further layer on top, in which existing
+        folders have the attributes that they have below.
+        """
+        lowers, upper, work, volatile = spec
+        options += b",volatile" if volatile else b""
+        opened = [os.open(path, FOLDER) for path in lowers]
+        ends = os.open(upper, FOLDER), os.open(work, FOLDER)
+        bottom = os.open("bottom", FOLDER, dir_fd=self._folders)
+        for name in _SYSTEM:
+            os.mkdir(name, 0o755, dir_fd=bottom)
+        own = [mount for mount in mounts if not _lies_in_another(mount, mounts)]
+        for mount in own:
+            make_path(bottom, mount.path, is_folder=mount.is_folder)
+        self._mount([*opened, bottom], ends, options)
+        absent = list(self._absent(own))
+        if absent:
+            top = os.open("top", FOLDER, dir_fd=self._folders)
+            for path, is_folder in absent:
+                self._copy_folders(top, path)
+                make_path(top, path, is_folder=is_folder)
+            self._copy_times(top)
+            os.close(self.fd)
+            kernel.unmount(STEP + b"/root")
+            _forget_volatile(ends[1])
+            self._mount([top, *opened, bottom], ends, options)
+
+    def _mount(self, lowers: list[int], ends: tuple[int, int], options: bytes) -> None:
+        """Name the folders by descriptor: short, exact, and nothing to read in mountinfo."""
+        os.chdir("/proc/self/fd")
+        target = os.open("root", FOLDER, dir_fd=self._folders)
+        layers = b":".join(b"%d" % fd for fd in lowers)
+        text = b"lowerdir=%s,upperdir=%d,workdir=%d,%s" % (layers, *ends, _OVERLAY + options)
+        kernel.mount_overlay(b"%d" % target, text)
+        os.close(target)
+        self.fd = os.open("root", FOLDER, dir_fd=self._folders)
+
+    def _absent(self, mounts: Iterable[Mount]) -> Iterable[tuple[Path, bool]]:
+        for name in _SYSTEM:
+            if not self.has([name]):
+                yield [name], True
+        for mount in mounts:
+            done, missing = self.resolve(mount.path)
+            if missing:
+                yield [*done, *missing], mount.is_folder
+
+    def has(self, path: Path) -> bool:
+        try:
+            os.close(self.open(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def open(self, path: Path, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
+        """Open a resolved path: its last component may be a link, which isn't followed."""
+        return kernel.openat2(
+            self.fd, b"/".join(path) or b".", flags, kernel.NO_SYMLINKS | kernel.BENEATH
+        )
+
+    def resolve(self, path: Path) -> tuple[Path, Path]:
+        """The part of a path that exists, links followed in the root, and the missing rest."""
+        pending, done, links = path[::-1], list[bytes](), 0
+        while pending:
+            name = pending.pop()
+            if name == b"..":
+                done = done[:-1]
+                continue
+            try:
+                fd = self.open([*done, name])
+            except FileNotFoundError:
+                if b".." in pending:
+                    raise Failed("mount point", errno.ENOENT, _shown(path)) from None
+                return done, [name, *pending[::-1]]
+            try:
+                mode = os.fstat(fd).st_mode
+                target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(mode) else b""
+            finally:
+                os.close(fd)
+            if stat.S_ISLNK(mode):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise Failed("mount point", errno.ELOOP, _shown(path))
+                done = [] if target.startswith(b"/") else done
+                pending += [each for each in target.split(b"/") if each not in (b"", b".")][::-1]
+            else:
+                done.append(name)
+        return done, []
+
+    def _copy_folders(self, skeleton: int, path: Path) -> None:
+        """Make the folders of `path` that exist here there, with owner, mode and attributes."""
+        for length in range(1, len(path)):
+            part = path[:length]
+            if not self.has(part):
+                return
+            source = self.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            status = os.fstat(source)
+            name = b"/".join(part)
+            try:
+                os.mkdir(name, 0o700, dir_fd=skeleton)
+            except FileExistsError:
+                os.close(source)
+                continue
+            copy = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=skeleton)
+            os.fchown(copy, status.st_uid, status.st_gid)
+            os.fchmod(copy, stat.S_IMODE(status.st_mode))
+            for key in os.listxattr(source):
+                if not key.startswith(("trusted.overlay.", "user.overlay.", "security.selinux")):
+                    os.setxattr(copy, key, os.getxattr(source, key))
+            os.close(copy)
+            os.close(source)
+
+    def _copy_times(self, skeleton: int) -> None:
+        """Give the folders of the skeleton the times that they have here, the root too."""
+        pending: list[Path] = [[]]
+        while pending:
+            path = pending.pop()
+            if not self.has(path):
+                continue
+            source = self.open(path)
+            status = os.fstat(source)
+            os.close(source)
+            name = b"/".join(path) or b"."
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=skeleton)
+            pending += [[*path, os.fsencode(e.name)] for e in os.scandir(folder) if e.is_dir()]
+            if not path:
+                os.fchown(folder, status.st_uid, status.st_gid)
+                os.fchmod(folder, stat.S_IMODE(status.st_mode))
+            os.utime(folder, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.close(folder)
+
+    # --- mounting in it
+
+    def system_folder(self, name: bytes) -> int:
+        """The root's own folder for /proc, /sys or /dev, which may not be a link."""
+        try:
+            return kernel.openat2(self.fd, name, FOLDER, kernel.NO_SYMLINKS | kernel.BENEATH)
+        except OSError as error:
+            text = f"/{os.fsdecode(name)} of the image is not a folder"
+            raise Failed("mount point", error.errno or 0, text) from None
+
+    def target(self, mount: Mount) -> int:
+        """Where a mount goes, made if it lies in a mount made before it."""
+        done, missing = self.resolve(mount.path)
+        if [*done, *missing][:1] == [b"proc"]:
+            # a file covered there could hide what the kernel is told or tells, as runc has it
+            raise Failed("mount point", errno.EPERM, _shown(mount.path))
+        if missing:
+            parent = self.open(done)
+            try:
+                if _mount_number(parent) == _mount_number(self.fd):
+                    raise Failed("mount point", errno.ENOENT, _shown(mount.path))
+                make_path(parent, missing, is_folder=mount.is_folder)
+            except OSError as error:
+                raise Failed("mount point", error.errno or 0, _shown(mount.path)) from None
+            finally:
+                os.close(parent)
+        if not done and not missing:
+            raise Failed("mount point", errno.EBUSY, "/")
+        fd = self.open([*done, *missing])
+        if stat.S_ISDIR(os.fstat(fd).st_mode) != mount.is_folder:
+            number = errno.ENOTDIR if mount.is_folder else errno.EISDIR
+            raise Failed("mount point", number, _shown(mount.path))
+        return fd
+
+
+def _lies_in_another(mount: Mount, mounts: list[Mount]) -> bool:
+    inside = [other.path for other in mounts if other is not mount]
+    above = (mount.path[:length] for length in range(1, len(mount.path)))
+    return any(path in inside or path in ([name] for name in _SYSTEM) for path in above)
+
+
+def make_path(folder: int, path: Path, *, is_folder: bool) -> None:
+    """Make an empty file or folder and the folders above it, in a place without links."""
+    names = path if is_folder else path[:-1]
+    for length in range(1, len(names) + 1):
+        try:
+            os.mkdir(b"/".join(names[:length]), 0o755, dir_fd=folder)
+        except FileExistsError:
+            continue
+    if not is_folder:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(b"/".join(path), flags, 0o644, dir_fd=folder))
+
+
+def _forget_volatile(work: int) -> None:
+    """Nothing was written: allow the next mount what the mark of the last one forbids."""
+    try:
+        os.unlink("work/incompat/volatile/dirty", dir_fd=work)
+        os.rmdir("work/incompat/volatile", dir_fd=work)
+    except FileNotFoundError:
+        return
+
+
+def _mount_number(fd: int) -> bytes:
+    """Which mount a descriptor is in; a bind may show the same file system."""
+    info = os.open(b"/proc/self/fdinfo/%d" % fd, os.O_RDONLY | os.O_CLOEXEC)
+    text = os.read(info, 4096)
+    os.close(info)
+    return text.partition(b"mnt_id:")[2].split()[0]
+
+
+def _shown(path: Path) -> str:
+    return os.fsdecode(b"/" + b"/".join(path))
+
+
+# --- /proc, /sys, /dev
+
+
+def mount_system(root: Root, masked: list[bytes], readonly: list[bytes], *, unified: bool) -> None:
+    """Mount the kernel's file systems in the root, less what a step may not see or change."""
+    proc = kernel.new_mount(b"proc", {}, HIDDEN)
+    attach(proc, root.system_folder(b"proc"))
+    mask(proc, b"/proc/", masked)
+    for path in readonly:
+        fd = _existing(proc, path, b"/proc/")
+        if fd >= 0:
+            attach(kernel.copy_mount(fd, HIDDEN | RDONLY), fd)
+    attach(kernel.copy_mount(SYSFS, HIDDEN | RDONLY), root.system_folder(b"sys"))
+    if unified:
+        cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN | RDONLY)
+        attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
+
+
+def mount_devices(root: Root, *, shm: int, tty_group: bool) -> None:
+    options = {b"mode": b"755", b"size": b"65536k"}
+    dev = kernel.new_mount(b"tmpfs", options, NOSUID | NODEV | kernel.STRICTATIME)
+    attach(dev, root.system_folder(b"dev"))
+    for name, number in _DEVICES.items():
+        device = kernel.copy_mount(b"/dev/" + name, NOSUID | NOEXEC)
+        status = os.fstat(device)
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(*number):
+            raise Failed("device", errno.ENODEV, f"/dev/{name.decode()}")
+        target = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=dev)
+        attach(device, target)
+    for name, link in _LINKS.items():
+        os.symlink(link, name, dir_fd=dev)
+    pts = {b"newinstance": b"", b"ptmxmode": b"0666", b"mode": b"0620"}
+    if tty_group:
+        pts[b"gid"] = b"5"
+    tmpfs = {b"mode": b"1777", b"size": b"%d" % shm}
+    for name, mount in (
+        (b"pts", kernel.new_mount(b"devpts", pts, NOSUID | NOEXEC)),
+        (b"shm", kernel.new_mount(b"tmpfs", tmpfs, HIDDEN)),
+        (b"mqueue", kernel.new_mount(b"mqueue", {}, HIDDEN)),
+    ):
+        os.mkdir(name, 0o755, dir_fd=dev)
+        attach(mount, os.open(name, FOLDER, dir_fd=dev))
+
+
+def mask(folder: int, prefix: bytes, masked: list[bytes]) -> None:
+    """Cover paths below `prefix`, which `folder` is: files by /dev/null, folders by nothing."""
+    for path in masked:
+        fd = _existing(folder, path, prefix)
+        if fd < 0:
+            continue
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            cover = kernel.copy_mount(STEP + b"/empty", HIDDEN | RDONLY)
+        else:
+            cover = kernel.copy_mount(b"/dev/null", NOSUID | NOEXEC)
+            if os.fstat(cover).st_rdev != os.makedev(1, 3):
+                raise Failed("mask", errno.ENODEV, "/dev/null")
+        attach(cover, fd)
+        os.close(cover)
+
+
+def _existing(folder: int, path: bytes, prefix: bytes) -> int:
+    """A descriptor of an absolute path below `prefix`; -1 if it isn't, or isn't there."""
+    if not path.startswith(prefix):
+        return -1
+    try:
+        return kernel.openat2(folder, path.removeprefix(prefix), os.O_PATH, kernel.NO_SYMLINKS)
+    except FileNotFoundError:
+        return -1

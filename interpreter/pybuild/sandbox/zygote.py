@@ -1,0 +1,234 @@
+"""The program that makes sandboxes: one process a build, and below it one process a step.
+
+Started as ``python -I -S zygote.py FD`` and spoken to over that socket alone; it imports
+only what loads quickly. It enters the user namespace, then its child, the server, becomes
+the first process of a process namespace: when the server ends, for whatever reason, the
+kernel ends every step at once. The server ends when its parent does, or when the client's
+end of the socket closes. A step is a child of the server with namespaces of its own, and
+the first process of another process namespace.
+
+Requests are one packet: an operation, flags, and descriptors by SCM_RIGHTS, of which the
+first is the socket for replies (closing it kills the step) and the second a memory file
+with the specification, in the form of `wire`. Replies: ``exit NUL code`` and ``failed NUL
+step NUL errno NUL text``.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+
+if not __package__:
+    # the package without its __init__, which loads all of the interpreter
+    _package = type(sys)("pybuild")
+    _package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]  # noqa: PTH100, PTH120 - pathlib is slow to load
+    sys.modules["pybuild"] = _package
+
+from pybuild.sandbox import kernel, rootfs, wire
+from pybuild.sandbox.kernel import FOLDER, Failed, attach
+from pybuild.sandbox.step import Spec, become, reply, run_inside, run_step
+
+_MAX_PACKET = 1 << 17
+_MAX_FDS = 64
+_MAX_TEXT = 1000
+_PR_SET_PDEATHSIG = 1
+_CGROUP2 = b"/sys/fs/cgroup/cgroup.controllers"
+
+Child = tuple[int, int, int]
+"""A child's process id, the descriptor of the process, and its socket for replies."""
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    config = wire.decode(control.recv(_MAX_PACKET))
+    try:
+        if config[b"by"] != b"none":
+            enter_user_namespace(config)
+        config[b"nofile"] = _raise_limit()
+        server = kernel.clone(kernel.NEWPID | kernel.NEWNS)
+        if server == 0:
+            kernel.prctl("death signal", _PR_SET_PDEATHSIG, signal.SIGKILL)
+            config[b"unified"] = int(os.path.exists(_CGROUP2))  # noqa: PTH110 - as above
+            prepare_mounts(config)
+            control.send(b"ready")
+            serve(control, config)
+        control.close()
+        os.waitpid(server, 0)
+    except Failed as failure:
+        control.send(failure.packet)
+    except OSError as error:
+        control.send(Failed("start", error.errno or 0, str(error)).packet)
+    os._exit(0)
+
+
+def _raise_limit() -> list[wire.Value]:
+    """Allow as many descriptors as the machine does; the limits as they were."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return [soft, hard]
+
+
+# --- the user namespace
+
+
+def enter_user_namespace(config: Spec) -> None:
+    """Become root of a user namespace with the ids of the client's choice."""
+    if config[b"by"] == b"self":
+        kernel.call("unshare user", "unshare", kernel.NEWUSER)
+        _write("/proc/self/setgroups", b"deny")
+        _write_maps("/proc/self", config)
+        return
+    ask_read, ask = os.pipe()
+    answer, answer_write = os.pipe()
+    mapper = kernel.clone(0)
+    if mapper == 0:
+        os.close(ask)
+        if os.read(ask_read, 1):
+            os.write(answer_write, _map_parent(config))
+        os._exit(0)
+    os.close(answer_write)
+    kernel.call("unshare user", "unshare", kernel.NEWUSER)
+    os.write(ask, b"x")
+    text = os.read(answer, _MAX_TEXT)
+    os.waitpid(mapper, 0)
+    if text != b"ok":
+        raise Failed("map ids", 0, os.fsdecode(text or b"the process that maps has ended"))
+    for fd in (ask, ask_read, answer):
+        os.close(fd)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _map_parent(config: Spec) -> bytes:
+    """Map the ids of the parent process; "ok", or what went wrong."""
+    pid = os.getppid()
+    try:
+        if config[b"by"] == b"tools":
+            return _run_tool(config[b"newuidmap"], pid, config[b"uids"]) or (
+                _run_tool(config[b"newgidmap"], pid, config[b"gids"]) or b"ok"
+            )
+        _write_maps(f"/proc/{pid}", config)
+    except OSError as error:
+        return os.fsencode(str(error))
+    return b"ok"
+
+
+def _run_tool(tool: bytes, pid: int, ranges: list[list[int]]) -> bytes:
+    """What a tool complained of; nothing if it did its work."""
+    words = [b"%d" % number for line in ranges for number in line]
+    read, write = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, write, 2)]
+    child = os.posix_spawn(tool, [tool, b"%d" % pid, *words], {}, file_actions=actions)
+    os.close(write)
+    if os.waitpid(child, 0)[1]:
+        return os.read(read, _MAX_TEXT).strip() or tool + b" failed"
+    return b""
+
+
+def _write_maps(folder: str, config: Spec) -> None:
+    for name, ranges in (("uid_map", config[b"uids"]), ("gid_map", config[b"gids"])):
+        _write(f"{folder}/{name}", b"".join(b"%d %d %d\n" % tuple(line) for line in ranges))
+
+
+def _write(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content)
+    except OSError as error:
+        raise Failed("map ids", error.errno or 0, path) from None
+    finally:
+        os.close(fd)
+
+
+# --- the server
+
+
+def prepare_mounts(config: Spec) -> None:
+    """Put our folders over the server's /sys, and the kernel's sysfs, masked, into them."""
+    kernel.make_all(kernel.MS_SLAVE)
+    # a sysfs belongs to a network namespace: an empty one, which shows no interface of the host
+    helper = kernel.clone(kernel.NEWNET)
+    if helper == 0:
+        try:
+            sysfs = kernel.new_mount(b"sysfs", {}, kernel.HIDDEN | kernel.RDONLY)
+            _attach_folders()
+            attach(sysfs, os.open(rootfs.SYSFS, FOLDER))
+            os._exit(0)
+        except (Failed, OSError):
+            os._exit(1)
+    if os.waitpid(helper, 0)[1]:
+        _attach_folders()  # without, /sys is an empty folder
+        return
+    folder = os.open(rootfs.SYSFS, FOLDER)
+    os.close(rootfs.step_folders())
+    rootfs.mask(folder, b"/sys/", config[b"masked"])
+    os.close(folder)
+    kernel.unmount(rootfs.STEP, kernel.MNT_DETACH)
+
+
+def _attach_folders() -> None:
+    folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, kernel.HIDDEN)
+    for path in (rootfs.SYSFS, rootfs.STEP):
+        os.mkdir(path.removeprefix(b"/sys/"), 0o755, dir_fd=folders)
+    attach(folders, os.open("/sys", FOLDER))
+
+
+def serve(control: socket.socket, config: Spec) -> None:
+    """Start what is asked for and tell how it ended, until the client is gone."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    children: dict[int, Child] = {}  # by process descriptor, and by socket until it is closed
+    while True:
+        for fd, _ in poll.poll():
+            if fd == control.fileno():
+                packet, fds, _, _ = socket.recv_fds(
+                    control, _MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                )
+                if not packet:
+                    os._exit(0)
+                for child in start(packet, fds, config):
+                    for each in child[1:]:
+                        children[each] = child
+                        poll.register(each, select.POLLIN)
+            elif fd in children:
+                pid, process, answers = children.pop(fd)
+                poll.unregister(fd)
+                if fd == answers:  # the client has nothing to say: it has closed its end
+                    os.kill(pid, signal.SIGKILL)
+                    continue
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                reply(answers, b"exit\0%d" % (code if code >= 0 else 128 - code))
+                if children.pop(answers, None):
+                    poll.unregister(answers)
+                os.close(process)
+                os.close(answers)
+
+
+def start(packet: bytes, fds: list[int], config: Spec) -> list[Child]:
+    """Begin what a request asks for; no child if even that fails."""
+    operation, own_network = wire.decode(packet)
+    flags = kernel.NEWPID
+    if operation == b"run":
+        flags |= kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
+        flags |= kernel.NEWNET if own_network else 0
+    children: list[Child] = []
+    try:
+        pid = kernel.clone(flags)
+        if pid == 0:
+            become(run_step if operation == b"run" else run_inside, fds, config)
+        children.append((pid, os.pidfd_open(pid), fds[0]))
+    except Failed as failure:
+        reply(fds[0], failure.packet)
+        os.close(fds[0])
+    for fd in fds[1:]:
+        os.close(fd)
+    return children
+
+
+if __name__ == "__main__":
+    main()

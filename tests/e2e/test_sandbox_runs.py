@@ -1,0 +1,542 @@
+"""The sandbox at work: as this user, and as root again as users with and without other ids."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from pybuild.errors import BackendFailed, UsageError
+from pybuild.sandbox.client import SandboxFailed
+from pybuild.sandbox.mapping import IdRange, Kind
+from pybuild.sandbox.modes import probe
+from pybuild.sandbox.spec import Bind, Overlay, Plain, RunSpec, SmallFile, Tmpfs
+from sandboxing import (
+    Steps,
+    alive,
+    as_user,
+    best_mapping,
+    busybox_root,
+    empty,
+    python_of_everyone,
+    steps_in,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steps]:
+    folder = tmp_path_factory.mktemp("sandbox")
+    with steps_in(folder) as made:
+        yield made
+
+
+@pytest.fixture
+def single(steps: Steps) -> bool:
+    return steps.sandbox.mapping.kind is Kind.SINGLE
+
+
+def test_output_and_exit_code_come_back(steps: Steps) -> None:
+    ran = steps.run("echo out; echo err >&2; exit 7")
+    assert (ran.code, ran.out, ran.err) == (7, "out\n", "err\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_signal_gives_128_and_its_number(steps: Steps, number: int) -> None:
+    # a process namespace shields its first process from its own signals
+    assert steps.run(f"sh -c 'kill -{int(number)} $$' ; exit $?").code == 128 + number
+
+
+def test_much_output_comes_back_whole(steps: Steps) -> None:
+    ran = steps.run("yes 0123456789abcde | head -c 20000000; echo done >&2")
+    assert (len(ran.out), ran.err) == (20_000_000, "done\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "text"),
+    [
+        ("nothing", 127, "exec: nothing: no such file or directory\n"),
+        ("/tmp", 126, "exec: /tmp: permission denied\n"),
+        ("/bin", 126, "exec: /bin: permission denied\n"),
+    ],
+)
+def test_what_can_not_be_executed_is_told_as_a_shell_does(
+    steps: Steps, program: str, code: int, text: str
+) -> None:
+    ran = steps.run_spec(steps.spec(program))
+    assert (ran.code, ran.err) == (code, text)
+
+
+def test_arguments_variables_and_names_are_exact(steps: Steps) -> None:
+    odd = os.fsdecode(b"\xff'\"$x\n ")
+    seen: list[bytes] = []
+    script = 'printf %s "$0" "$ODD"; pwd; hostname; umask'
+    spec = steps.spec(
+        "sh", "-c", script, odd, env=(("ODD", odd), ("PATH", "/bin")), cwd="/new/f", hostname="h"
+    )
+    code = steps.sandbox.run(spec, lambda _stream, piece: seen.append(piece))
+    assert code == 0
+    assert b"".join(seen) == os.fsencode(odd) * 2 + b"/new/f\nh\n0022\n"
+
+
+def test_changes_land_in_the_upper_folder_alone(steps: Steps) -> None:
+    ran = steps.run("echo x >/tmp/made; rm /bin/yes; mkdir -p /a/b")
+    assert ran.changed() == ["a", "a/b", "bin", "bin/yes", "tmp", "tmp/made"]
+    assert stat.S_ISCHR((ran.upper / "bin/yes").lstat().st_mode)  # a whiteout
+    assert (steps.base / "bin/yes").exists()
+
+
+def test_mount_points_that_lack_leave_no_trace(steps: Steps, tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("bound\n")
+    ran = steps.run(
+        "cat /etc/resolv.conf /deep/down/file; ls -d /proc/self /sys/kernel /dev/null; echo x >/far/off/x",
+        mounts=(
+            SmallFile("/etc/resolv.conf", b"nameserver 192.0.2.1\n"),
+            Bind("/deep/down/file", os.fsencode(tmp_path / "source")),
+            Tmpfs("/far/off"),
+        ),
+    )
+    assert ran.code == 0, ran.err
+    assert ran.lines[:2] == ["nameserver 192.0.2.1", "bound"]
+    assert ran.changed() == []
+
+
+def test_a_mount_point_that_a_layer_deleted_leaves_no_trace(steps: Steps) -> None:
+    """A whiteout hides what lies below all layers, and folders above keep their attributes."""
+    kept = steps.layer("kept")
+    (kept / "etc/sub").mkdir(parents=True)
+    (kept / "etc").chmod(0o751)
+    (kept / "etc/sub/hosts").write_text("image's\n")
+    os.utime(kept / "etc", (1_000_000, 1_000_000))
+    deleted = steps.run("rm -rf /etc/sub", lowers=[kept, steps.base]).upper
+    (deleted / "etc").chmod(0o751)
+    os.utime(deleted / "etc", (2_000_000, 2_000_000))
+    ran = steps.run(
+        "cat /etc/sub/hosts; stat -c '%a %Y' /etc; echo x >/etc/y; ls /etc",
+        lowers=[deleted, kept, steps.base],
+        mounts=(SmallFile("/etc/sub/hosts", b"ours\n"),),
+    )
+    assert ran.lines == ["ours", "751 2000000", "sub", "y"]
+    assert ran.changed() == ["etc", "etc/y"]
+    assert stat.S_IMODE((ran.upper / "etc").stat().st_mode) == 0o751
+
+
+def test_a_mount_on_a_link_lands_where_the_link_leads(steps: Steps) -> None:
+    links = steps.layer("links")
+    (links / "etc").mkdir()
+    (links / "etc/resolv.conf").symlink_to("../run/systemd/stub")
+    (links / "usr/data").mkdir(parents=True)
+    (links / "data").symlink_to("/usr/data")
+    ran = steps.run(
+        "cat /etc/resolv.conf /run/systemd/stub; readlink /etc/resolv.conf; echo y >/usr/data/y; cat /data/y",
+        lowers=[links, steps.base],
+        mounts=(SmallFile("/etc/resolv.conf", b"x\n"), Tmpfs("/data", 1 << 20)),
+    )
+    assert ran.lines == ["x", "x", "../run/systemd/stub", "y"]
+    assert ran.changed() == []
+
+
+def test_mounts_nest_in_their_order(steps: Steps, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/file").write_text("inner\n")
+    ran = steps.run(
+        "cat /out/in/file; ls /out; cat /dev/secret",
+        mounts=(
+            Tmpfs("/out"),
+            Bind("/out/in", os.fsencode(tmp_path / "inner")),
+            SmallFile("/dev/secret", b"s\n", mode=0o400),
+        ),
+    )
+    assert ran.lines == ["inner", "in", "s"]
+
+
+def test_a_bind_is_read_only_unless_asked_otherwise(steps: Steps, tmp_path: Path) -> None:
+    for name in ("ro", "rw"):
+        (tmp_path / name).mkdir()
+    fd = os.open(tmp_path / "rw", os.O_PATH)
+    try:
+        ran = steps.run(
+            "echo x >/ro/x; echo x >/rw/x",
+            mounts=(
+                Bind("/ro", os.fsencode(tmp_path / "ro")),
+                Bind("/rw", fd, readonly=False),
+            ),
+        )
+    finally:
+        os.close(fd)
+    assert "Read-only" in ran.err
+    assert [path.name for path in tmp_path.glob("*/*")] == ["x"]
+    assert (tmp_path / "rw/x").read_text() == "x\n"
+
+
+def test_a_descriptor_that_leads_elsewhere_by_now_is_refused(steps: Steps, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    fd = os.open(tmp_path / "a", os.O_PATH)
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").rename(tmp_path / "c")
+    try:
+        assert steps.run("true", mounts=(Bind("/m", fd),)).code == 0  # the kernel knows its name
+        (tmp_path / "c").rmdir()
+        with pytest.raises(SandboxFailed, match=r"bind|set up"):
+            steps.run("true", mounts=(Bind("/m", fd),))
+    finally:
+        os.close(fd)
+
+
+def test_a_tmpfs_holds_what_it_may(steps: Steps) -> None:
+    ran = steps.run(
+        "dd if=/dev/zero of=/m/f bs=1024 count=200; stat -c %a /m; stat -f -c '%b %S' /dev/shm",
+        mounts=(Tmpfs("/m", 65536, mode=0o750),),
+        shm_size=1 << 20,
+    )
+    assert "No space" in ran.err
+    assert ran.lines == ["750", f"{(1 << 20) // os.sysconf('SC_PAGESIZE')} 4096"]
+
+
+def test_a_network_of_ones_own_has_loopback_alone(steps: Steps) -> None:
+    ran = steps.run("grep -c : /proc/net/dev; ifconfig lo | grep -c UP", own_network=True)
+    assert ran.lines == ["1", "1"]
+    theirs = steps.run("cat /proc/net/dev").lines
+    assert len(theirs) == len(Path("/proc/net/dev").read_text().splitlines())
+
+
+def test_limits_are_set(steps: Steps) -> None:
+    ran = steps.run("grep -E 'open files|core' /proc/self/limits", ulimits=(("nofile", 50, 60),))
+    assert any(line.split()[3:5] == ["50", "60"] for line in ran.lines)
+    with pytest.raises(SandboxFailed, match="ulimit"):
+        steps.run("true", ulimits=(("nofile", 60, 50),))
+
+
+def test_a_user_has_its_ids(steps: Steps, single: bool) -> None:
+    ran = steps.run("id -u; id -g; id -G; echo x >/dev/stdout", uid=33, gid=34, groups=(34, 44))
+    groups = {"34"} if single else {"34", "44"}
+    assert (ran.lines[0], ran.lines[1], ran.lines[3]) == ("33", "34", "x")
+    assert set(ran.lines[2].split()) - {"65534"} == groups
+
+
+def test_owners_are_kept_or_politely_ignored(steps: Steps, single: bool) -> None:
+    ran = steps.run("touch /tmp/f && chown 33:34 /tmp/f && stat -c '%u %g' /tmp/f")
+    assert (ran.code, ran.out) == (0, "0 0\n" if single else "33 34\n")
+
+
+def test_400_layers_are_shown_as_one(steps: Steps) -> None:
+    layers = []
+    for number in range(400):
+        layer = steps.folder / f"many-{number}"
+        layer.mkdir()
+        (layer / f"f{number}").touch()
+        (layer / "top").write_text(f"{number}\n")
+        layers.append(layer)
+    ran = steps.run("ls -d /f* | wc -l; cat /top", lowers=[*layers, steps.base])
+    assert ran.lines == ["400", "0"]
+
+
+def test_a_plain_folder_is_used_as_it_is(steps: Steps, tmp_path: Path) -> None:
+    root = busybox_root(tmp_path / "root")
+    plain = Plain(os.fsencode(root))
+    with pytest.raises(SandboxFailed, match="/proc of the image"):
+        steps.run("true", root=plain)
+    for name in ("proc", "sys", "dev"):
+        (root / name).mkdir()
+    assert steps.run("echo x >/made", root=plain).code == 0
+    assert (root / "made").read_text() == "x\n"
+    with pytest.raises(SandboxFailed, match="mount point: /lacks"):
+        steps.run("true", root=plain, mounts=(Tmpfs("/lacks"),))
+
+
+def test_eight_steps_run_at_once(steps: Steps) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        started = time.monotonic()
+        ran = list(pool.map(lambda n: steps.run(f"sleep 1; echo {n}; exit {n}"), range(8)))
+    assert [each.code for each in ran] == list(range(8))
+    assert [each.out for each in ran] == [f"{n}\n" for n in range(8)]
+    assert time.monotonic() - started < 6
+
+
+def test_200_steps_leak_no_descriptor(steps: Steps) -> None:
+    zygote = steps.sandbox._zygote
+    assert zygote is not None
+    server = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split()[0]
+
+    def counts() -> tuple[int, ...]:
+        time.sleep(0.3)  # the server closes what a step had after telling of its end
+        return tuple(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", server))
+
+    assert steps.run("true").code == 0
+    before = counts()
+    for _ in range(200):
+        assert steps.run("true").code == 0
+    assert counts() == before
+
+
+def test_a_cancel_kills_everything_in_the_step(steps: Steps) -> None:
+    mark = f"7{os.getpid()}"
+
+    class At:
+        kill: Callable[[], None]
+
+        def __call__(self, kill: Callable[[], None]) -> AbstractContextManager[None]:
+            self.kill = kill
+            return nullcontext()
+
+    at = At()
+    began: list[float] = []
+
+    def cancel() -> None:
+        while len(alive(mark)) < 3:
+            time.sleep(0.01)
+        began.append(time.monotonic())
+        at.kill()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    ran = steps.run(f"sleep {mark} & (trap '' TERM; sleep {mark}) & sleep {mark}", on_cancel=at)
+    took = time.monotonic() - began[0]
+    thread.join()
+    assert ran.code == 137
+    assert took < 1
+    assert alive(mark) == []
+
+
+def test_background_processes_end_with_the_step(steps: Steps) -> None:
+    mark = f"8{os.getpid()}"
+    assert steps.run(f"sleep {mark} & sleep {mark} >/dev/null 2>&1 & exit 3").code == 3
+    assert alive(mark) == []
+
+
+def test_closing_ends_what_runs(tmp_path: Path) -> None:
+    mark = f"9{os.getpid()}"
+    with steps_in(tmp_path) as own:
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                own.run(f"sleep {mark}")
+            except BackendFailed as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while not alive(mark):
+            time.sleep(0.01)
+        own.sandbox.close()
+        assert alive(mark) == []
+        thread.join(5)
+        assert len(failed) == 1
+        with pytest.raises(BackendFailed, match="closed"):
+            own.run("true")
+
+
+def test_a_killed_client_leaves_no_process(steps: Steps, tmp_path: Path) -> None:
+    mark = f"6{os.getpid()}"
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from sandboxing import steps_in
+with steps_in(Path({os.fspath(tmp_path)!r})) as steps:
+    steps.run("sleep {mark} & (sleep {mark} &) ; exec sleep {mark}")
+"""
+    client = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        while len(alive(mark)) < 3:
+            assert client.poll() is None
+            time.sleep(0.01)
+    finally:
+        client.send_signal(signal.SIGKILL)
+        client.wait()
+    deadline = time.monotonic() + 1
+    while alive(mark) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive(mark) == []
+    empty(steps.sandbox.mapping, tmp_path)
+
+
+@pytest.mark.parametrize("victim", ["zygote", "server"])
+def test_a_killed_zygote_leaves_no_process_and_a_clear_error(tmp_path: Path, victim: str) -> None:
+    mark = f"5{os.getpid()}"
+    with steps_in(tmp_path) as own:
+        zygote = own.sandbox._zygote
+        assert zygote is not None
+        children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split()
+        pid = zygote.pid if victim == "zygote" else int(children[0])
+
+        def kill() -> None:
+            while not alive(mark):
+                time.sleep(0.01)
+            os.kill(pid, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        with pytest.raises(BackendFailed, match="ended before"):
+            own.run(f"sleep {mark}")
+        thread.join()
+        deadline = time.monotonic() + 1
+        while alive(mark) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert alive(mark) == []
+
+
+def test_a_worker_inside_owns_all_mapped_ids(steps: Steps, tmp_path: Path, single: bool) -> None:
+    ran = steps.run("touch /tmp/f; chown 33:33 /tmp/f; mkdir -m 700 /tmp/d; chown 33 /tmp/d")
+    read, write = os.pipe()
+    script = b"stat -c '%u %g' tmp/f; ls tmp/d; rm -rf tmp; cat /proc/self/status | grep CapEff"
+    command = [b"/bin/sh", b"-c", b"cd '" + os.fsencode(ran.upper) + b"'; " + script]
+    with steps.sandbox.spawn_inside(command, [0, write, write], [(b"PATH", b"/bin")]) as worker:
+        os.close(write)
+        with os.fdopen(read, "r") as file:
+            lines = file.read().splitlines()
+        assert worker.wait() == 0
+    assert lines[0] == ("0 0" if single else "33 33")
+    assert int(lines[1].split()[1], 16) & 0x200000  # CAP_SYS_ADMIN
+    assert ran.changed() == []
+
+
+def test_a_worker_can_be_killed_and_gives_its_code(steps: Steps) -> None:
+    with steps.sandbox.spawn_inside([b"/bin/sh", b"-c", b"exit 5"]) as worker:
+        assert worker.wait() == 5
+    with steps.sandbox.spawn_inside([b"/bin/sleep", b"100"]) as worker:
+        worker.kill()
+        assert worker.wait() == 137
+    with steps.sandbox.spawn_inside([b"/nothing"]) as worker, pytest.raises(SandboxFailed):
+        worker.wait()
+
+
+def test_ids_that_are_not_mapped_are_refused(steps: Steps, single: bool) -> None:
+    if single:
+        pytest.skip("inherent: with one id, each user is mapped to it")
+    if steps.sandbox.mapping.kind is Kind.INIT:
+        pytest.skip("inherent: without a user namespace, all ids exist")
+    with pytest.raises(SandboxFailed, match="user: 99999:0"):
+        steps.run("true", uid=99999)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["range", "single"])
+def test_the_same_holds_for_other_users(tmp_path: Path, kind: str) -> None:
+    """This file and the threats, as an ordinary user."""
+    threats = ROOT / "tests/security/test_sandbox_threats.py"
+    _run_tests_as(tmp_path, [__file__, str(threats)], subordinate=kind == "range")
+
+
+def _run_tests_as(folder: Path, files: list[str], *, subordinate: bool) -> None:
+    folder.chmod(0o711)
+    for parent in folder.parents:
+        if parent.stat().st_uid == os.getuid() and parent.name.startswith("pytest-"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    own = folder / "own"
+    own.mkdir()
+    os.chown(own, 4242, 4242)
+    python = python_of_everyone()
+    ours = (str(ROOT / "interpreter"), str(ROOT / "backend_"))
+    paths = [path for path in sys.path if path.startswith(ours) or "site-packages" in path]
+    tests = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not root"]
+    done = subprocess.run(
+        as_user(folder, [*tests, f"--basetemp={own}/t", *files], subordinate=subordinate),
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(own),
+        },
+    )
+    shutil.rmtree(own)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.root
+def test_root_may_do_without_a_user_namespace(tmp_path: Path) -> None:
+    mapping = best_mapping(tmp_path, namespace_for_root=False)
+    assert mapping.kind is Kind.INIT
+    with steps_in(tmp_path, mapping) as own:
+        ran = own.run(
+            "mknod /tmp/disk b 8 0; head -c 1 /tmp/disk; id -u; mount -t tmpfs x /tmp; "
+            "grep -E 'Cap(Eff|Inh)|NoNew' /proc/self/status"
+        )
+        assert ran.lines[0] == "0"
+        assert ran.lines[1:] == [
+            "CapInh:\t0000000000000000",
+            "CapEff:\t00000000a80425fb",
+            "NoNewPrivs:\t0",
+        ]
+        assert ran.err.count("ermission denied") == 2
+        assert "tmp/disk" in ran.changed()
+
+
+def test_the_probe_explains_itself_and_leaves_nothing(tmp_path: Path) -> None:
+    found = probe(tmp_path)
+    assert found.mapping is not None
+    assert found.reason
+    assert list(tmp_path.iterdir()) == []
+    if found.mapping.kind is Kind.RANGE:
+        assert found.mapping.uids[0] == IdRange(0, os.getuid(), 1)
+    if found.mapping.kind is Kind.SINGLE:
+        assert found.refused
+        assert found.hint
+
+
+@pytest.mark.root
+def test_the_probe_names_the_sysctl_that_forbids(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from pybuild.sandbox.modes import probe
+found = probe(Path({os.fspath(tmp_path)!r}))
+print(found.mapping, found.reason, found.hint, sep="\\n")
+"""
+    limited = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    command = ["unshare", "-Ur", "sh", "-c", limited, "sh", sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    mapping, reason, hint = done.stdout.splitlines()
+    assert mapping == "None"
+    assert "user.max_user_namespaces is 0" in reason
+    assert "sysctl -w user.max_user_namespaces=" in hint
+    assert "containerd" in hint
+
+
+def test_a_scratch_image_runs_its_program(steps: Steps) -> None:
+    """No layer at all but what a COPY put into the upper folder."""
+    spec = steps.spec("/busybox", "echo", "hello", lowers=[])
+    assert isinstance(spec.root, Overlay)
+    shutil.copy(steps.base / "bin/busybox", Path(os.fsdecode(spec.root.upper)))
+    ran = steps.run_spec(spec)
+    assert (ran.code, ran.out) == (0, "hello\n")
+    assert ran.changed() == ["busybox"]
+
+
+def test_a_nul_is_refused(steps: Steps) -> None:
+    with pytest.raises(UsageError, match="NUL"):
+        steps.run("true\0")
+
+
+def test_a_specification_may_be_large(steps: Steps) -> None:
+    words = tuple(f"word-{number}" for number in range(10_000))
+    ran = steps.run_spec(
+        RunSpec(
+            steps.spec().root,
+            ("sh", "-c", "echo $#; stat -c %s /big", *words),
+            env=(("PATH", "/bin"),),
+            mounts=(SmallFile("/big", b"x" * 2_000_000),),
+        )
+    )
+    assert ran.lines == ["9999", "2000000"]

@@ -1,0 +1,168 @@
+"""Steps in a sandbox on a root file system of busybox, and other users to run them as."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybuild.sandbox.client import Sandbox
+from pybuild.sandbox.mapping import Mapping
+from pybuild.sandbox.modes import probe
+from pybuild.sandbox.spec import Overlay, RunSpec
+
+USER = 4242
+FIRST_SUBORDINATE = 700000
+PROGRAMS = """
+    sh cat chmod chown dd echo env false grep head hostname id ifconfig kill ln ls mkdir mknod
+    mount pwd readlink rm rmdir seq sleep stat sync touch true umask uname unshare wc yes
+""".split()  # noqa: SIM905 - a line for each would hide the rest
+ENV = (("PATH", "/bin"),)
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+    upper: Path
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    def changed(self) -> list[str]:
+        """What the step left in its upper folder, relative and sorted."""
+        return sorted(str(path.relative_to(self.upper)) for path in self.upper.rglob("*"))
+
+
+@dataclass
+class Steps:
+    """A sandbox, a base, and a folder where each step gets one of its own."""
+
+    sandbox: Sandbox
+    base: Path
+    folder: Path
+    count: int = field(default=0)
+
+    def spec(self, *args: str, lowers: Sequence[Path] | None = None, **fields: Any) -> RunSpec:
+        self.count += 1
+        place = self.folder / str(self.count)
+        for name in ("upper", "work"):
+            (place / name).mkdir(parents=True)
+        layers = tuple(map(os.fsencode, (self.base,) if lowers is None else lowers))
+        root = Overlay(layers, os.fsencode(place / "upper"), os.fsencode(place / "work"))
+        return RunSpec(fields.pop("root", root), args, **({"env": ENV} | fields))
+
+    def run(self, script: str, *, on_cancel: Any = None, **fields: Any) -> Ran:
+        """Run a script of busybox's shell and keep what it writes."""
+        return self.run_spec(self.spec("sh", "-c", script, **fields), on_cancel)
+
+    def run_spec(self, spec: RunSpec, on_cancel: Any = None) -> Ran:
+        written = {1: bytearray(), 2: bytearray()}
+
+        def keep(stream: int, piece: bytes) -> None:
+            written[stream] += piece
+
+        code = self.sandbox.run(spec, keep, on_cancel)
+        upper = Path(os.fsdecode(spec.root.upper)) if isinstance(spec.root, Overlay) else Path()
+        return Ran(code, written[1].decode(), written[2].decode(), upper)
+
+    def layer(self, name: str) -> Path:
+        """A new empty folder to be filled and used as a layer."""
+        folder = self.folder / f"layer-{name}"
+        folder.mkdir()
+        return folder
+
+
+def busybox_root(folder: Path) -> Path:
+    """A root file system with busybox under its names, and /tmp."""
+    busybox = shutil.which("busybox", path="/bin:/usr/bin")
+    if busybox is None:
+        pytest.skip("needs busybox")
+    (folder / "bin").mkdir(parents=True)
+    shutil.copy(busybox, folder / "bin/busybox")
+    for name in PROGRAMS:
+        (folder / "bin" / name).hardlink_to(folder / "bin/busybox")
+    (folder / "tmp").mkdir()
+    (folder / "tmp").chmod(0o1777)
+    return folder
+
+
+def best_mapping(folder: Path, *, namespace_for_root: bool = True) -> Mapping:
+    found = probe(folder, namespace_for_root=namespace_for_root)
+    if found.mapping is None:
+        pytest.skip(f"needs a sandbox: {found.reason}")
+    return found.mapping
+
+
+@contextmanager
+def steps_in(folder: Path, mapping: Mapping | None = None) -> Iterator[Steps]:
+    """Steps under the best mapping of this user. The folder is emptied at the end."""
+    mapping = mapping or best_mapping(folder)
+    places = folder / "steps"
+    places.mkdir()
+    try:
+        with Sandbox(mapping) as sandbox:
+            yield Steps(sandbox, busybox_root(folder / "base"), places)
+    finally:
+        empty(mapping, folder)
+
+
+def empty(mapping: Mapping, folder: Path) -> None:
+    """Remove what a user may not remove outside: files of mapped ids, overlayfs's own folders."""
+    removing = [b"/bin/rm", b"-rf", *map(os.fsencode, folder.iterdir())]
+    with Sandbox(mapping) as sandbox, sandbox.spawn_inside(removing) as process:
+        assert process.wait() == 0
+
+
+def alive(mark: str) -> list[int]:
+    """Processes with `mark` among their arguments."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if mark.encode() in words:
+            found.append(int(process.name))
+    return found
+
+
+def as_user(folder: Path, command: list[str], *, subordinate: bool) -> list[str]:
+    """The command for USER, with a range of ids or none. Root's; changes nothing outside.
+
+    `folder` gets copies of the files that name users, mounted over the machine's.
+    """
+    passwd = Path("/etc/passwd").read_text() + f"builder:x:{USER}:{USER}::/:/bin/sh\n"
+    ids = f"builder:{FIRST_SUBORDINATE}:65536\n" if subordinate else ""
+    mounts = []
+    for name, text in (("passwd", passwd), ("subuid", ids), ("subgid", ids)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644)
+        mounts.append(f"mount --bind {folder / name} /etc/{name} && ")
+    numbers = ["--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--inh-caps=-all"]
+    script = "".join(mounts) + 'exec "$@"'
+    return ["unshare", "-m", "sh", "-c", script, "sh", "setpriv", *numbers, *command]
+
+
+def python_of_everyone() -> str:
+    """A Python like this one that other users may execute."""
+    # setpriv itself still has capabilities when it executes
+    script = ["sh", "-c", 'exec "$@"', "sh", sys.executable, "-c", ""]
+    probe_it = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", *script]
+    if subprocess.run(probe_it, check=False, capture_output=True).returncode == 0:
+        return sys.executable
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    other = shutil.which(f"python{version}", path="/usr/local/bin:/usr/bin:/bin")
+    if other is None:
+        pytest.skip(f"needs a Python {version} that other users may execute")
+    return other
