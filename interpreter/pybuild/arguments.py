@@ -116,6 +116,16 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, hint="pybuild --help lists the options")
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows the value of a flag that may stand alone in the only way to give it."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        flag = next((flag for flag in action.option_strings if flag in _ALONE), None)
+        if flag is None:
+            return super()._format_action_invocation(action)
+        return flag if action.metavar is None else f"{flag}[={action.metavar}]"
+
+
 class _Later(argparse.Action):
     def __call__(self, *arguments: Any) -> None:
         option = arguments[-1]
@@ -302,7 +312,7 @@ def _new_parser(program: str, usage: str, description: str) -> _Parser:
         description=description,
         allow_abbrev=False,
         add_help=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=96),
+        formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=30, width=96),
     )
 
 
@@ -392,9 +402,9 @@ def _add_run(parser: _Parser) -> None:
         "--pull",
         default="missing",
         metavar="WHEN",
-        help="=missing (default), =always or =never; alone, always",
+        help="missing (the default), always or never; alone, always",
     )
-    add("--no-cache", default="false", metavar="BOOL", help="use no result of earlier builds")
+    add("--no-cache", default="false", help="use no result of earlier builds")
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(
         "--add-host",
@@ -413,7 +423,7 @@ def _add_output(parser: _Parser) -> None:
         "--dry-run",
         choices=("text", "json"),
         metavar="FORMAT",
-        help="show the plan (=text or =json) and build nothing",
+        help="show the plan, as text or json, and build nothing",
     )
     add("-q", "--quiet", action="store_true", help="show nothing but the image's digest")
     add("--progress", choices=PROGRESS_MODES, metavar="MODE", help=", ".join(PROGRESS_MODES))

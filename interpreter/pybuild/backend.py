@@ -313,6 +313,10 @@ class Backend(ABC):
     def open_blob(self, digest: str) -> BinaryIO:
         """The stored bytes of a blob of an image here. Raises ImageNotFound."""
 
+    def describe(self) -> Sequence[tuple[str, str]]:
+        """What it found out about its machine, as labels and values for ``pybuild doctor``."""
+        return ()
+
     @abstractmethod
     def close(self) -> None:
         """Give back everything that isn't an image. Idempotent."""

@@ -60,16 +60,9 @@ def _examine_backend(name: str, options: Mapping[str, object], *, chosen: bool) 
 
 
 def _details(subject: str, backend: Backend) -> list[Finding]:
-    """Every backend's platforms and abilities; and what it says of itself, if it does.
-
-    ``describe() -> Sequence[tuple[str, str]]`` is optional: pairs of a label and what a
-    probe found.
-    """
-    details = [
+    """A backend's platforms and abilities, and what it says of itself."""
+    return [
         Finding(f"{subject}: builds for", ", ".join(map(str, backend.platforms))),
         Finding(f"{subject}: can", ", ".join(sorted(backend.capabilities)) or "COPY only"),
+        *(Finding(f"{subject}: {label}", value) for label, value in backend.describe()),
     ]
-    describe = getattr(backend, "describe", None)
-    if describe is not None:
-        details += [Finding(f"{subject}: {label}", str(value)) for label, value in describe()]
-    return details

@@ -177,6 +177,9 @@ class MemoryBackend(Backend):
     def open_blob(self, digest: str) -> BinaryIO:
         return BytesIO(self._store.blob(digest))
 
+    def describe(self) -> Sequence[tuple[str, str]]:
+        return (("made for", "tests: processes are simulated, images vanish"),)
+
     def close(self) -> None:
         self._closed = True
 
