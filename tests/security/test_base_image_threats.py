@@ -193,7 +193,8 @@ def test_containerd_is_never_given_a_hostile_layer_to_unpack(
     before = _unpacked(builds)
     ended = unpacking(add(registry, tar(archives(str(host))[name])))
     assert_clear(ended, codes=(3,))
-    assert _unpacked(builds) == before
+    # containerd may collect what earlier builds left meanwhile
+    assert _unpacked(builds) <= before
 
 
 def _unpacked(builds: Builds) -> set[str]:
