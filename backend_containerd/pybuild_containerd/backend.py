@@ -29,6 +29,7 @@ from pybuild.oci.image_config import parse_config
 from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
+from pybuild.sandbox.profile import thermal_counters
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
 from pybuild_containerd.client import Client
@@ -49,8 +50,6 @@ from pybuild_containerd.transferring import TransferService, WantedImage
 from pybuild_containerd.unpack import Unpacker, chain_ids
 from pybuild_containerd.workfolder import WorkFolder
 from pybuild_containerd.workspace import Workspace
-
-_CPUS = "/sys/devices/system/cpu"
 
 
 def open_backend(options: Mapping[str, object]) -> Backend:
@@ -297,8 +296,7 @@ def _machine(platform: Platform) -> Machine:
     """What this machine, whose kernel the daemon's processes run on, adds to a specification."""
     return Machine(
         architecture=platform.architecture,
-        # timing of other processes (GHSA-6fw5-f8r9-fgfm)
-        masked=tuple(sorted(map(str, Path(_CPUS).glob("cpu[0-9]*/thermal_throttle")))),
+        masked=thermal_counters(),
         cgroup_namespace=Path("/sys/fs/cgroup/cgroup.controllers").exists(),
     )
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from pybuild.backend import Network, Process, Ulimit
 from pybuild.errors import UsageError
-from pybuild.sandbox.profile import CAPABILITIES, DEFAULT_SHM, LIMITS, MASKED, READ_ONLY
+from pybuild.sandbox.profile import CAPABILITIES, CPUS, DEFAULT_SHM, LIMITS, MASKED, READ_ONLY
 from pybuild_containerd.seccomp import default_profile
 
-_CPUS = "/sys/devices/system/cpu"
 _MOST_CPUS = 256
 _RLIM_INFINITY = 2**64 - 1
 
@@ -48,7 +47,7 @@ class Machine:
 def any_machine(machine: Machine) -> Machine:
     """`machine` as one of which nothing is known but its architecture."""
     # a runtime passes over paths that aren't there
-    masked = (f"{_CPUS}/cpu{number}/thermal_throttle" for number in range(_MOST_CPUS))
+    masked = (f"{CPUS}/cpu{number}/thermal_throttle" for number in range(_MOST_CPUS))
     return replace(machine, masked=tuple(masked), cgroup_namespace=True)
 
 

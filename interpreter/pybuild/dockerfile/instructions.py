@@ -7,9 +7,12 @@ of RUN, CMD, ENTRYPOINT and HEALTHCHECK, an element of a JSON array) are final.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pybuild.errors import SourceRange
+
+_LEADING_TABS = re.compile(r"(?m)^\t+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,11 @@ class Heredoc:
     expand: bool
     chomp: bool
     fd: int
+
+    @property
+    def body(self) -> str:
+        """`content` without its leading tabs, if `chomp` says so."""
+        return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from pybuild.plan.steps import ContextSource, CopyStep, InlineFile
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 _SCP_STYLE = re.compile(r"[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:.*", re.DOTALL)
 _SYMBOLIC_MODE = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*")
-_LEADING_TABS = re.compile(r"(?m)^\t+")
 
 
 def plan_copy(copy: Copy, state: StageState) -> None:
@@ -110,7 +109,7 @@ def _files(heredocs: Sequence[Heredoc], state: StageState) -> tuple[InlineFile, 
 
 
 def _content(heredoc: Heredoc, state: StageState) -> bytes:
-    text = _LEADING_TABS.sub("", heredoc.content) if heredoc.chomp else heredoc.content
+    text = heredoc.body
     if heredoc.expand:
         text = state.scope.expand_heredoc(text)
     state.allowance.spend(len(text) // 8)

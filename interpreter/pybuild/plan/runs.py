@@ -24,7 +24,6 @@ from pybuild.plan.steps import (
 )
 
 _LONE_HEREDOC = re.compile(r"\d*+<<-?\s*+([^<]++)")
-_LEADING_TABS = re.compile(r"(?m)^\t+")
 _SCRIPTS = "/dev/pipes/"
 
 _HINTS = {
@@ -85,7 +84,7 @@ def _heredoc_arguments(run: Run, state: StageState) -> tuple[tuple[str, ...], Pl
     if len(run.heredocs) > 1 or not _is_lone(line, first):
         bodies = "".join(f"\n{doc.content}{doc.name}" for doc in run.heredocs)
         return (line + bodies,), None
-    content = _LEADING_TABS.sub("", first.content) if first.chomp else first.content
+    content = first.body
     if state.platform.os == "windows" or not content.startswith("#!"):
         return (content,), None
     target = _SCRIPTS + first.name

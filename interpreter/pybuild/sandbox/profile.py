@@ -64,7 +64,7 @@ LIMITS = (
 
 DEFAULT_SHM = 64 * 1024 * 1024
 
-_CPUS = "/sys/devices/system/cpu"
+CPUS = "/sys/devices/system/cpu"
 
 # clone's flags for NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 CLONE_NAMESPACES = 0x7E020000
@@ -86,7 +86,11 @@ def capability_mask() -> int:
     return sum(1 << number for number in CAPABILITIES.values())
 
 
+def thermal_counters() -> tuple[str, ...]:
+    """Each processor's counters on this machine: timing of others (GHSA-6fw5-f8r9-fgfm)."""
+    return tuple(sorted(map(str, Path(CPUS).glob("cpu[0-9]*/thermal_throttle"))))
+
+
 def masked_paths() -> tuple[str, ...]:
     """What is hidden on this machine: the list, and each processor's thermal counters."""
-    counters = Path(_CPUS).glob("cpu[0-9]*/thermal_throttle")
-    return (*MASKED, *sorted(map(str, counters)))
+    return (*MASKED, *thermal_counters())
