@@ -21,7 +21,8 @@ LAYERS = {
     "dockerfile": {"errors", "dockerfile"},
     "files": {"errors", "oci", "files"},
     "sandbox": {"errors", "sandbox"},
-    "backend": {"errors", "oci", "files"},
+    "imagestore": {"errors", "oci"},
+    "backend": {"errors", "oci", "files", "imagestore"},
     "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
     "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
 }

@@ -22,13 +22,16 @@ from pybuild.backend import (
     ROLayer,
 )
 from pybuild.errors import ImageError, ImageNotFound
+from pybuild.files.layerfiles import LayerFiles
 from pybuild.oci.auth import DockerCredentials
-from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.compression import Packing
+from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.hosts import load_hosts
 from pybuild.oci.image_config import parse_config
 from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
+from pybuild.oci.repack import is_packed, repack
 from pybuild.sandbox.profile import thermal_counters
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
@@ -36,8 +39,7 @@ from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import NotFound
 from pybuild_containerd.images import Images, base_image, not_here
-from pybuild_containerd.indexes import LayerFiles
-from pybuild_containerd.layers import ContainerdROLayer
+from pybuild_containerd.layers import UNCOMPRESSED_LABEL, ContainerdROLayer
 from pybuild_containerd.leases import Session, sweep
 from pybuild_containerd.options import Options, parse_options
 from pybuild_containerd.outputs import Outputs
@@ -97,7 +99,8 @@ class ContainerdBackend(Backend):
         self.capabilities = frozenset(Capability) - {Capability.STEP_CACHE}
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
-        self._files = LayerFiles(self._content.open, options.cache_dir, folder.new_folder("layers"))
+        indexes = options.cache_dir / "indexes" if options.cache_dir else None
+        self._files = LayerFiles(self._content.open, indexes, folder.new_folder("layers"))
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
         hosts = load_hosts(options.hosts_dir)
@@ -199,6 +202,18 @@ class ContainerdBackend(Backend):
         for record in records:
             self._images.record(record, written.manifest, written.labels)
         return Image(written.manifest, written.config_digest, names)
+
+    def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        if is_packed(layer, wanted):
+            return layer
+        with (
+            self.open_blob(layer.blob.digest) as blob,
+            self._content.writer(activity=activity) as writer,
+        ):
+            made = repack(layer, blob, wanted, writer.write)
+            labels = {UNCOMPRESSED_LABEL: layer.diff_id}
+            writer.commit(made.blob.digest, made.blob.size, labels)
+        return made
 
     def open_blob(self, digest: str) -> BinaryIO:
         try:

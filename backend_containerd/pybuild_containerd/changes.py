@@ -45,21 +45,25 @@ def changes_of(
     activity: Activity,
     *,
     missing: Sequence[Entry],
+    newest: int | None = None,
 ) -> Changes:
     """What an active snapshot with these mounts changed over `chain`, whose tree is `parent`.
 
     Of the `missing` entries, those that a runtime made and nobody used are left out.
+    `newest` is as in :meth:`pybuild.backend.ROLayer.begin`.
     """
     upper = _readable_upper(space, chain, mounts)
     if upper is not None:
         # what refers to lower files is compared by containerd, which can mount it
         with contextlib.suppress(OverlayNotPlain):
             stubs = untouched_stubs(upper, missing)
-            return Changes(whole=not stubs, entries=upper_entries(upper, parent, stubs))
+            entries = upper_entries(upper, parent, stubs, newest=newest)
+            return Changes(whole=not stubs, entries=entries)
     written, index = _compared(space, chain, mounts, activity)
     stubs = _stubs_in(index, missing)
     # containerd stamps whiteouts with the time of the comparison, so equal steps would differ
-    if stubs or any(entry.kind is Kind.WHITEOUT for entry in index):
+    late = newest is not None and any(entry.mtime > newest for entry in index)
+    if stubs or late or any(entry.kind is Kind.WHITEOUT for entry in index):
         entries = _without(space, written, index, stubs, parent)
         return Changes(whole=not stubs, entries=entries)
     return Changes(whole=True, written=written if len(index) else None)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pybuild.backend import BaseImage, ImageSpec
 from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch
 from pybuild.oci.descriptor import (
     INDEX_TYPES,
-    OCI_CONFIG,
-    OCI_LAYER_GZIP,
-    OCI_LAYER_TAR,
-    OCI_LAYER_ZSTD,
-    OCI_MANIFEST,
     Descriptor,
     LayerDiff,
     digest_of,
 )
-from pybuild.oci.image_config import ImageConfig, parse_config, serialize_config
+from pybuild.oci.image_config import ImageConfig, parse_config
 from pybuild.oci.manifest import (
     MAX_CONFIG_SIZE,
     MAX_MANIFEST_SIZE,
     Manifest,
-    make_manifest,
     parse_index,
     parse_manifest,
     select,
@@ -134,18 +128,12 @@ class Images:
         `snapshot_label` makes the config keep the image's snapshots. With `moby`, what
         Docker's classic builder adds is added.
         """
-        config = serialize_config(spec.config)
-        config_digest = digest_of(config)
-        manifest = make_manifest(
-            Descriptor(OCI_CONFIG, config_digest, len(config)),
-            [_as_oci(layer) for layer in spec.layers],
-            spec.annotations,
-        )
-        target = Descriptor(OCI_MANIFEST, digest_of(manifest), len(manifest))
+        documents = spec.documents()
+        target, config_digest = documents.manifest, documents.config.digest
         config_labels = dict(snapshot_label)
         labels: dict[str, str] = {}
         if moby:
-            document = container_config(config)
+            document = container_config(documents.config_bytes)
             digest = digest_of(document)
             self._content.write_small(
                 document, digest, {"org.mobyproject.content.image": target.digest}
@@ -153,8 +141,10 @@ class Images:
             config_labels["containerd.io/gc.ref.content.moby/container.config"] = digest
             labels = self._moby_labels(spec.base, digest)
         layers = tuple(layer.blob.digest for layer in spec.layers)
-        self._content.write_small(config, config_digest, config_labels)
-        self._content.write_small(manifest, target.digest, gc_labels(config_digest, layers))
+        self._content.write_small(documents.config_bytes, config_digest, config_labels)
+        self._content.write_small(
+            documents.manifest_bytes, target.digest, gc_labels(config_digest, layers)
+        )
         return WrittenImage(target, config_digest, labels)
 
     def _moby_labels(self, base: BaseImage | None, container_config_digest: str) -> dict[str, str]:
@@ -221,15 +211,3 @@ def _other_platform(reference: Reference, platform: Platform, hint: str | None) 
     return PlatformMismatch(
         f"the local image {familiar(reference)} is not made for {platform}", hint=hint
     )
-
-
-def _as_oci(layer: LayerDiff) -> Descriptor:
-    """The layer's blob with OCI's media type: the same bytes have two names."""
-    kind = layer.blob.media_type
-    if kind.endswith("gzip"):
-        media_type = OCI_LAYER_GZIP
-    elif kind.endswith("zstd"):
-        media_type = OCI_LAYER_ZSTD
-    else:
-        media_type = OCI_LAYER_TAR
-    return replace(layer.blob, media_type=media_type)

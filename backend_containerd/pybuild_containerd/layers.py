@@ -49,10 +49,10 @@ class ContainerdROLayer(ROLayer):
     def diffs(self) -> tuple[LayerDiff, ...]:
         return self._diffs
 
-    def begin(self, *, runs: bool) -> RWLayer:
+    def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:
             raise RuntimeError("a layer was begun on a released one")
-        return ContainerdRWLayer(self._space, self, runs=runs)
+        return ContainerdRWLayer(self._space, self, runs=runs, newest=newest)
 
     def tree(self) -> Tree:
         # two threads may both make one, which costs time only
@@ -77,10 +77,13 @@ class _Active:
 class ContainerdRWLayer(RWLayer):
     """What one step changes: a blob after `put`, a snapshot after `run`."""
 
-    def __init__(self, space: Workspace, below: ContainerdROLayer, *, runs: bool) -> None:
+    def __init__(
+        self, space: Workspace, below: ContainerdROLayer, *, runs: bool, newest: int | None
+    ) -> None:
         self._space = space
         self._below = below
         self._runs = runs
+        self._newest = newest
         self._written: LayerDiff | None = None
         self._active: _Active | None = None
         self._over = False
@@ -91,7 +94,7 @@ class ContainerdRWLayer(RWLayer):
     def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
         if self._over or self._written is not None or self._active is not None:
             raise RuntimeError("a layer takes entries once, and none after a process ran")
-        self._written = write_blob(self._space, entries, activity)
+        self._written = write_blob(self._space, entries, activity, newest=self._newest)
 
     def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
         if self._over or not self._runs or self._written is not None:
@@ -165,8 +168,16 @@ class ContainerdRWLayer(RWLayer):
         space = self._space
         missing = [active.missing[path] for path in sorted(active.missing)]
         chain = "".join(chain_ids(self._below.diffs)[-1:])
-        changes = changes_of(space, chain, self.tree(), active.mounts, activity, missing=missing)
-        own = changes.written or write_blob(space, changes.entries, activity)
+        changes = changes_of(
+            space,
+            chain,
+            self.tree(),
+            active.mounts,
+            activity,
+            missing=missing,
+            newest=self._newest,
+        )
+        own = changes.written or write_blob(space, changes.entries, activity, newest=self._newest)
         if own is not None and changes.whole:
             space.unpacker.commit(active.key, chain_ids((*self._below.diffs, own))[-1])
         else:
@@ -176,7 +187,11 @@ class ContainerdRWLayer(RWLayer):
 
 
 def write_blob(
-    space: Workspace, entries: Iterable[NewEntry], activity: Activity
+    space: Workspace,
+    entries: Iterable[NewEntry],
+    activity: Activity,
+    *,
+    newest: int | None = None,
 ) -> LayerDiff | None:
     """Write a layer straight into the content store; None if there are no entries."""
     rest = iter(entries)
@@ -184,7 +199,7 @@ def write_blob(
     if first is None:
         return None
     with space.content.writer(activity=activity) as writer:
-        layer = write_layer(itertools.chain((first,), rest), writer.write)
+        layer = write_layer(itertools.chain((first,), rest), writer.write, newest=newest)
         blob = layer.diff.blob
         writer.commit(blob.digest, blob.size, {UNCOMPRESSED_LABEL: layer.diff.diff_id})
     space.files.remember(layer.diff.diff_id, layer.index)

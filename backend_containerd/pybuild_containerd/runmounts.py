@@ -8,17 +8,17 @@ this process shares no files with the daemon.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
 from typing import BinaryIO
 
-from pybuild.backend import Activity, BindMount, HostEntry, Mount, Network, Process, TmpfsMount
-from pybuild.errors import StepFailed, UsageError
+from pybuild.backend import Activity, BindMount, Mount, Network, Process, TmpfsMount
+from pybuild.errors import StepFailed
+from pybuild.files.keyedlocks import KeyedLocks
+from pybuild.files.namefiles import host_resolv_conf, hosts_file
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind
@@ -26,7 +26,6 @@ from pybuild.oci.layertar import write_layer
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import CallFailed
-from pybuild_containerd.locks import KeyedLocks
 from pybuild_containerd.mountpoints import (
     ANYONES_FOLDER,
     FOLDER,
@@ -164,8 +163,10 @@ class RunMounts:
             return self._copies[key][1]
 
     def _name_files(self, process: Process, activity: Activity) -> str:
-        hosts = hosts_file(process.hostname, process.extra_hosts)
-        resolv_conf = _host_resolv_conf()
+        hosts = hosts_file(
+            process.hostname, ((host.name, host.address) for host in process.extra_hosts)
+        )
+        resolv_conf = host_resolv_conf()
         entries = [small_file(_HOSTS, hosts), small_file(_RESOLV_CONF, resolv_conf)]
         return self._kept_folder((hosts, resolv_conf), entries, activity)
 
@@ -200,33 +201,6 @@ class RunMounts:
         """Remove what `new_folder` made."""
         with contextlib.suppress(CallFailed):  # the session's lease removes it later
             self._snapshots.remove(key)
-
-
-def hosts_file(hostname: str, extra: Sequence[HostEntry]) -> bytes:
-    """The /etc/hosts that BuildKit gives. Raises UsageError for what isn't a name or address."""
-    _check_name(hostname)
-    lines = [f"127.0.0.1\tlocalhost {hostname}", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    for entry in extra:
-        try:
-            address = ipaddress.ip_address(entry.address)
-        except ValueError:
-            raise UsageError(f"{entry.address} for host {entry.name} is no IP address") from None
-        _check_name(entry.name)
-        lines.append(f"{address}\t{entry.name}")
-    return "\n".join((*lines, "")).encode()
-
-
-def _check_name(name: str) -> None:
-    if not name or any(c.isspace() or not c.isprintable() for c in name):
-        raise UsageError(f"{name!r} is no host name")
-
-
-def _host_resolv_conf() -> bytes:
-    """The resolv.conf of this machine as it is: a RUN is in the same network."""
-    try:
-        return Path("/etc/resolv.conf").read_bytes()
-    except OSError:
-        return b""
 
 
 def _resolv_conf(process: Process, files: str, *, near: bool) -> str:

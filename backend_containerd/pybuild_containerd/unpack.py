@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pybuild.backend import Activity
 from pybuild.errors import BackendError, InvalidImage
+from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.oci.descriptor import LayerDiff, digest_of
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.errors_table import AlreadyExists
-from pybuild_containerd.locks import KeyedLocks
 from pybuild_containerd.snapshots import Mount, Snapshots
 
 # bytes of a blob that takes long enough to unpack for the user to wonder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pybuild.files.layerfiles import LayerFiles
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
-from pybuild_containerd.indexes import LayerFiles
 from pybuild_containerd.outputs import Outputs
 from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runtime_spec import Machine

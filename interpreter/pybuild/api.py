@@ -328,13 +328,15 @@ def _open_context(plan: Plan, inputs: Inputs, events: Events, cancel: CancelToke
 
 def _check_supported(plan: Plan, backend: Backend) -> None:
     """Refuse, before anything runs, what the backend can't do."""
-    for need in needs(plan):
+    wanted = list(needs(plan))
+    for need in wanted:
         if need.capability not in backend.capabilities:
             raise UnsupportedByBackend(
                 f'the backend "{backend.name}" lacks what this step needs: {need.capability}',
                 where=need.where,
                 hint="use another backend (--backend)",
             )
+    backend.require(frozenset(need.capability for need in wanted))
     systems = {platform.os for platform in backend.platforms}
     for stage in plan.stages:
         if stage.platform.os not in systems:

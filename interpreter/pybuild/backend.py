@@ -44,8 +44,11 @@ from enum import Enum, StrEnum
 from typing import BinaryIO, Protocol, Self
 
 from pybuild.files.trees import NewEntry, Tree
+from pybuild.imagestore import ImageStore
+from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.image_config import ImageConfig
+from pybuild.oci.manifest import ImageDocuments, image_documents
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
 
@@ -190,7 +193,8 @@ class ImageSpec:
     """The image to be made. ``config`` is final: diff ids and history agree with ``layers``.
 
     ``base`` is the image that the target's chain of stages starts from, None for scratch.
-    An empty ``names`` makes an image known by its digest alone.
+    An empty ``names`` makes an image known by its digest alone. With ``docker_media_types``
+    manifest, config and layers are called what Docker called them before OCI.
     """
 
     config: ImageConfig
@@ -198,6 +202,16 @@ class ImageSpec:
     names: tuple[Reference, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     base: BaseImage | None = None
+    docker_media_types: bool = False
+
+    def documents(self) -> ImageDocuments:
+        """The image's config and manifest: the same bytes in every backend."""
+        return image_documents(
+            self.config,
+            [layer.blob for layer in self.layers],
+            self.annotations,
+            docker=self.docker_media_types,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +254,12 @@ class ROLayer(_Layer):
         """All layers of this file system, bottom first, the base image's included; waits."""
 
     @abstractmethod
-    def begin(self, *, runs: bool) -> RWLayer:
-        """Start a read-write layer on this one. With `runs` False only `put` may follow."""
+    def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
+        """Start a read-write layer on this one. With `runs` False only `put` may follow.
+
+        With `newest`, in seconds since 1970, what the layer records as modified later is
+        recorded as modified then (SOURCE_DATE_EPOCH of reproducible-builds.org).
+        """
 
     @abstractmethod
     def tree(self) -> Tree:
@@ -284,6 +302,13 @@ class Backend(ABC):
     """What its machine runs natively; the first is the default build platform."""
     capabilities: frozenset[Capability]
 
+    def require(self, capabilities: frozenset[Capability]) -> None:  # noqa: B027 - most backends know when they open
+        """Get ready for steps that need these, a subset of ``capabilities``.
+
+        Called once a build, before its first step. Raises BackendUnavailable, with what to
+        do, if this machine turns out not to allow them.
+        """
+
     @abstractmethod
     def resolve(
         self,
@@ -307,11 +332,29 @@ class Backend(ABC):
 
     @abstractmethod
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
-        """Write config, manifest and names. `top` is the layer whose diffs `spec` lists."""
+        """Write config, manifest and names. `top` is the layer that `spec` describes.
+
+        Its diff ids are those of ``spec.layers``, whose blobs may be others than its own:
+        those that :meth:`recompress` made.
+        """
+
+    @abstractmethod
+    def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        """The same layer as another blob in the backend's store, kept as long as this build.
+
+        A blob that is compressed as wanted is not necessarily written again.
+        """
 
     @abstractmethod
     def open_blob(self, digest: str) -> BinaryIO:
-        """The stored bytes of a blob of an image here. Raises ImageNotFound."""
+        """The stored bytes of a blob of an image or of a layer here. Raises ImageNotFound.
+
+        May fetch a base image's blob that nothing needed so far.
+        """
+
+    def image_store(self) -> ImageStore | None:
+        """What the user may do with the images here; None if other tools are there for that."""
+        return None
 
     def describe(self) -> Sequence[tuple[str, str]]:
         """What it found out about its machine, as labels and values for ``pybuild doctor``."""

@@ -24,6 +24,8 @@ from pybuild.backend import (
 )
 from pybuild.errors import ImageNotFound
 from pybuild.files.trees import Tree
+from pybuild.oci.compression import Packing
+from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
 from pybuild.testkit.memory import MemoryBackend, RunOutcome
@@ -48,6 +50,9 @@ class NoBackend(Backend):
 
     def lookup(self, key: str) -> ROLayer | None:
         return None
+
+    def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        return layer
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         raise NotImplementedError

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from pybuild.errors import InvalidImage
-from pybuild.oci.compression import CHUNK, Compression, Decompressed, compressor, detect
+from pybuild.oci.compression import CHUNK, Compression, Decompressed, Packing, compressor, detect
 
 TEXT = b"some text, again and again. " * 100_000
 
 
 def compressed(compression: Compression, piece: int) -> bytes:
-    stream = compressor(compression)
+    stream = compressor(Packing(compression))
     parts = [stream.compress(TEXT[i : i + piece]) for i in range(0, len(TEXT), piece)]
     return b"".join([*parts, stream.flush()])
 

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pybuild.backend import HostEntry
 from pybuild.errors import BackendFailed, UsageError
 from pybuild.oci.descriptor import Descriptor, LayerDiff, chain_id
 from pybuild_containerd.errors_table import CallFailed
 from pybuild_containerd.layers import with_lowest
 from pybuild_containerd.moby import container_config, dangling_name
 from pybuild_containerd.options import Options, parse_options
-from pybuild_containerd.runmounts import hosts_file
 from pybuild_containerd.snapshots import Mount
 from pybuild_containerd.tasks import _code_of_unstarted
 from pybuild_containerd.unpack import chain_ids
@@ -99,24 +97,6 @@ def test_a_skeleton_is_the_lowest_layer() -> None:
     )
     (changed,) = with_lowest((mount,), "/s")
     assert changed.options == ("index=off", "workdir=/w", "upperdir=/u", "lowerdir=/b:/a:/s")
-
-
-def test_the_hosts_file_is_buildkits() -> None:
-    text = hosts_file("worker", [HostEntry("db", "10.0.0.1"), HostEntry("six", "2001:DB8::1")])
-    assert text.decode().splitlines() == [
-        "127.0.0.1\tlocalhost worker",
-        "::1\tlocalhost ip6-localhost ip6-loopback",
-        "10.0.0.1\tdb",
-        "2001:db8::1\tsix",
-    ]
-
-
-@pytest.mark.parametrize("entry", [HostEntry("db", "nowhere"), HostEntry("a b", "::1")])
-def test_a_host_that_would_break_the_file_is_refused(entry: HostEntry) -> None:
-    with pytest.raises(UsageError):
-        hosts_file("worker", [entry])
-    with pytest.raises(UsageError):
-        hosts_file("worker\n10.0.0.1 evil", [])
 
 
 def test_the_container_config_is_the_images_own() -> None:

@@ -39,25 +39,33 @@ class OverlayNotPlain(BackendFailed):
 
 
 def upper_entries(
-    upper: Path, parent: Tree, drop: frozenset[bytes] = frozenset()
+    upper: Path,
+    parent: Tree,
+    drop: frozenset[bytes] = frozenset(),
+    *,
+    newest: int | None = None,
 ) -> Iterator[NewEntry]:
     """What a process changed, as entries over `parent`, sorted by path.
 
     The folder is read at once and files when they are opened, so it must not change before
     the layer is written. Left out are the root itself, sockets, folders that have `parent`'s
     mode, owner and attributes (their times are those of changes inside), files copied up
-    without a change, and paths in `drop`, unless something is in them. Raises OverlayNotPlain,
-    and BackendFailed if the folder can't be read.
+    without a change, and paths in `drop`, unless something is in them. `newest` is as in
+    :meth:`pybuild.backend.ROLayer.begin`. Raises OverlayNotPlain, and BackendFailed if the
+    folder can't be read.
     """
     try:
-        return iter(_Walk(Root(upper), parent, drop).entries())
+        return iter(_Walk(Root(upper), parent, drop, newest).entries())
     except OSError as error:
         raise BackendFailed(f"can't read what the step changed: {error.strerror}") from error
 
 
 class _Walk:
-    def __init__(self, root: Root, parent: Tree, drop: frozenset[bytes]) -> None:
+    def __init__(
+        self, root: Root, parent: Tree, drop: frozenset[bytes], newest: int | None
+    ) -> None:
         self._root = root
+        self._newest = newest
         self._parent = parent
         self._drop = drop
         self._linked: dict[tuple[int, int], bytes] = {}
@@ -90,6 +98,9 @@ class _Walk:
                 if before is not None:
                     yield NewEntry(Entry(path, Kind.WHITEOUT, mode=0))
                 return
+        mtime = status.st_mtime_ns // 10**9
+        if self._newest is not None:
+            mtime = min(mtime, self._newest)
         entry = Entry(
             path,
             kind,
@@ -97,7 +108,7 @@ class _Walk:
             status.st_uid,
             status.st_gid,
             status.st_size if kind is Kind.FILE else 0,
-            status.st_mtime_ns // 10**9,
+            mtime,
             item.target,
             device,
             allowed_xattrs(item.xattrs) if item.xattrs else (),

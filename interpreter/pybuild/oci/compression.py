@@ -8,6 +8,8 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import zlib
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
@@ -38,6 +40,24 @@ class Compression(Enum):
         return self.value
 
 
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """A compression and its level; None is the default level, whose bytes every build shares.
+
+    Levels are 0 to 9 for gzip, as zlib has them, and 1 to 22 for zstd.
+    """
+
+    compression: Compression = Compression.GZIP
+    level: int | None = None
+
+
+def compression_of(media_type: str) -> Compression:
+    """How a layer of this media type, OCI's or Docker's, is compressed."""
+    if media_type.endswith("gzip"):
+        return Compression.GZIP
+    return Compression.ZSTD if media_type.endswith("zstd") else Compression.NONE
+
+
 class Compressor(Protocol):
     """One compressed stream: bytes in, bytes out."""
 
@@ -54,17 +74,20 @@ class _Plain:
         return b""
 
 
-def compressor(compression: Compression) -> Compressor:
-    """A new stream of that compression."""
-    match compression:
+def compressor(packing: Packing) -> Compressor:
+    """A new stream that packs so. Raises ValueError for a level out of range."""
+    level = packing.level
+    match packing.compression:
         case Compression.NONE:
             return _Plain()
+        case Compression.GZIP if level is not None:
+            return zlib.compressobj(level, wbits=_WITH_GZIP_HEADER)
         case Compression.GZIP:
             from isal import isal_zlib  # noqa: PLC0415  (loaded when a layer is written)
 
             return cast("Compressor", isal_zlib.compressobj(_GZIP_LEVEL, wbits=_WITH_GZIP_HEADER))
         case Compression.ZSTD:
-            return cast("Compressor", _zstd().ZstdCompressor(level=_ZSTD_LEVEL))
+            return cast("Compressor", _zstd().ZstdCompressor(level=level or _ZSTD_LEVEL))
 
 
 def detect(head: bytes) -> str | None:

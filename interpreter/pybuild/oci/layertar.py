@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from pybuild.errors import CopyFailed, InvalidImage
-from pybuild.oci.compression import Compression, Decompressed, compressor
+from pybuild.oci.compression import Compression, Decompressed, Packing, compressor
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.tarformat import BLOCK, Limits, Member, TarReader, header
@@ -49,14 +49,16 @@ def write_layer(
     sink: Callable[[bytes], object],
     compression: Compression = Compression.GZIP,
     on_bytes: Callable[[int], object] | None = None,
+    newest: int | None = None,
 ) -> WrittenLayer:
     """Write `entries` as a layer to `sink`, hashing and compressing in one pass.
 
     The bytes depend on the entries alone, not on their order: names sorted, owners numeric,
     no times but mtime, whole seconds; of several hard links the first by name has the
-    content, and all have its attributes. Paths must differ, but for a WHITEOUT before what replaces the removed file.
-    `on_bytes` is told the number of tar bytes done since it was last called. Raises
-    CopyFailed if a file can't be read or isn't as long as its entry says.
+    content, and all have its attributes. Paths must differ, but for a WHITEOUT before what
+    replaces the removed file.
+    `on_bytes` is told the number of tar bytes done since it was last called. With `newest`,
+    in seconds since 1970, later modification times become that one. Raises CopyFailed if a file can't be read or isn't as long as its entry says.
     """
     blocks = _Blocks(sink, compression, on_bytes)
     written: dict[bytes, Entry] = {}
@@ -70,6 +72,8 @@ def write_layer(
             raise ValueError(f"two entries of a layer have the path {new.entry.path!r}")
         before = key
         entry = new.entry
+        if newest is not None and entry.mtime > newest:
+            entry = replace(entry, mtime=newest)
         offset = -1
         if entry.kind is Kind.FILE and entry.link:
             target = entry.link
@@ -218,7 +222,7 @@ class _Blocks:
     ) -> None:
         self._sink = sink
         self._compression = compression
-        self._compressor = compressor(compression)
+        self._compressor = compressor(Packing(compression))
         self._on_bytes = on_bytes
         self._block = memoryview(bytearray(_CHUNK))
         self._used = 0

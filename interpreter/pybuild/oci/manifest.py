@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pybuild.errors import InvalidImage, PlatformMismatch
+from pybuild.oci.compression import Compression, compression_of
 from pybuild.oci.descriptor import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
     DOCKER_LAYER_TAR,
+    DOCKER_MANIFEST,
     INDEX_TYPES,
     MANIFEST_TYPES,
     OCI_CONFIG,
@@ -27,8 +29,10 @@ from pybuild.oci.descriptor import (
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
     Descriptor,
+    digest_of,
     is_digest,
 )
+from pybuild.oci.image_config import ImageConfig, serialize_config
 from pybuild.oci.platform import Platform, normalise, rank
 
 MAX_MANIFEST_SIZE = 4 << 20  # the distribution specification's limit; for indexes too
@@ -52,6 +56,8 @@ LAYER_TYPES = frozenset(
         "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
     }
 )
+# Docker never named zstd: those who use it there take OCI's name.
+_AS_DOCKER = {Compression.GZIP: DOCKER_LAYER_GZIP, Compression.NONE: DOCKER_LAYER_TAR}
 # Docker 1.10 pushed configs as application/octet-stream.
 CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream"})
 _SCHEMA1_TYPES = frozenset(
@@ -165,6 +171,51 @@ def make_manifest(
     if annotations:
         document["annotations"] = dict(sorted(annotations.items()))
     return canonical_json(document)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDocuments:
+    """What describes an image: two documents and their descriptors."""
+
+    config: Descriptor
+    config_bytes: bytes
+    manifest: Descriptor
+    manifest_bytes: bytes
+    layers: tuple[Descriptor, ...]
+    """As the manifest names them."""
+
+
+def image_documents(
+    config: ImageConfig,
+    layers: Sequence[Descriptor],
+    annotations: Mapping[str, str] | None = None,
+    *,
+    docker: bool = False,
+) -> ImageDocuments:
+    """The documents of an image made of these blobs; equal arguments give equal bytes.
+
+    Media types are OCI's, or with `docker` those that Docker used before.
+    """
+    config_bytes = serialize_config(config)
+    config_type, manifest_type = OCI_CONFIG, OCI_MANIFEST
+    if docker:
+        config_type, manifest_type = DOCKER_CONFIG, DOCKER_MANIFEST
+    named = tuple(replace(blob, media_type=_layer_type(blob, docker=docker)) for blob in layers)
+    described = Descriptor(config_type, digest_of(config_bytes), len(config_bytes))
+    manifest = make_manifest(described, named, annotations, manifest_type)
+    return ImageDocuments(
+        described,
+        config_bytes,
+        Descriptor(manifest_type, digest_of(manifest), len(manifest)),
+        manifest,
+        named,
+    )
+
+
+def _layer_type(blob: Descriptor, *, docker: bool) -> str:
+    """The name of the blob's format: the same bytes have several."""
+    compression = compression_of(blob.media_type)
+    return _AS_DOCKER.get(compression, compression.value) if docker else compression.value
 
 
 def descriptor_as_json(descriptor: Descriptor) -> dict[str, Any]:

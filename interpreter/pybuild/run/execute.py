@@ -90,15 +90,19 @@ def prepare(step: Step, layer: ROLayer, open_source: OpenSource, created: int) -
 
 
 def perform(
-    prepared: Prepared, layer: ROLayer, key: str | None, activity: StepActivity
+    prepared: Prepared,
+    layer: ROLayer,
+    key: str | None,
+    activity: StepActivity,
+    newest: int | None = None,
 ) -> ROLayer | None:
     """Do it, and return the layer that it made; None if there was nothing to do.
 
-    Raises RunFailed for an exit code other than 0, BackendError, BuildCancelled.
+    `newest` is as in :meth:`pybuild.backend.ROLayer.begin`. Raises RunFailed for an exit code other than 0, BackendError, BuildCancelled.
     """
     match prepared:
         case PreparedRun(process, mounts):
-            with layer.begin(runs=True) as rw:
+            with layer.begin(runs=True, newest=newest) as rw:
                 code = rw.run(process, mounts, activity)
                 # A process that was killed by a cancel failed for no reason of its own.
                 activity.raise_if_cancelled()
@@ -108,7 +112,7 @@ def perform(
         case PreparedFiles(entries):
             if not entries:
                 return None
-            with layer.begin(runs=False) as rw:
+            with layer.begin(runs=False, newest=newest) as rw:
                 rw.put(entries, activity)
                 activity.raise_if_cancelled()
                 return rw.commit(key, activity)

@@ -198,7 +198,7 @@ class StageRunner:
                 made = self._lookup(key)
                 activity.cached = made is not None
                 if made is None:
-                    made = perform(prepared, layer, key or None, activity)
+                    made = perform(prepared, layer, key or None, activity, self._newest())
             now = datetime.now(UTC)
             return _Done(step, made, activity.seconds, activity.cached, now), key
 
@@ -221,6 +221,10 @@ class StageRunner:
 
     def _lookup(self, key: str) -> ROLayer | None:
         return self._backend.lookup(key) if key else None
+
+    def _newest(self) -> int | None:
+        fixed = self._settings.created
+        return None if fixed is None else int(fixed.timestamp())
 
     def _created_seconds(self) -> int:
         return int((self._settings.created or self._settings.began).timestamp())

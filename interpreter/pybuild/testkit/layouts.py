@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pybuild.errors import BackendUnavailable
-from pybuild.oci.compression import Compression, compressor
+from pybuild.oci.compression import Compression, Packing, compressor
 from pybuild.oci.descriptor import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -45,7 +45,7 @@ class LayoutWriter:
 
     def add_tar(self, tar: Path) -> LayerDiff:
         """Compress the tar and add it as a layer blob."""
-        packer = compressor(Compression.GZIP)
+        packer = compressor(Packing(Compression.GZIP))
         plain, packed = hashlib.sha256(), hashlib.sha256()
         part = self._blobs / "part"
         with tar.open("rb") as source, part.open("wb") as sink:

@@ -29,14 +29,15 @@ from pybuild.backend import (
 from pybuild.errors import ImageNotFound, PlatformMismatch, UsageError
 from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import NewEntry, Tree, parent_of
-from pybuild.oci.compression import Decompressed
-from pybuild.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, LayerDiff, digest_of
-from pybuild.oci.image_config import HistoryEntry, ImageConfig, parse_config, serialize_config
+from pybuild.oci.compression import Decompressed, Packing
+from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
+from pybuild.oci.image_config import HistoryEntry, ImageConfig, parse_config
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.layertar import write_layer
-from pybuild.oci.manifest import make_manifest, parse_manifest
+from pybuild.oci.manifest import ImageDocuments, image_documents, parse_manifest
 from pybuild.oci.platform import Platform, best, host_platform
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
+from pybuild.oci.repack import is_packed, repack
 from pybuild.testkit.toyshell import RunOutcome
 from pybuild.testkit.toyshell import run as toyshell_run
 
@@ -99,7 +100,8 @@ class MemoryBackend(Backend):
         config = config or ImageConfig(self.platforms[0])
         history = config.history or tuple(HistoryEntry(created_by="layer") for _ in layers)
         config = replace(config, diff_ids=tuple(x.diff_id for x in layers), history=history)
-        manifest, _ = self._store.add_manifest(config, tuple(layers), {})
+        documents = image_documents(config, [layer.blob for layer in layers])
+        manifest, _ = self._store.add_documents(documents)
         image = BaseImage(name, manifest.digest, config, tuple(layers))
         with self._lock:
             for names in (self._remote, self._local) if local else (self._remote,):
@@ -161,18 +163,29 @@ class MemoryBackend(Backend):
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         activity.raise_if_cancelled()
-        if spec.layers != top.diffs:
+        if [x.diff_id for x in spec.layers] != [x.diff_id for x in top.diffs]:
             raise RuntimeError("the image's layers are not those of its top layer")
         if spec.config.diff_ids != tuple(layer.diff_id for layer in spec.layers):
             raise RuntimeError("the config's diff ids are not those of the layers")
-        manifest, config_digest = self._store.add_manifest(
-            spec.config, spec.layers, spec.annotations
-        )
+        for layer in spec.layers:
+            self._store.blob(layer.blob.digest)
+        documents = spec.documents()
+        manifest, config_digest = self._store.add_documents(documents)
+        layers = tuple(map(LayerDiff, spec.config.diff_ids, documents.layers))
         for name in spec.names:
-            image = BaseImage(name, manifest.digest, spec.config, spec.layers)
+            image = BaseImage(name, manifest.digest, spec.config, layers)
             with self._lock:
                 self._local[_named(name)] = {spec.config.platform: image}
         return Image(manifest, config_digest, spec.names)
+
+    def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        activity.raise_if_cancelled()
+        if is_packed(layer, wanted):
+            return layer
+        parts: list[bytes] = []
+        made = repack(layer, self.open_blob(layer.blob.digest), wanted, parts.append)
+        self._store.add(b"".join(parts))
+        return made
 
     def open_blob(self, digest: str) -> BinaryIO:
         return BytesIO(self._store.blob(digest))
@@ -218,24 +231,16 @@ class _Store:
         self.blobs[digest] = data
         return digest
 
-    def add_layer(self, entries: Iterable[NewEntry]) -> LayerDiff:
+    def add_layer(self, entries: Iterable[NewEntry], newest: int | None = None) -> LayerDiff:
         parts: list[bytes] = []
-        written = write_layer(_last_ones(entries), parts.append)
+        written = write_layer(_last_ones(entries), parts.append, newest=newest)
         digest = self.add(b"".join(parts))
         self.layers[written.diff.diff_id] = (digest, written.index)
         return written.diff
 
-    def add_manifest(
-        self, config: ImageConfig, layers: tuple[LayerDiff, ...], annotations: Mapping[str, str]
-    ) -> tuple[Descriptor, str]:
-        raw = serialize_config(config)
-        config_digest = self.add(raw)
-        manifest = make_manifest(
-            Descriptor(OCI_CONFIG, config_digest, len(raw)),
-            [layer.blob for layer in layers],
-            annotations,
-        )
-        return Descriptor(OCI_MANIFEST, self.add(manifest), len(manifest)), config_digest
+    def add_documents(self, documents: ImageDocuments) -> tuple[Descriptor, str]:
+        self.add(documents.manifest_bytes)
+        return documents.manifest, self.add(documents.config_bytes)
 
     def blob(self, digest: str) -> bytes:
         try:
@@ -272,10 +277,10 @@ class _MemoryLayer(ROLayer):
     def diffs(self) -> tuple[LayerDiff, ...]:
         return self._layers
 
-    def begin(self, *, runs: bool) -> RWLayer:
+    def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:
             raise RuntimeError("the layer is released")
-        return _MemoryRWLayer(self._backend, self._layers, runs=runs)
+        return _MemoryRWLayer(self._backend, self._layers, runs=runs, newest=newest)
 
     def tree(self) -> Tree:
         return self._backend._tree(self._layers)  # noqa: SLF001  (as above)
@@ -287,11 +292,17 @@ class _MemoryLayer(ROLayer):
 
 class _MemoryRWLayer(RWLayer):
     def __init__(
-        self, backend: MemoryBackend, layers: tuple[LayerDiff, ...], *, runs: bool
+        self,
+        backend: MemoryBackend,
+        layers: tuple[LayerDiff, ...],
+        *,
+        runs: bool,
+        newest: int | None,
     ) -> None:
         self._backend = backend
         self._layers = layers
         self._runs = runs
+        self._newest = newest
         self._entries: list[NewEntry] | None = None
         self._ended = _Once()
         self._released = _Once()
@@ -336,7 +347,9 @@ class _MemoryRWLayer(RWLayer):
         diff = None
         layers = self._layers
         if self._entries:
-            diff = self._backend._store.add_layer(self._entries)  # noqa: SLF001  (as above)
+            diff = self._backend._store.add_layer(  # noqa: SLF001  (as above)
+                self._entries, self._newest
+            )
             layers = (*layers, diff)
         if key is not None:
             self._backend._remember(key, layers, diff)  # noqa: SLF001  (as above)

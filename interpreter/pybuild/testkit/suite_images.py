@@ -11,9 +11,11 @@ import pytest
 from pybuild.backend import Backend, BaseImage, Capability, ImageSpec, PullPolicy
 from pybuild.errors import BuildCancelled, ImageError, ImageNotFound
 from pybuild.files.trees import walk
-from pybuild.oci.descriptor import is_digest
+from pybuild.oci.compression import Compression, Packing
+from pybuild.oci.descriptor import DOCKER_LAYER_TAR, DOCKER_MANIFEST, is_digest
 from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
 from pybuild.oci.layerindex import Kind
+from pybuild.oci.manifest import parse_manifest
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
 from pybuild.testkit.suite_base import SuiteBase, needs
@@ -161,6 +163,28 @@ class ImageSuite(SuiteBase):
         with closing(bench.backend.open_blob(image.manifest.digest)) as stream:
             assert json.loads(stream.read())["annotations"] == {"a": "ü", "b": "2"}
         validate(bench.backend, image)
+
+    def test_an_image_may_have_recompressed_layers_and_docker_media_types(
+        self, bench: Workbench
+    ) -> None:
+        top = bench.put(bench.scratch(), file(b"a", b"x"))
+        wanted = Packing(Compression.NONE)
+        layers = tuple(bench.backend.recompress(x, wanted, bench.activity) for x in top.diffs)
+        config = ImageConfig(
+            bench.backend.platforms[0],
+            history=(HistoryEntry("COPY a /a"),),
+            diff_ids=tuple(x.diff_id for x in layers),
+        )
+        names = (parse_reference("localhost/plain:1"),)
+        spec = ImageSpec(config, layers, names, docker_media_types=True)
+        image = bench.backend.create_image(spec, top, bench.activity)
+        assert image.manifest.media_type == DOCKER_MANIFEST
+        with closing(bench.backend.open_blob(image.manifest.digest)) as stream:
+            manifest = parse_manifest(stream.read(), DOCKER_MANIFEST)
+        assert manifest.layers[0].media_type == DOCKER_LAYER_TAR
+        assert manifest.layers[0].digest == layers[0].diff_id
+        found = _resolve(bench, "localhost/plain:1")
+        assert [x.blob.digest for x in found.layers] == [layers[0].diff_id]
 
     def test_the_config_comes_back_as_it_was(self, bench: Workbench) -> None:
         top = bench.put(bench.scratch(), file(b"a", b"x"))

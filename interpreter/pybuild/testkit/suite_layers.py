@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -14,7 +15,8 @@ import pytest
 from pybuild.backend import ROLayer
 from pybuild.errors import BuildCancelled, PybuildError
 from pybuild.files.trees import NewEntry, walk
-from pybuild.oci.descriptor import is_digest
+from pybuild.oci.compression import Compression, Decompressed, Packing
+from pybuild.oci.descriptor import digest_of, is_digest
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.testkit.suite_base import SuiteBase
 from pybuild.testkit.validate import validate
@@ -260,3 +262,34 @@ class LayerSuite(SuiteBase):
         bench.activity.cancel()
         with pytest.raises(BuildCancelled):
             bench.put(scratch, file(b"a", b"1"))
+
+    def test_no_time_is_later_than_the_newest_allowed(self, bench: Workbench) -> None:
+        entries = (
+            folder(b"d", mtime=50),
+            file(b"d/old", b"", mtime=5),
+            file(b"new", b"", mtime=99),
+        )
+        layer = bench.put(bench.scratch(), *entries, newest=7)
+        times = {entry.path: entry.mtime for entry in walk(layer.tree(), b"") if entry.path}
+        assert times == {b"d": 7, b"d/old": 5, b"new": 7}
+
+    @pytest.mark.parametrize(
+        "wanted",
+        [
+            Packing(Compression.NONE),
+            Packing(Compression.ZSTD),
+            Packing(Compression.GZIP),
+            Packing(Compression.GZIP, 9),
+            Packing(Compression.ZSTD, 19),
+        ],
+    )
+    def test_a_layer_is_recompressed(self, bench: Workbench, wanted: Packing) -> None:
+        layer = bench.put(bench.scratch(), file(b"a", b"text" * 1000))
+        made = bench.backend.recompress(layer.diffs[0], wanted, bench.activity)
+        assert made.diff_id == layer.diffs[0].diff_id
+        assert made.blob.media_type == wanted.compression.media_type
+        with closing(bench.backend.open_blob(made.blob.digest)) as blob:
+            data = blob.read()
+        assert (digest_of(data), len(data)) == (made.blob.digest, made.blob.size)
+        with Decompressed(BytesIO(data)) as plain:
+            assert digest_of(b"".join(iter(lambda: plain.read(1 << 20), b""))) == made.diff_id

@@ -319,6 +319,16 @@ class RunSuite(SuiteBase):
         assert (ran.code, ran.out) == (0, "done\n")
         assert time.monotonic() - started < 20
 
+    @kernel
+    def test_what_a_process_makes_gets_no_time_later_than_the_newest_allowed(
+        self, bench: Workbench
+    ) -> None:
+        ran = bench.run(bench.base(), "mkdir /d && echo x > /d/f && touch /etc", newest=1_000_000)
+        assert ran.layer.diff is not None
+        tree = ran.layer.tree()
+        times = [entry.mtime for name in (b"d", b"d/f") if (entry := tree.get(name))]
+        assert times == [1_000_000, 1_000_000]
+
 
 class _Impatient(RecordingActivity):
     """Cancels as soon as some text was logged."""

@@ -141,9 +141,15 @@ class Workbench:
     def scratch(self) -> ROLayer:
         return self.hold(self.backend.checkout(None, self.activity))
 
-    def put(self, layer: ROLayer, *entries: NewEntry, key: str | None = None) -> ROLayer:
+    def put(
+        self,
+        layer: ROLayer,
+        *entries: NewEntry,
+        key: str | None = None,
+        newest: int | None = None,
+    ) -> ROLayer:
         """The layer with `entries` put on `layer`."""
-        with layer.begin(runs=False) as rw:
+        with layer.begin(runs=False, newest=newest) as rw:
             rw.put(entries, self.activity)
             return self.hold(rw.commit(key, self.activity))
 
@@ -153,6 +159,7 @@ class Workbench:
         command: str | Sequence[str],
         mounts: Sequence[Mount] = (),
         activity: RecordingActivity | None = None,
+        newest: int | None = None,
         **fields: Any,
     ) -> Ran:
         """Run a shell script or an argument list; `fields` are further ones of Process."""
@@ -161,7 +168,7 @@ class Workbench:
         process = Process(
             **{"args": args, "env": (("PATH", PATH),), "cwd": "/", "hostname": "worker", **fields}
         )
-        with layer.begin(runs=True) as rw:
+        with layer.begin(runs=True, newest=newest) as rw:
             code = rw.run(process, mounts, activity)
             made = self.hold(rw.commit(None, activity))
         out = activity.stdout.decode("utf-8", "surrogateescape")

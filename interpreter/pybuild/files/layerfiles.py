@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.errors import ImageError, InvalidImage
+from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import Tree
 from pybuild.oci.compression import Decompressed
@@ -19,7 +20,6 @@ from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex
 from pybuild.oci.layertar import read_index
 from pybuild.oci.tarformat import Limits
-from pybuild_containerd.locks import KeyedLocks
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
@@ -41,7 +41,7 @@ class LayerFiles:
 
     def __init__(self, open_blob: OpenBlob, cache: Path | None, folder: Path) -> None:
         self._open_blob = open_blob
-        self._cache = cache / "indexes" if cache else None
+        self._cache = cache
         self._lock = threading.Lock()
         self._locks = KeyedLocks()
         self._indexes: dict[str, LayerIndex] = {}
