@@ -35,7 +35,8 @@ from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.images import Images
-from pybuild_embedded.layers import Chain, EmbeddedROLayer
+from pybuild_embedded.layerchain import LayerChain, chain_of
+from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.options import Options, parse_options
 from pybuild_embedded.space import Space
@@ -82,7 +83,7 @@ class EmbeddedBackend(Backend):
             ),
             store,
         )
-        files = LayerFiles(self.open_blob, store.index_folder, store.session_folder)
+        files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
         self._space = Space(store, machine, files, fetcher)
         self._lock = threading.Lock()
         self._closed = False
@@ -148,14 +149,14 @@ class EmbeddedBackend(Backend):
 
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
-            return EmbeddedROLayer(self._space, Chain())
+            return EmbeddedROLayer(self._space, LayerChain())
         self._space.remember_origins(base)
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
         self._space.fetch(unknown, activity)
         for layer in unknown:
             activity.raise_if_cancelled()
             self._space.files.index(layer)
-        chain = Chain.of(base.layers)
+        chain = chain_of(base.layers)
         self._store.record_layers(chain.layers)
         return EmbeddedROLayer(self._space, chain)
 
@@ -163,7 +164,7 @@ class EmbeddedBackend(Backend):
         found = self._store.step(self._space.own_key(key))
         if found is None:
             return None
-        chain = Chain.of(found.layers)
+        chain = chain_of(found.layers)
         return EmbeddedROLayer(self._space, chain, chain.layers[-1] if found.own else None)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
@@ -223,4 +224,3 @@ class EmbeddedBackend(Backend):
             stack.callback(self._space.machine.close)
             stack.callback(self._space.fetcher.close)
             stack.callback(self._space.tidy)
-

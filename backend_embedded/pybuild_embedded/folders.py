@@ -89,8 +89,6 @@ class Folders:
                 )
             winner = found or folder
             self._session.pin(connection, Part.FOLDER, winner.ident)
-        if winner.ident != folder.ident:
-            self.discard(folder)
         return winner
 
     def find(self, chain: str, flavour: str) -> LayerFolder | None:
@@ -112,6 +110,16 @@ class Folders:
         with self._database.writing() as connection:
             connection.execute("DELETE FROM folders WHERE ident=?", (folder.ident,))
         self._trash.put(folder.path)
+
+    def drop_unsettled(self) -> None:
+        """Remove the folders of this session that nobody else can use."""
+        query = "SELECT ident FROM folders WHERE session=?"
+        own = (self._session.ident,)
+        with self._database.writing() as connection:
+            idents = connection.execute(query, own).fetchall()
+            connection.execute("DELETE FROM folders WHERE session=?", own)
+        for (ident,) in idents:
+            self._trash.put(self._layers / ident)
 
     def cache(self, ident: str) -> LayerFolder:
         """The folder of the cache mount with this id, pinned and made if it isn't there."""

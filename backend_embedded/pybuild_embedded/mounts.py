@@ -14,8 +14,8 @@ from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Kind
 from pybuild.oci.layertar import write_layer
 from pybuild.sandbox import spec
+from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
-from pybuild_embedded.store import LayerFolder
 from pybuild_embedded.workers import Unpack
 
 
@@ -72,7 +72,9 @@ def _copy(space: Space, mount: BindMount, activity: Activity) -> LayerFolder:
                 activity.raise_if_cancelled()
                 file.write(piece)
 
-            layer = write_layer(copied(mount.tree, mount.path, mount.target), sink, Compression.NONE)
+            layer = write_layer(
+                copied(mount.tree, mount.path, mount.target), sink, Compression.NONE
+            )
         index.write_bytes(layer.index.to_bytes())
         space.machine.workers().unpack(
             Unpack(

@@ -144,6 +144,19 @@ class Store:
         """A new blob, kept once it is committed."""
         return self.blobs.writer()
 
+    def write_blob(self, digest: str, content: bytes) -> None:
+        """Have a small blob here, pinned. Raises InvalidImage if its digest is another."""
+        if self.has_blob(digest):
+            return
+        with self.blob_writer() as writer:
+            writer.write(content)
+            writer.commit(digest, len(content))
+
+    @property
+    def scratch_folder(self) -> Path:
+        """A folder for files that are of use to this session alone; it vanishes with it."""
+        return self.new_file().parent
+
     def new_file(self) -> Path:
         """A path, free yet, for a file that vanishes with the session unless it is adopted."""
         return self.session.new_file()
@@ -176,8 +189,9 @@ class Store:
     ) -> LayerFolder:
         """`folder` holds exactly the top layer of `chain`, and won't change: the one to use.
 
-        If there is such a folder already, that is returned and `folder` discarded. `flavour`
-        names the mapping of ids. `size` is what ``fs`` takes up on the disk, in bytes.
+        If there is such a folder already, that is returned, and `folder` stays this session's:
+        processes may run on it. `flavour` names the mapping of ids. `size` is what ``fs`` takes
+        up on the disk, in bytes.
         """
         return self._folders.settle(folder, chain, flavour, size)
 
@@ -188,6 +202,10 @@ class Store:
     def discard(self, folder: LayerFolder) -> None:
         """Give up a folder of this session. It is in the trash then."""
         self._folders.discard(folder)
+
+    def discard_unsettled(self) -> None:
+        """Give up all folders of this session that aren't settled. They are in the trash then."""
+        self._folders.drop_unsettled()
 
     def cache_folder(self, ident: str) -> LayerFolder:
         """The folder of the cache mount `ident` (any text), shared by all builds; pinned."""

@@ -117,7 +117,13 @@ def _images(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
         size = "not fetched" if image.size is None else human_size(image.size)
         names = [familiar(name) for name in image.names] or ["<none>"]
         rows += [
-            (name, _short(image.digest), str(image.config.platform), human_age(image.made, now), size)
+            (
+                name,
+                _short(image.digest),
+                str(image.config.platform),
+                human_age(image.made, now),
+                size,
+            )
             for name in names
         ]
     return _table(rows), 0
@@ -285,8 +291,15 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     add("--all", dest="own_all", action="store_true", help="remove all that no image needs")
     add("--dangling", dest="own_dangling", action="store_true", help="unnamed images too")
     add("--images", dest="own_images", action="store_true", help="named images too")
-    add("--unused-for", dest="own_unused_for", metavar="TIME", help="spare what was used since: 24h")
-    add("--dry-run", dest="own_dry_run", action="store_true", help="remove nothing, say what would go")
+    add(
+        "--unused-for", dest="own_unused_for", metavar="TIME", help="spare what was used since: 24h"
+    )
+    add(
+        "--dry-run",
+        dest="own_dry_run",
+        action="store_true",
+        help="remove nothing, say what would go",
+    )
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -297,7 +310,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: Mapping[str, _Command] = {
     "images": _Command("", "List the images in the store.", _add_format, _images),
-    "inspect": _Command("IMAGE...", "Show images with their configs, as JSON.", _add_inspect, _inspect),
+    "inspect": _Command(
+        "IMAGE...", "Show images with their configs, as JSON.", _add_inspect, _inspect
+    ),
     "history": _Command("IMAGE", "Show how an image was made.", _add_history, _history),
     "tag": _Command("IMAGE NAME", "Give an image one more name.", _add_tag, _tag),
     "rm": _Command(
@@ -305,7 +320,10 @@ COMMANDS: Mapping[str, _Command] = {
     ),
     "df": _Command("", "Show what takes up room in the store.", _add_format, _disk_usage),
     "prune": _Command(
-        "", "Make room: the least recently used goes first, what builds use stays.", _add_prune, _prune
+        "",
+        "Make room: the least recently used goes first, what builds use stays.",
+        _add_prune,
+        _prune,
     ),
     "fsck": _Command("", "Check the whole store, every byte of it.", _add_check, _check),
 }
