@@ -129,9 +129,7 @@ def _layers(lowers: list[bytes], ends: list[bytes], folders: int, options: bytes
 def _part_of_view(root: int, path: bytes, attributes: int) -> int:
     """A detached mount of what lies at `path` in our "view", which ends; `root` is closed."""
     try:
-        place = kernel.openat2(
-            root, path or b".", os.O_PATH, kernel.NO_SYMLINKS | kernel.BENEATH
-        )
+        place = kernel.openat2(root, path or b".", os.O_PATH, kernel.NO_SYMLINKS | kernel.BENEATH)
     except OSError as error:
         raise Failed("mount source", error.errno or 0, os.fsdecode(b"/" + path)) from None
     mount = kernel.copy_mount(place, attributes)
