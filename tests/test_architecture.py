@@ -20,7 +20,7 @@ LAYERS = {
     "oci": {"errors", "oci"},
     "dockerfile": {"errors", "dockerfile"},
     "files": {"errors", "oci", "files"},
-    "sandbox": {"errors", "sandbox"},
+    "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
     "backend": {"errors", "oci", "files", "imagestore"},
     "plan": {"errors", "oci", "dockerfile", "backend", "plan"},

@@ -69,7 +69,24 @@ class SmallFile:
     gid: int = 0
 
 
-Mount = Bind | Tmpfs | SmallFile
+@dataclass(frozen=True, slots=True)
+class OverlayBind:
+    """Layers shown as one file system, or what lies at ``path`` in it, at ``target``.
+
+    ``lowers`` are top first. Changes go to ``upper``, with ``work`` as in :class:`Overlay`;
+    without them it is read-only and there is a lower. ``path`` is relative, and no component
+    of it is a link.
+    """
+
+    target: str
+    lowers: tuple[bytes, ...]
+    upper: bytes | None = None
+    work: bytes | None = None
+    path: bytes = b""
+    readonly: bool = True
+
+
+Mount = Bind | Tmpfs | SmallFile | OverlayBind
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +157,9 @@ def _mount(mount: Mount, descriptors: Iterator[int]) -> list[object]:
             return [b"tmpfs", _text(target), b"" if size is None else b"%d" % size, mode]
         case SmallFile(target=target, content=content, mode=mode, uid=uid, gid=gid):
             return [b"file", _text(target), content, mode, uid, gid]
+        case OverlayBind(target=target, lowers=lowers, upper=upper, work=work):
+            ends = [upper, work] if upper and work else []
+            return [b"overlay", _text(target), list(lowers), ends, mount.path, mount.readonly]
 
 
 def _text(text: str) -> bytes:

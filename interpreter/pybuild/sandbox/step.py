@@ -107,18 +107,17 @@ def run_step(spec: Spec, config: Spec) -> None:
 def _make_root(spec: Spec, config: Spec) -> None:
     folders = rootfs.step_folders()
     # descriptors that the client passed have their places behind ours
-    mounts = rootfs.open_mounts(
-        spec[b"mounts"], folders, _STDERR + 1, single=bool(config[b"single"])
-    )
+    single, options = bool(config[b"single"]), config[b"overlay_options"]
+    mounts = rootfs.open_mounts(spec[b"mounts"], folders, _STDERR + 1, options, single=single)
     root = rootfs.Root(folders)
     if spec[b"plain"]:
         root.bind(spec[b"plain"])
     else:
-        root.overlay(spec[b"overlay"], mounts, config[b"overlay_options"])
+        root.overlay(spec[b"overlay"], mounts, options)
     masked, readonly = config[b"masked"], config[b"readonly"]
     unified = bool(config[b"unified"])
     rootfs.mount_system(root, masked, readonly, unified=unified)
-    rootfs.mount_devices(root, shm=spec[b"shm"], tty_group=not config[b"single"])
+    rootfs.mount_devices(root, shm=spec[b"shm"], tty_group=not single)
     for mount in mounts:
         kernel.attach(mount.fd, root.target(mount))
     os.fchdir(root.fd)
