@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
-from pybuild.backend import Activity, Mount, Network, Process, ROLayer, RWLayer
+from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
 from pybuild.errors import StepFailed
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
@@ -16,7 +16,8 @@ from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
 from pybuild.sandbox.client import SandboxFailed
-from pybuild.sandbox.spec import Overlay, RunSpec
+from pybuild.sandbox.process import run_spec
+from pybuild.sandbox.spec import Overlay
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.mounts import prepared_mounts
@@ -140,20 +141,7 @@ class EmbeddedRWLayer(RWLayer):
         sandbox = self._space.machine.sandbox()
         root = self._root(activity)
         with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
-            spec = RunSpec(
-                root=root,
-                args=process.args,
-                env=process.env,
-                cwd=process.cwd,
-                uid=process.user.uid,
-                gid=process.user.gid,
-                groups=process.user.groups,
-                hostname=process.hostname,
-                own_network=process.network is Network.NONE,
-                ulimits=tuple((each.name, each.soft, each.hard) for each in process.ulimits),
-                mounts=made,
-                **({} if process.shm_size is None else {"shm_size": process.shm_size}),
-            )
+            spec = run_spec(process, root, made)
             try:
                 code = sandbox.run(spec, activity.log, activity.on_cancel)
             except SandboxFailed as failure:
