@@ -20,7 +20,7 @@ LAYERS = {
     "oci": {"errors", "oci"},
     "dockerfile": {"errors", "dockerfile"},
     "files": {"errors", "oci", "files"},
-    "sandbox": {"errors", "sandbox"},
+    "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
     "backend": {"errors", "oci", "files", "imagestore"},
     "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
@@ -40,6 +40,7 @@ LAYERS |= {
     "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
     "pybuild_embedded": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
 }
+BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 
 # Imports for annotations alone, where a module above is named: (module, imported).
 FOR_TYPES_ONLY = {
@@ -56,7 +57,6 @@ HEAVY_MODULES = {
 }
 LINUX_ONLY = {"fcntl", "pwd", "grp", "resource", "termios", "tty"}
 ENTRANCES = {"pybuild.cli", "pybuild.__main__"}
-BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 CONTAINERD_KIT = "pybuild.testkit.containerd"
 # What runs as a process of its own, on Linux: it has its own words, signals and folder.
 INSIDE = {

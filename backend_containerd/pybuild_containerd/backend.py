@@ -46,6 +46,7 @@ from pybuild_containerd.outputs import Outputs
 from pybuild_containerd.probe import Probe, probe
 from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
+from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
 from pybuild_containerd.transferring import TransferService, WantedImage
@@ -115,6 +116,11 @@ class ContainerdBackend(Backend):
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
         mounts = RunMounts(client, self._content, snapshots, unpacker)
+        mountable = found.can_mount and _is_root()
+        runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
+        resources.callback(runners.close)
+        if options.runner == "sandbox":
+            runners.sandbox()  # or say at once that there is none
         self._space = Workspace(
             folder=folder,
             client=client,
@@ -124,6 +130,7 @@ class ContainerdBackend(Backend):
             files=self._files,
             mounts=mounts,
             outputs=Outputs(client, self._content, mounts, folder),
+            runners=runners,
             machine=_machine(self.platforms[0]),
             runtime=options.runtime,
             reads_snapshots=found.shared_fs and _is_root(),
@@ -235,6 +242,7 @@ class ContainerdBackend(Backend):
             ("snapshotter", f"{found.snapshotter} of {', '.join(found.snapshotters)}"),
             ("platforms", ", ".join(map(str, self.platforms))),
             ("reads snapshots itself", yes_no[self._space.reads_snapshots]),
+            ("a RUN is run as", self._space.runners.describe()),
             ("transfer service", yes_no[found.transfer]),
             ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )

@@ -28,8 +28,9 @@ class Unpack:
     """Make a layer's files, as a layer folder of overlayfs, in the empty folder `target`.
 
     `index` is the file of the layer's LayerIndex, read from this very `blob`; `parents` are
-    those of the layers below and `lowers` their folders, both bottom first. The folders must
-    be complete only if the layer has hard links to files of theirs. With `userxattr` the
+    those of the layers below and `lowers` their folders, both bottom first; the lowest folder
+    may show several layers. The folders must be complete only if the layer has hard links to
+    files of theirs. With `userxattr` the
     marks are ``user.overlay.*``, else ``trusted.overlay.*``; without `owners` all belongs to
     the one user that there is.
     """
@@ -72,7 +73,10 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Copy the union of a whole chain, bottom first, to the empty folder `target`, unmarked."""
+    """Copy the union of a whole chain, bottom first, to the empty folder `target`, unmarked.
+
+    The lowest of `folders` may show several of the layers.
+    """
 
     indexes: tuple[Path, ...]
     folders: tuple[Path, ...]

@@ -14,9 +14,9 @@ from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 
 @dataclass(frozen=True, slots=True)
 class LowerFile:
-    """A file whose content is in a lower layer: ``entries`` are its names in this one.
+    """A file that another layer's folder has: ``entries`` are its names in the new one.
 
-    ``layer`` is the position of the lower layer, and ``path`` the file's there.
+    ``layer`` is the position of that layer, and ``path`` the file's there.
     """
 
     layer: int
@@ -126,17 +126,16 @@ class _Planning:
         if not entry.link or entry.digest is not None:
             self._files[self._index.offset(path)].append(entry)
             return
-        found = None
-        if self._index.get(entry.link) is None:  # else it comes later in the tar
-            found = self._tree.content_of(path)
-        if found is None:
+        seen = self._tree.get(path)
+        layer = self._below.layer_of(entry.link)
+        # a target in this layer comes later in the tar, and isn't the one that is meant
+        later = self._index.get(entry.link) is not None
+        if later or layer is None or seen is None or seen.digest is None:
             raise InvalidImage(
                 f"the layer has a hard link {shown(path)} to {shown(entry.link)}, "
                 "which is no file below it"
             )
-        layer, holder = found
-        seen = self._tree.get(path)
-        self._lower[layer, holder.path].append(entry if seen is None else seen)
+        self._lower[layer, entry.link].append(seen)
 
     def _state(self, folder: bytes) -> tuple[bool, bool]:
         missing = []
@@ -181,11 +180,11 @@ def plan_copy(tree: LayerTree) -> tuple[Sequence[Entry], Sequence[LowerFile], Se
                 pending.append(path)
             elif entry.kind is not Kind.FILE:
                 others.append(entry)
-            elif (found := tree.content_of(path)) is None:
+            elif entry.digest is None or (layer := tree.layer_of(path)) is None:
                 raise InvalidImage(f"{shown(path)} in the image is a hard link to nothing")
             else:
                 file = entry.link or path
-                places[file] = found[0], found[1].path
+                places.setdefault(file, (layer, path))
                 files[file].append(entry)
     copies = [LowerFile(*places[file], tuple(names)) for file, names in files.items()]
     return folders, copies, others

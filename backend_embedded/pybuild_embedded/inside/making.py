@@ -7,7 +7,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,7 @@ from pybuild.files.safepath import Root
 from pybuild.files.trees import parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild_embedded.inside.failures import disk_full, is_full
+from pybuild_embedded.inside.layerplan import LowerFile
 from pybuild_embedded.inside.removing import clear
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -173,7 +174,23 @@ class Making:
         return fd
 
 
-def copied(source: Root, path: bytes) -> Callable[[int], object]:
+def make_copies(
+    making: Making, files: Sequence[LowerFile], folders: Sequence[Path], layers: int
+) -> None:
+    """Make files with the content of those in `folders`.
+
+    The folders are those of `layers` layers, bottom first, of which the lowest may show several.
+    """
+    with ExitStack() as stack:
+        roots: dict[int, Root] = {}
+        for file in files:
+            place = max(0, file.layer - (layers - len(folders)))
+            if place not in roots:
+                roots[place] = stack.enter_context(Root(folders[place]))
+            making.file(file.entries, _copying(roots[place], file.path))
+
+
+def _copying(source: Root, path: bytes) -> Callable[[int], object]:
     """What writes the content of the file `path` in `source` to a descriptor."""
 
     def write(fd: int) -> None:

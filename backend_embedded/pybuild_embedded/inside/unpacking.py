@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 
 from pybuild.errors import InvalidImage
-from pybuild.files.safepath import Root
 from pybuild.oci.compression import CHUNK, Decompressed
 from pybuild_embedded.inside.indexes import Indexes
 from pybuild_embedded.inside.layerplan import LayerPlan, plan_layer
-from pybuild_embedded.inside.making import Making, copied
+from pybuild_embedded.inside.making import Making, make_copies
 from pybuild_embedded.requests import Unpack
 
 
@@ -25,7 +23,7 @@ def unpack(request: Unpack, indexes: Indexes) -> int:
     with Making(request.target, owners=request.owners, devices=not request.userxattr) as making:
         making.folders(plan.folders)
         _make_files(request, plan, making)
-        _make_lower_files(request, plan, making)
+        make_copies(making, plan.lower_files, request.lowers, len(request.parents))
         for entry in plan.others:
             if not making.other(entry) and entry.path in plan.covered:
                 making.whiteout(entry.path)
@@ -43,15 +41,6 @@ def _make_files(request: Unpack, plan: LayerPlan, making: Making) -> None:
             making.file(entries, partial(content.write, offset, entries[0].size))
         if content.diff_id() != request.diff_id:
             raise InvalidImage(f"the blob {request.blob.name} doesn't hold {request.diff_id}")
-
-
-def _make_lower_files(request: Unpack, plan: LayerPlan, making: Making) -> None:
-    with ExitStack() as stack:
-        roots: dict[int, Root] = {}
-        for file in plan.lower_files:
-            if file.layer not in roots:
-                roots[file.layer] = stack.enter_context(Root(request.lowers[file.layer]))
-            making.file(file.entries, copied(roots[file.layer], file.path))
 
 
 class _Content:

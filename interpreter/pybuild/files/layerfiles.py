@@ -46,6 +46,7 @@ class LayerFiles:
         self._locks = KeyedLocks()
         self._indexes: dict[str, LayerIndex] = {}
         self._copies: dict[str, Path] = {}
+        self._filed: set[str] = set()  # those whose index file is known to be whole
         self._folder = folder
 
     def remember(self, diff_id: str, index: LayerIndex) -> None:
@@ -74,14 +75,26 @@ class LayerFiles:
             self.remember(layer.diff_id, index)
         return index
 
+    def knows(self, layer: LayerDiff) -> bool:
+        """Whether the index of one layer can be had without its blob."""
+        with self._locks.holding(layer.diff_id):
+            if layer.diff_id in self._indexes:
+                return True
+            index = self._cached(layer.diff_id)
+            if index is not None:
+                self.remember(layer.diff_id, index)
+            return index is not None
+
     def index_path(self, layer: LayerDiff) -> Path:
         """The file with the index of one layer, written now if it isn't there.
 
         It is there until the cache is emptied, and complete. Raises BackendFailed if it can't
         be written.
         """
-        index = self.index(layer)
         path = self._index_file(layer.diff_id)
+        if layer.diff_id in self._filed:
+            return path
+        index = self.index(layer)
         with self._locks.holding(layer.diff_id):
             if not path.exists():
                 try:
@@ -89,6 +102,7 @@ class LayerFiles:
                 except OSError as error:
                     reason = error.strerror or str(error)
                     raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
+            self._filed.add(layer.diff_id)
         return path
 
     def adopt(self, diff_id: str, path: Path) -> None:
@@ -100,6 +114,7 @@ class LayerFiles:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locks.holding(diff_id):
             path.replace(place)
+            self._filed.add(diff_id)
 
     def check(self, layer: LayerDiff) -> None:
         """Raise InvalidImage for a layer that no daemon should unpack."""

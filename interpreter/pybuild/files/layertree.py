@@ -53,6 +53,11 @@ class LayerTree(Tree):
             return entry
         return self._settle_link(entry)
 
+    def layer_of(self, path: bytes) -> int | None:
+        """The position of the uppermost layer that has the entry at `path`; None if none has."""
+        found = self._find(path, len(self._indexes))
+        return None if found is None else found[0]
+
     def children(self, path: bytes) -> Sequence[bytes]:
         folder = self._folder(path)
         if folder is None:
@@ -66,7 +71,7 @@ class LayerTree(Tree):
         return sorted(present)
 
     def open(self, path: bytes) -> BinaryIO:
-        found = self.content_of(path)
+        found = self._content(path)
         if found is None:
             raise InvalidImage(f"{shown(path)} is not a regular file with content in the image")
         layer, entry = found
@@ -74,7 +79,7 @@ class LayerTree(Tree):
 
     def _settle_link(self, entry: Entry) -> Entry:
         """A hard link with its file's attributes, and named only while that is still there."""
-        content = self.content_of(entry.path)
+        content = self._content(entry.path)
         if content is None:
             return replace(entry, link=b"")
         holder_layer, holder = content
@@ -91,12 +96,8 @@ class LayerTree(Tree):
     def _offset(self, layer: int, path: bytes) -> int:
         return self._indexes[layer].offset(path)
 
-    def content_of(self, path: bytes) -> tuple[int, Entry] | None:
-        """The position of the layer that has the content of the FILE `path`, and its entry there.
-
-        They are those of another path for a hard link to a lower layer's file; None for what
-        is no FILE here, or a hard link to none.
-        """
+    def _content(self, path: bytes) -> tuple[int, Entry] | None:
+        """The layer and entry with the content of the file at `path`."""
         below = len(self._indexes)
         for _ in range(_MAX_HOPS):
             found = self._find(path, below)

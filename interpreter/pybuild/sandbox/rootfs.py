@@ -58,7 +58,7 @@ def step_folders() -> int:
     """An empty file system for what a step needs besides its root."""
     folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, HIDDEN)
     attach(folders, os.open(STEP, FOLDER))
-    for name in ("root", "bottom", "top", "empty", "files"):
+    for name in ("root", "bottom", "top", "view", "empty", "files"):
         os.mkdir(name, 0o755, dir_fd=folders)
     return folders
 
@@ -66,11 +66,13 @@ def step_folders() -> int:
 # --- mounts that the client asks for
 
 
-def open_mounts(wanted: list[list[Any]], folders: int, passed: int, *, single: bool) -> list[Mount]:
+def open_mounts(
+    wanted: list[list[Any]], folders: int, passed: int, options: bytes, *, single: bool
+) -> list[Mount]:
     """Each as a detached mount. `wanted` are lists as `client` encodes them.
 
-    A source that is a number is the descriptor `passed` plus that. With a `single` id all
-    files are that user's.
+    A source that is a number is the descriptor `passed` plus that. `options` are further
+    ones of overlays. With a `single` id all files are that user's.
     """
     mounts = []
     for number, (kind, target, *rest) in enumerate(wanted):
@@ -78,11 +80,14 @@ def open_mounts(wanted: list[list[Any]], folders: int, passed: int, *, single: b
             case b"bind", [source, readonly]:
                 fd = kernel.copy_mount(_source(source, passed), NODEV | (RDONLY if readonly else 0))
             case b"tmpfs", [bytes(size), mode]:
-                options = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
-                fd = kernel.new_mount(b"tmpfs", options, NOSUID | NODEV)
+                limits = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
+                fd = kernel.new_mount(b"tmpfs", limits, NOSUID | NODEV)
             case b"file", [bytes(content), int(mode), int(uid), int(gid)]:
                 owner = (0, 0) if single else (uid, gid)
                 fd = _small_file(b"files/%d" % number, content, mode, owner, folders)
+            case b"overlay", [list(lowers), list(ends), bytes(path), readonly]:
+                root = _layers(lowers, ends, folders, options)
+                fd = _part_of_view(root, path, NODEV | (RDONLY if readonly else 0))
             case _:
                 raise Failed("mounts", 0, f"a mount of kind {kind!r}")
         mounts.append(Mount(fd, target))
@@ -111,6 +116,47 @@ def _small_file(
     return kernel.copy_mount(STEP + b"/" + name, HIDDEN | RDONLY)
 
 
+def _layers(lowers: list[bytes], ends: list[bytes], folders: int, options: bytes) -> int:
+    opened = [os.open(path, FOLDER) for path in lowers]
+    opened.append(os.open("empty", FOLDER, dir_fd=folders))  # the kernel wants two, or an upper
+    changes = [os.open(path, FOLDER) for path in ends]
+    root = mount_layers(folders, b"view", opened, changes, options)
+    for fd in (*opened, *changes):
+        os.close(fd)
+    return root
+
+
+def _part_of_view(root: int, path: bytes, attributes: int) -> int:
+    """A detached mount of what lies at `path` in our "view", which ends; `root` is closed."""
+    try:
+        place = kernel.openat2(root, path or b".", os.O_PATH, kernel.NO_SYMLINKS | kernel.BENEATH)
+    except OSError as error:
+        raise Failed("mount source", error.errno or 0, os.fsdecode(b"/" + path)) from None
+    mount = kernel.copy_mount(place, attributes)
+    os.close(place)
+    os.close(root)
+    kernel.unmount(STEP + b"/view", kernel.MNT_DETACH)
+    return mount
+
+
+def mount_layers(
+    folders: int, name: bytes, lowers: list[int], ends: list[int], options: bytes
+) -> int:
+    """Mount an overlay on our folder `name`; a descriptor of its root.
+
+    `ends` are the upper and the work folder, if any. Folders are named by descriptor: short,
+    exact, and nothing to read in mountinfo.
+    """
+    os.chdir("/proc/self/fd")
+    target = os.open(name, FOLDER, dir_fd=folders)
+    text = b"lowerdir=" + b":".join(b"%d" % fd for fd in lowers)
+    if ends:
+        text += b",upperdir=%d,workdir=%d" % tuple(ends)
+    kernel.mount_overlay(b"%d" % target, text + b"," + _OVERLAY + options)
+    os.close(target)
+    return os.open(name, FOLDER, dir_fd=folders)
+
+
 # --- the root itself
 
 
@@ -134,17 +180,17 @@ class Root:
         elsewhere, the mount is made again with a further layer on top, in which existing
         folders have the attributes that they have below.
         """
-        lowers, upper, work, volatile = spec
+        paths, upper, work, volatile = spec
         options += b",volatile" if volatile else b""
-        opened = [os.open(path, FOLDER) for path in lowers]
-        ends = os.open(upper, FOLDER), os.open(work, FOLDER)
+        opened = [os.open(path, FOLDER) for path in paths]
+        ends = [os.open(upper, FOLDER), os.open(work, FOLDER)]
         bottom = os.open("bottom", FOLDER, dir_fd=self._folders)
         for name in _SYSTEM:
             os.mkdir(name, 0o755, dir_fd=bottom)
         own = [mount for mount in mounts if not _lies_in_another(mount, mounts)]
         for mount in own:
             make_path(bottom, mount.path, is_folder=mount.is_folder)
-        self._mount([*opened, bottom], ends, options)
+        self.fd = mount_layers(self._folders, b"root", [*opened, bottom], ends, options)
         absent = list(self._absent(own))
         if absent:
             top = os.open("top", FOLDER, dir_fd=self._folders)
@@ -155,17 +201,8 @@ class Root:
             os.close(self.fd)
             kernel.unmount(STEP + b"/root")
             _forget_volatile(ends[1])
-            self._mount([top, *opened, bottom], ends, options)
-
-    def _mount(self, lowers: list[int], ends: tuple[int, int], options: bytes) -> None:
-        """Name the folders by descriptor: short, exact, and nothing to read in mountinfo."""
-        os.chdir("/proc/self/fd")
-        target = os.open("root", FOLDER, dir_fd=self._folders)
-        layers = b":".join(b"%d" % fd for fd in lowers)
-        text = b"lowerdir=%s,upperdir=%d,workdir=%d,%s" % (layers, *ends, _OVERLAY + options)
-        kernel.mount_overlay(b"%d" % target, text)
-        os.close(target)
-        self.fd = os.open("root", FOLDER, dir_fd=self._folders)
+            lowers = [top, *opened, bottom]
+            self.fd = mount_layers(self._folders, b"root", lowers, ends, options)
 
     def _absent(self, mounts: Iterable[Mount]) -> Iterable[tuple[Path, bool]]:
         for name in _SYSTEM:

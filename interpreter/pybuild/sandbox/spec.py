@@ -69,15 +69,34 @@ class SmallFile:
     gid: int = 0
 
 
-Mount = Bind | Tmpfs | SmallFile
+@dataclass(frozen=True, slots=True)
+class OverlayBind:
+    """Layers shown as one file system, or what lies at ``path`` in it, at ``target``.
+
+    ``lowers`` are top first. Changes go to ``upper``, with ``work`` as in :class:`Overlay`;
+    without them it is read-only and there is a lower. ``path`` is relative, and no component
+    of it is a link.
+    """
+
+    target: str
+    lowers: tuple[bytes, ...]
+    upper: bytes | None = None
+    work: bytes | None = None
+    path: bytes = b""
+    readonly: bool = True
+
+
+Mount = Bind | Tmpfs | SmallFile | OverlayBind
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A process and what it sees. ``env`` is complete; ``cwd`` is absolute, made if missing.
+    """A process and what it sees.
 
-    ``groups`` are the supplementary ones. ``own_network`` gives it a network with nothing
-    but loopback; otherwise it has the machine's. ``ulimits`` are (name as in ``docker
+    ``env`` is complete but for a HOME that lacks or is empty: that is the user's in the
+    root's /etc/passwd, ``/`` if it has none, as runc has it. ``cwd`` is absolute, made if
+    missing. ``groups`` are the supplementary ones. ``own_network`` gives it a network with
+    nothing but loopback; otherwise it has the machine's. ``ulimits`` are (name as in ``docker
     build --ulimit``, soft, hard), -1 for none; ``shm_size`` is in bytes. ``mounts`` are made
     in their order, on paths resolved inside the root; where a mount point doesn't exist,
     the process sees one, and the overlay's ``upper`` gets nothing of it. Empty ``args`` ask
@@ -140,6 +159,9 @@ def _mount(mount: Mount, descriptors: Iterator[int]) -> list[object]:
             return [b"tmpfs", _text(target), b"" if size is None else b"%d" % size, mode]
         case SmallFile(target=target, content=content, mode=mode, uid=uid, gid=gid):
             return [b"file", _text(target), content, mode, uid, gid]
+        case OverlayBind(target=target, lowers=lowers, upper=upper, work=work):
+            ends = [upper, work] if upper and work else []
+            return [b"overlay", _text(target), list(lowers), ends, mount.path, mount.readonly]
 
 
 def _text(text: str) -> bytes:

@@ -151,19 +151,26 @@ def _write(path: str, content: bytes) -> None:
 def prepare_mounts(config: Spec) -> None:
     """Put our folders over the server's /sys, and the kernel's sysfs, masked, into them."""
     kernel.make_all(kernel.MS_SLAVE)
-    # a sysfs belongs to a network namespace: an empty one, which shows no interface of the host
+    # a sysfs belongs to a network namespace: one of its own, which shows no interface of the host
+    ours, theirs = socket.socketpair()
     helper = kernel.clone(kernel.NEWNET)
     if helper == 0:
         try:
             sysfs = kernel.new_mount(b"sysfs", {}, kernel.HIDDEN | kernel.RDONLY)
             _attach_folders()
             attach(sysfs, os.open(rootfs.SYSFS, FOLDER))
+            network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            socket.send_fds(theirs, [b"n"], [network])
             os._exit(0)
         except (Failed, OSError):
             os._exit(1)
     if os.waitpid(helper, 0)[1]:
         _attach_folders()  # without, /sys is an empty folder
         return
+    # kept open as long as this process is there, so that the namespace has its loopback
+    socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+    ours.close()
+    theirs.close()
     folder = os.open(rootfs.SYSFS, FOLDER)
     os.close(rootfs.step_folders())
     rootfs.mask(folder, b"/sys/", config[b"masked"])
