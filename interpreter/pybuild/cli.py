@@ -200,6 +200,7 @@ def _backend_options(arguments: BackendArguments) -> Mapping[str, object]:
         "xdg_runtime_dir": environ.get("XDG_RUNTIME_DIR"),
         "namespace": arguments.namespace or environ.get("CONTAINERD_NAMESPACE"),
         "snapshotter": arguments.snapshotter or environ.get("CONTAINERD_SNAPSHOTTER"),
+        "runner": arguments.runner,
         "moby_labels": arguments.moby_labels or None,
         "unpack": arguments.unpack,
         "docker_config": _docker_config(environ),
