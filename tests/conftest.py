@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -47,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "debootstrap: needs debootstrap and a Debian mirror")
     if _has_workers(config) and not hasattr(config, "workerinput"):
         return  # its workers do
+    for name in ("SIGHUP", "SIGINT", "SIGTERM"):  # under nohup, a build would rightly ignore them
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
     usual = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="pbt-"))
     folder.chmod(0o711)  # tests as another user pass through

@@ -19,6 +19,7 @@ from pybuild.sandbox.mapping import Mapping
 from pybuild.sandbox.modes import probe
 from pybuild.sandbox.spec import Overlay, RunSpec
 
+ROOT = Path(__file__).resolve().parents[1]
 USER = 4242
 FIRST_SUBORDINATE = 700000
 PROGRAMS = """
@@ -166,3 +167,45 @@ def python_of_everyone() -> str:
     if other is None:
         pytest.skip(f"needs a Python {version} that other users may execute")
     return other
+
+
+def run_python_as_user(
+    folder: Path, arguments: Sequence[str], *, subordinate: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with our packages as USER, whose own folder is ``folder/own``."""
+    folder.chmod(0o711)
+    for parent in folder.parents:
+        if parent.stat().st_uid == os.getuid() and parent.name.startswith("pytest-"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    own = folder / "own"
+    own.mkdir()
+    os.chown(own, USER, USER)
+    ours = (str(ROOT / "interpreter"), str(ROOT / "backend_"))
+    paths = [path for path in sys.path if path.startswith(ours) or "site-packages" in path]
+    command = [python_of_everyone(), *arguments]
+    return subprocess.run(
+        as_user(folder, command, subordinate=subordinate),
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(own),
+            "HOME": str(own),
+        },
+    )
+
+
+def run_tests_as_user(folder: Path, files: Sequence[str], *, subordinate: bool) -> None:
+    """Run these test files, but what needs root, as USER; they pass."""
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not root"]
+    base = f"--basetemp={folder}/own/t"
+    done = run_python_as_user(
+        folder, ["-m", "pytest", *options, base, *files], subordinate=subordinate
+    )
+    shutil.rmtree(folder / "own")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

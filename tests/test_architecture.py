@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = (ROOT / "interpreter", ROOT / "backend_containerd")
+SOURCES = (ROOT / "interpreter", ROOT / "backend_containerd", ROOT / "backend_embedded")
 
 # What each part of pybuild may import of pybuild, itself included.
 LAYERS = {
@@ -38,7 +38,9 @@ LAYERS |= {
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
     "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
+    "pybuild_embedded": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
 }
+BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 
 # Imports for annotations alone, where a module above is named: (module, imported).
 FOR_TYPES_ONLY = {
@@ -158,7 +160,7 @@ def _import_nodes(
 
 def _part_of(name: str) -> str | None:
     names = name.split(".")
-    if names[0] == "pybuild_containerd":
+    if names[0] in BACKENDS:
         return names[0]
     if names[0] != "pybuild":
         return None
@@ -174,7 +176,7 @@ def test_imports_go_down_only(module: Module) -> None:
             continue
         if imported.for_types and (module.name, imported.name) in FOR_TYPES_ONLY:
             continue
-        if module.is_testkit and part == "pybuild_containerd":
+        if module.is_testkit and part in BACKENDS:
             is_kit = module.name == CONTAINERD_KIT
             assert is_kit or not imported.at_top, f"line {imported.line} loads a backend at once"
             continue
@@ -215,7 +217,7 @@ def test_grpc_stays_in_one_module(module: Module) -> None:
 
 @each_module
 def test_the_interpreter_imports_nothing_that_only_linux_has(module: Module) -> None:
-    if module.part in {"pybuild_containerd", "testkit"} or module.name in INSIDE:
+    if module.part in {*BACKENDS, "testkit"} or module.name in INSIDE:
         return
     for imported in imports(module):
         if imported.name.split(".")[0] in LINUX_ONLY:

@@ -132,7 +132,7 @@ class ContainerdRWLayer(RWLayer):
             active = self._prepare(activity)
             with self._overlay(active, activity) as root:
                 activity.raise_if_cancelled()
-                spec = run_spec(process, tree, root, made)
+                spec = run_spec(process, root, made)
                 code = sandbox.run(spec, activity.log, activity.on_cancel)
         activity.raise_if_cancelled()
         return code

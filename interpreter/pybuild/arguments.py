@@ -72,6 +72,7 @@ class BackendArguments:
     """Which backend, and what it is told. None where the command line doesn't say."""
 
     backend: str | None
+    root: str | None
     address: str | None
     namespace: str | None
     snapshotter: str | None
@@ -263,6 +264,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
 def _backend_values(found: argparse.Namespace) -> dict[str, Any]:
     return {
         "backend": found.backend,
+        "root": found.root,
         "address": found.containerd_address,
         "namespace": found.containerd_namespace,
         "snapshotter": found.snapshotter,
@@ -329,7 +331,8 @@ def _add_other(parser: _Parser, version: str) -> None:
 def _add_backend(parser: _Parser) -> None:
     group = parser.add_argument_group("backend")
     add = group.add_argument
-    add("--backend", metavar="NAME", help="what builds (PYBUILD_BACKEND; default: containerd)")
+    add("--backend", metavar="NAME", help="what builds (PYBUILD_BACKEND; default: embedded)")
+    add("--root", metavar="DIR", help="the embedded backend's store (PYBUILD_ROOT)")
     add("--containerd-address", metavar="SOCKET", help="containerd's socket (CONTAINERD_ADDRESS)")
     add("--containerd-namespace", metavar="NAME", help="where images go (CONTAINERD_NAMESPACE)")
     add("--snapshotter", metavar="NAME", help="which snapshotter (CONTAINERD_SNAPSHOTTER)")

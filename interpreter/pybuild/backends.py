@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
 GROUP = "pybuild.backends"
-DEFAULT_BACKEND = "containerd"
+DEFAULT_BACKEND = "embedded"
 
 
 def backend_names() -> tuple[str, ...]:

@@ -186,15 +186,34 @@ def _doctor(arguments: DoctorArguments) -> int:
 
 
 def _backend_name(arguments: BackendArguments) -> str:
-    return arguments.backend or os.environ.get("PYBUILD_BACKEND") or DEFAULT_BACKEND
+    named = arguments.backend or os.environ.get("PYBUILD_BACKEND")
+    # who says where containerd is, means containerd
+    about_containerd = arguments.address or arguments.namespace or arguments.snapshotter
+    return named or ("containerd" if about_containerd else DEFAULT_BACKEND)
 
 
 def _backend_options(arguments: BackendArguments) -> Mapping[str, object]:
     """What a backend is told of the command line and the environment: it reads neither itself."""
-    if _backend_name(arguments) != "containerd":
-        return {}
     environ = os.environ
-    options: dict[str, object | None] = {
+    registries: dict[str, object | None] = {
+        "docker_config": _docker_config(environ),
+        "proxies": _proxies(),
+        "hosts_dir": arguments.hosts_dir or _hosts_dir(),
+    }
+    match _backend_name(arguments):
+        case "containerd":
+            options = registries | _containerd_options(arguments, environ)
+        case "embedded":
+            options = registries | {"root": arguments.root or environ.get("PYBUILD_ROOT")}
+        case _:
+            return {}
+    return {name: value for name, value in options.items() if value is not None and value != ""}
+
+
+def _containerd_options(
+    arguments: BackendArguments, environ: Mapping[str, str]
+) -> dict[str, object | None]:
+    return {
         "address": arguments.address,
         "environment_address": environ.get("CONTAINERD_ADDRESS"),
         "xdg_runtime_dir": environ.get("XDG_RUNTIME_DIR"),
@@ -203,12 +222,8 @@ def _backend_options(arguments: BackendArguments) -> Mapping[str, object]:
         "runner": arguments.runner,
         "moby_labels": arguments.moby_labels or None,
         "unpack": arguments.unpack,
-        "docker_config": _docker_config(environ),
-        "proxies": _proxies(),
         "cache_dir": _cache_dir(),
-        "hosts_dir": arguments.hosts_dir or _hosts_dir(),
     }
-    return {name: value for name, value in options.items() if value is not None and value != ""}
 
 
 def _docker_config(environ: Mapping[str, str]) -> str | None:

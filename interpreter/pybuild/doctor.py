@@ -54,9 +54,18 @@ def _examine_backend(name: str, options: Mapping[str, object], *, chosen: bool) 
     used = " (chosen)" if chosen else ""
     try:
         with open_backend(name, options) as backend:
-            return [Finding(subject, f"available{used}"), *_details(subject, backend)]
+            return [_readiness(subject, used, backend), *_details(subject, backend)]
     except PybuildError as error:
         return [Finding(subject, error.message + used, good=False, hint=error.hint)]
+
+
+def _readiness(subject: str, used: str, backend: Backend) -> Finding:
+    """Whether the backend can do here all that it can do in general."""
+    try:
+        backend.require(backend.capabilities)
+    except PybuildError as error:
+        return Finding(subject, error.message + used, good=False, hint=error.hint)
+    return Finding(subject, f"available{used}")
 
 
 def _details(subject: str, backend: Backend) -> list[Finding]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.image_config import ImageConfig
@@ -96,6 +97,10 @@ class Fault:
 
 class ImageStore(ABC):
     """The images of a backend, and the room that it takes up. Safe in threads."""
+
+    @abstractmethod
+    def location(self) -> Path:
+        """A folder on the disk whose room the store takes up."""
 
     @abstractmethod
     def images(self) -> Sequence[ListedImage]:

@@ -45,6 +45,7 @@ class CommandLine:
             "PATH": os.environ["PATH"],
             "TMPDIR": os.environ["TMPDIR"],
             "HOME": str(self.home),
+            "PYBUILD_BACKEND": "containerd",
             "CONTAINERD_ADDRESS": daemon.address,
             "CONTAINERD_NAMESPACE": namespace,
         }

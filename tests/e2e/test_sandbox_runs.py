@@ -25,11 +25,10 @@ from pybuild.sandbox.spec import Bind, Overlay, OverlayBind, Plain, RunSpec, Sma
 from sandboxing import (
     Steps,
     alive,
-    as_user,
     best_mapping,
     busybox_root,
     empty,
-    python_of_everyone,
+    run_tests_as_user,
     steps_in,
 )
 
@@ -470,37 +469,7 @@ def test_ids_that_are_not_mapped_are_refused(steps: Steps, single: bool) -> None
 def test_the_same_holds_for_other_users(tmp_path: Path, kind: str) -> None:
     """This file and the threats, as an ordinary user."""
     threats = ROOT / "tests/security/test_sandbox_threats.py"
-    _run_tests_as(tmp_path, [__file__, str(threats)], subordinate=kind == "range")
-
-
-def _run_tests_as(folder: Path, files: list[str], *, subordinate: bool) -> None:
-    folder.chmod(0o711)
-    for parent in folder.parents:
-        if parent.stat().st_uid == os.getuid() and parent.name.startswith("pytest-"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    own = folder / "own"
-    own.mkdir()
-    os.chown(own, 4242, 4242)
-    python = python_of_everyone()
-    ours = (str(ROOT / "interpreter"), str(ROOT / "backend_"))
-    paths = [path for path in sys.path if path.startswith(ours) or "site-packages" in path]
-    tests = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not root"]
-    done = subprocess.run(
-        as_user(folder, [*tests, f"--basetemp={own}/t", *files], subordinate=subordinate),
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": str(own),
-        },
-    )
-    shutil.rmtree(own)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_tests_as_user(tmp_path, [__file__, str(threats)], subordinate=kind == "range")
 
 
 @pytest.mark.root

@@ -114,7 +114,7 @@ def test_every_option_is_read() -> None:
         "--label", "l=v", "--label", "empty", "--annotation", "x=y=z", "--annotation",
         "manifest:m=n", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
-        "--progress", "rawjson", "--backend", "memory", "--containerd-address", "/s",
+        "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--moby-labels", "--no-unpack",
         "--hosts-dir", "/h", "--dry-run=json", "-D", "ctx",
         environ={"B": "from outside"},
@@ -140,6 +140,7 @@ def test_every_option_is_read() -> None:
         progress="rawjson",
         dry_run="json",
         backend="memory",
+        root="/r",
         address="/s",
         namespace="n",
         snapshotter="s",
@@ -710,7 +711,7 @@ def test_doctor_says_what_is_there_and_what_to_do(
         return backend
 
     monkeypatch.setattr("pybuild.doctor.open_backend", refuse)
-    assert cli.main(["doctor"]) == 4
+    assert cli.main(["doctor", "--backend", "containerd"]) == 4
     out = capsys.readouterr().out
     assert "FAIL  backend containerd" in out
     assert "-> start containerd" in out

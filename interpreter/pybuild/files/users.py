@@ -94,17 +94,6 @@ def resolve_owner(tree: Tree, spec: str, *, unknown_is_root: bool = False) -> tu
         raise
 
 
-def home_folder(tree: Tree, uid: int) -> str:
-    """The home of the first user with this number, ``/`` if there is none (runc's rule).
-
-    Raises StepFailed for an /etc/passwd that is no file or too large.
-    """
-    for fields in _lines(tree, b"etc/passwd"):
-        if _field(fields, 2) == uid:
-            return (fields[5] if len(fields) > 5 else "") or "/"
-    return "/"
-
-
 def _as_number(text: str) -> int | None:
     """The number that `text` is, None for a name."""
     if not _NUMBER.fullmatch(text):

@@ -6,28 +6,16 @@ from collections.abc import Iterable
 
 from pybuild.backend import Network, Process
 from pybuild.files.namefiles import host_resolv_conf, hosts_file
-from pybuild.files.trees import Tree
-from pybuild.files.users import home_folder
 from pybuild.sandbox.profile import DEFAULT_SHM
 from pybuild.sandbox.spec import Mount, Overlay, Plain, RunSpec, SmallFile
 
 
-def run_spec(
-    process: Process, tree: Tree, root: Overlay | Plain, mounts: Iterable[Mount]
-) -> RunSpec:
-    """`process` in `root`, whose files are `tree`'s; `mounts` in the order to make them.
-
-    A HOME that isn't set is that of the user in the image, as runc sets it. Raises
-    StepFailed for an /etc/passwd that is no file or too large.
-    """
-    env = process.env
-    if not dict(env).get("HOME"):
-        others = tuple(pair for pair in env if pair[0] != "HOME")
-        env = (*others, ("HOME", home_folder(tree, process.user.uid)))
+def run_spec(process: Process, root: Overlay | Plain, mounts: Iterable[Mount]) -> RunSpec:
+    """`process` in `root`; `mounts` in the order to make them."""
     return RunSpec(
         root,
         process.args,
-        env=env,
+        env=process.env,
         cwd=process.cwd,
         uid=process.user.uid,
         gid=process.user.gid,

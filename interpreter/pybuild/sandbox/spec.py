@@ -91,10 +91,12 @@ Mount = Bind | Tmpfs | SmallFile | OverlayBind
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A process and what it sees. ``env`` is complete; ``cwd`` is absolute, made if missing.
+    """A process and what it sees.
 
-    ``groups`` are the supplementary ones. ``own_network`` gives it a network with nothing
-    but loopback; otherwise it has the machine's. ``ulimits`` are (name as in ``docker
+    ``env`` is complete but for a HOME that lacks or is empty: that is the user's in the
+    root's /etc/passwd, ``/`` if it has none, as runc has it. ``cwd`` is absolute, made if
+    missing. ``groups`` are the supplementary ones. ``own_network`` gives it a network with
+    nothing but loopback; otherwise it has the machine's. ``ulimits`` are (name as in ``docker
     build --ulimit``, soft, hard), -1 for none; ``shm_size`` is in bytes. ``mounts`` are made
     in their order, on paths resolved inside the root; where a mount point doesn't exist,
     the process sees one, and the overlay's ``upper`` gets nothing of it. Empty ``args`` ask

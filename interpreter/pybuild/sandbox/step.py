@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 1, 22, 2
 _SECCOMP_MODE_FILTER, _CAP_AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION = 0x20080522
 _IFF_UP, _SIOCSIFFLAGS = 0x1, 0x8914
+_MAX_PASSWD = 1 << 20
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Spec = dict[bytes, "Any"]
@@ -95,6 +97,7 @@ def run_step(spec: Spec, config: Spec) -> None:
     _close_others(3, 1)
     # no descriptor leads out any more
     os.umask(0o022)
+    _set_home(spec)
     _enter(spec[b"cwd"])
     _restore(config)
     _limit(spec[b"ulimits"])
@@ -147,6 +150,27 @@ def _enter(cwd: bytes) -> None:
         os.getcwdb()  # noqa: PTH109 - as above
     except OSError as error:
         raise Failed("working directory", error.errno or 0, os.fsdecode(cwd)) from None
+
+
+def _set_home(spec: Spec) -> None:
+    """Give the process a HOME if it has none. What the image has there may be anything."""
+    if dict(spec[b"env"]).get(b"HOME"):
+        return
+    home = b"/"
+    try:
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        lines = []
+    else:
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        lines = os.read(fd, _MAX_PASSWD).split(b"\n") if is_file else []
+        os.close(fd)
+    for line in lines:
+        fields = line.split(b":")
+        if len(fields) > 5 and fields[2] == b"%d" % spec[b"uid"]:
+            home = fields[5] or home
+            break
+    spec[b"env"] = [*(pair for pair in spec[b"env"] if pair[0] != b"HOME"), [b"HOME", home]]
 
 
 def _restore(config: Spec) -> None:

@@ -1,0 +1,226 @@
+"""The embedded backend: a store in a folder, processes in a sandbox, no daemon and no root."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from pybuild.backend import (
+    Activity,
+    Backend,
+    BaseImage,
+    Capability,
+    Image,
+    ImageSpec,
+    PullPolicy,
+    ROLayer,
+)
+from pybuild.errors import BackendUnavailable, ImageError, ImageNotFound, InvalidImage
+from pybuild.files.layerfiles import LayerFiles
+from pybuild.imagestore import ImageStore
+from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.compression import Packing
+from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.hosts import load_hosts
+from pybuild.oci.http import NoActivity
+from pybuild.oci.image_config import parse_config
+from pybuild.oci.platform import Platform, host_platform, matches
+from pybuild.oci.reference import Reference, familiar, with_default_tag
+from pybuild.oci.registry import RegistryClient
+from pybuild.oci.repack import is_packed, repack
+from pybuild_embedded.fetching import Fetcher
+from pybuild_embedded.images import Images
+from pybuild_embedded.layerchain import LayerChain, chain_of
+from pybuild_embedded.layers import EmbeddedROLayer
+from pybuild_embedded.machine import Machine
+from pybuild_embedded.options import Options, parse_options
+from pybuild_embedded.space import Space
+from pybuild_embedded.store import Store
+
+
+def open_backend(options: Mapping[str, object]) -> Backend:
+    """Open the store; :class:`.options.Options` names what `options` may hold.
+
+    Nothing is started yet. Raises UsageError for a wrong option, BackendUnavailable where
+    the store can't be used.
+    """
+    parsed = parse_options(options)
+    if sys.platform != "linux":
+        raise BackendUnavailable(
+            "the embedded backend needs Linux", hint="use the containerd backend on a Linux machine"
+        )
+    return EmbeddedBackend(Store.open(parsed.root or _usual_root()), parsed)
+
+
+def _usual_root() -> Path:
+    from platformdirs import user_cache_path  # noqa: PLC0415 - seldom needed
+
+    return user_cache_path("pybuild", appauthor=False) / "store"
+
+
+class EmbeddedBackend(Backend):
+    """See :func:`open_backend`. What it uses is kept by the store's session until it is closed."""
+
+    name = "embedded"
+
+    def __init__(self, store: Store, options: Options) -> None:
+        """Takes over `store` and closes it."""
+        self.platforms = (host_platform(),)
+        self.capabilities = frozenset(Capability)
+        self._store = store
+        self._images = Images(store)
+        machine = Machine(store.root, user_namespace=options.user_namespace)
+        # read by the first pull: a build without one needs no configuration of Docker
+        credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
+        fetcher = Fetcher(
+            lambda: RegistryClient(
+                load_hosts(options.hosts_dir), credentials(), proxies=options.proxies
+            ),
+            store,
+        )
+        files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
+        self._space = Space(store, machine, files, fetcher)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._warned = False
+
+    def require(self, capabilities: frozenset[Capability]) -> None:
+        if Capability.RUN in capabilities:
+            self._space.machine.mapping()
+
+    def resolve(
+        self,
+        reference: Reference,
+        platform: Platform,
+        pull_policy: PullPolicy,
+        activity: Activity,
+    ) -> BaseImage:
+        activity.raise_if_cancelled()
+        reference = with_default_tag(reference)
+        found = self._found(reference, platform, pull_policy)
+        if found is None:
+            found = self._pull(reference, platform, activity)
+        self._space.remember_origins(found)
+        if not matches(platform, found.config.platform):
+            activity.warn(
+                f"{familiar(reference)} was asked for as {platform}, but its config says "
+                f"{found.config.platform}: most likely a bug in the build that made the image",
+                "tell the image's author to correct its config",
+            )
+        return found
+
+    def _found(
+        self, reference: Reference, platform: Platform, policy: PullPolicy
+    ) -> BaseImage | None:
+        """The image in the store, if the policy allows to look there."""
+        match policy:
+            case PullPolicy.ALWAYS:
+                return None
+            case PullPolicy.NEVER:
+                found = self._images.find_base(reference, platform)
+                if found is None:
+                    raise ImageNotFound(
+                        f"{familiar(reference)} is not in the store",
+                        hint="it may be pulled with --pull",
+                    )
+                return found
+            case PullPolicy.MISSING:
+                # an image for another platform, or a broken one, is fetched again
+                with contextlib.suppress(ImageError):
+                    return self._images.find_base(reference, platform)
+                return None
+
+    def _pull(self, reference: Reference, platform: Platform, activity: Activity) -> BaseImage:
+        image = self._space.fetcher.fetch(reference, platform, activity)
+        config = parse_config(image.config_bytes)
+        if len(config.diff_ids) != len(image.layers):
+            raise InvalidImage(
+                f"{familiar(reference)} has {len(image.layers)} layers, "
+                f"but its config names {len(config.diff_ids)}"
+            )
+        self._images.record((reference,), image.target, image.descriptor, image.config.digest)
+        layers = tuple(map(LayerDiff, config.diff_ids, image.layers))
+        return BaseImage(reference, image.descriptor.digest, config, layers)
+
+    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+        if base is None:
+            return EmbeddedROLayer(self._space, LayerChain())
+        self._space.remember_origins(base)
+        unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
+        self._space.fetch(unknown, activity)
+        for layer in unknown:
+            activity.raise_if_cancelled()
+            self._space.files.index(layer)
+        chain = chain_of(base.layers)
+        self._store.record_layers(chain.layers)
+        return EmbeddedROLayer(self._space, chain)
+
+    def lookup(self, key: str) -> ROLayer | None:
+        found = self._store.step(self._space.own_key(key))
+        if found is None:
+            return None
+        chain = chain_of(found.layers)
+        return EmbeddedROLayer(self._space, chain, chain.layers[-1] if found.own else None)
+
+    def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
+        if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
+            raise RuntimeError("the image's config names other layers than its top layer has")
+        activity.raise_if_cancelled()
+        documents = spec.documents()
+        config, manifest = documents.config, documents.manifest
+        self._store.write_blob(config.digest, documents.config_bytes)
+        self._store.write_blob(manifest.digest, documents.manifest_bytes)
+        names = tuple(with_default_tag(name) for name in spec.names)
+        self._images.record(names, manifest, manifest, config.digest)
+        return Image(manifest, config.digest, names)
+
+    def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        if is_packed(layer, wanted):
+            return layer
+        with self.open_blob(layer.blob.digest) as blob, self._store.blob_writer() as writer:
+
+            def sink(piece: bytes) -> None:
+                activity.raise_if_cancelled()
+                writer.write(piece)
+
+            made = repack(layer, blob, wanted, sink)
+            writer.commit(made.blob.digest, made.blob.size)
+        return made
+
+    def open_blob(self, digest: str) -> BinaryIO:
+        try:
+            return self._store.open_blob(digest)
+        except ImageNotFound:
+            origin = self._space.origins.get(digest)
+            if origin is None:
+                raise
+        self._space.fetcher.fetch_layers(origin[0], [origin[1]], NoActivity())
+        return self._store.open_blob(digest)
+
+    def image_store(self) -> ImageStore:
+        return self._images
+
+    def describe(self) -> Sequence[tuple[str, str]]:
+        found = self._space.machine.probe()
+        refused = [(f"not {each.kind.name.lower()}", each.reason) for each in found.refused]
+        return (
+            ("store", str(self._store.root)),
+            ("processes run as", found.reason),
+            *refused,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._store.close)
+            stack.callback(self._space.machine.close)
+            stack.callback(self._space.fetcher.close)
+            stack.callback(self._space.tidy)

@@ -1,0 +1,88 @@
+"""Images from a registry, into the store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from pybuild.backend import Activity
+from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.platform import Platform
+from pybuild.oci.pull import RemoteImage, download_all, fetch_image
+from pybuild.oci.reference import Reference
+from pybuild.oci.registry import RegistryClient
+from pybuild_embedded.blobs import BlobWriter
+from pybuild_embedded.store import Store
+
+
+class Fetcher:
+    """Fetches what a registry has; `connect` is called when the first thing is fetched."""
+
+    def __init__(self, connect: Callable[[], RegistryClient], store: Store) -> None:
+        self._connect = connect
+        self._store = store
+        self._lock = threading.Lock()
+        self._client: RegistryClient | None = None
+
+    def fetch(self, reference: Reference, platform: Platform, activity: Activity) -> RemoteImage:
+        """Store the image's indexes, manifest and config.
+
+        Raises as :func:`pybuild.oci.pull.fetch_image` does.
+        """
+        image = fetch_image(self._registry(), reference, platform, activity)
+        documents = [
+            (image.config, image.config_bytes),
+            (image.descriptor, image.manifest_bytes),
+            *reversed(image.indexes),
+        ]
+        for descriptor, content in documents:
+            self._store.write_blob(descriptor.digest, content)
+        return image
+
+    def fetch_layers(
+        self, reference: Reference, layers: Sequence[Descriptor], activity: Activity
+    ) -> None:
+        """Store these blobs, several at a time. Raises as `download_all` does."""
+
+        def open_sink(blob: Descriptor) -> _StoreSink:
+            return _StoreSink(self._store, blob)
+
+        download_all(self._registry(), reference, layers, open_sink, activity)
+
+    def close(self) -> None:
+        """End all connections. Idempotent."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _registry(self) -> RegistryClient:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+
+class _StoreSink:
+    """A blob on its way into the store; dropped unless it is committed."""
+
+    def __init__(self, store: Store, blob: Descriptor) -> None:
+        self._blob = blob
+        self._writer: BlobWriter = store.blob_writer()
+
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._writer.__exit__(*exc)
+
+    def write(self, piece: bytes, /) -> None:
+        self._writer.write(piece)
+
+    def restart(self) -> None:
+        self._writer.restart()
+
+    def commit(self) -> None:
+        self._writer.commit(self._blob.digest, self._blob.size)

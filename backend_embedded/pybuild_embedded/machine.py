@@ -1,0 +1,156 @@
+"""How processes run on this machine: the sandbox that works here, and the workers in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+from pybuild.errors import BackendUnavailable, PybuildError
+from pybuild.sandbox.client import Sandbox
+from pybuild.sandbox.mapping import IdRange, Kind, Mapping
+from pybuild.sandbox.modes import Probe, probe
+from pybuild_embedded.workers import Workers
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
+
+
+class Machine:
+    """Finds a sandbox that works and starts it when the first process is to run.
+
+    What was found is kept in `folder`, the store's, until the machine boots again or the
+    user's subordinate ids change. A context manager; safe in threads.
+    """
+
+    def __init__(self, folder: Path, *, user_namespace: bool) -> None:
+        self._folder = folder
+        self._note = folder / "machine.json"
+        self._user_namespace = user_namespace
+        self._lock = threading.RLock()
+        self._probe: Probe | None = None
+        self._sandbox: Sandbox | None = None
+        self._workers: Workers | None = None
+        self._closed = False
+
+    def probe(self) -> Probe:
+        """What this machine allows, and why not more."""
+        with self._lock:
+            if self._probe is None:
+                self._probe = self._recall() or self._look()
+            return self._probe
+
+    def mapping(self) -> Mapping:
+        """The ids of the sandbox. Raises BackendUnavailable where there can be none."""
+        found = self.probe()
+        if found.mapping is None:
+            raise BackendUnavailable(f"RUN is not possible here: {found.reason}", hint=found.hint)
+        return found.mapping
+
+    @property
+    def flavour(self) -> str:
+        """What tells unpacked layers of one mapping from those of another."""
+        mapping = self.mapping()
+        if mapping.kind is Kind.RANGE:
+            return f"range-{mapping.uids[1].outside}-{mapping.gids[1].outside}"
+        return mapping.kind.name.lower()
+
+    @property
+    def keeps_owners(self) -> bool:
+        """Whether a file can belong to any user; with one id, all belong to that."""
+        return self.mapping().kind is not Kind.SINGLE
+
+    def sandbox(self) -> Sandbox:
+        """The sandbox of this build, started now if it isn't yet. Raises BackendUnavailable."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the backend is closed")
+            if self._sandbox is None:
+                self._sandbox = self._started()
+            return self._sandbox
+
+    def workers(self) -> Workers:
+        """The workers in the sandbox's user namespace."""
+        with self._lock:
+            sandbox = self.sandbox()
+            if self._workers is None:
+                self._workers = Workers(sandbox)
+            return self._workers
+
+    @property
+    def running(self) -> bool:
+        """Whether a sandbox has been started."""
+        return self._sandbox is not None
+
+    def close(self) -> None:
+        """End every process. Idempotent."""
+        with self._lock:
+            self._closed = True
+            workers, self._workers = self._workers, None
+            sandbox, self._sandbox = self._sandbox, None
+        if workers is not None:
+            workers.close()
+        if sandbox is not None:
+            sandbox.close()
+
+    def _started(self) -> Sandbox:
+        sandbox = Sandbox(self.mapping())
+        try:
+            sandbox.start()
+        except PybuildError:
+            # what was found before may have been forbidden since
+            self._note.unlink(missing_ok=True)
+            self._probe = self._look()
+            sandbox = Sandbox(self.mapping())
+            sandbox.start()
+        return sandbox
+
+    def _look(self) -> Probe:
+        found = probe(self._folder, namespace_for_root=self._user_namespace)
+        if found.mapping is not None:
+            self._remember(found)
+        return found
+
+    def _circumstances(self) -> list[object]:
+        """What the outcome of a probe depends on."""
+        boot = _BOOT_ID.read_text() if _BOOT_ID.exists() else ""
+        changed = [path.stat().st_mtime_ns if path.exists() else 0 for path in _SUBORDINATE]
+        return [1, boot, os.geteuid(), os.getegid(), self._user_namespace, *changed]
+
+    def _recall(self) -> Probe | None:
+        try:
+            circumstances, mapping, reason, hint = json.loads(self._note.read_bytes())
+            if circumstances != self._circumstances():
+                return None
+            return Probe(_mapping(mapping), str(reason), hint and str(hint))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None  # nothing known, which a probe mends
+
+    def _remember(self, found: Probe) -> None:
+        assert found.mapping is not None  # noqa: S101 - only what works is remembered
+        mapping = asdict(found.mapping) | {"kind": found.mapping.kind.value}
+        text = json.dumps([self._circumstances(), mapping, found.reason, found.hint])
+        with contextlib.suppress(OSError):  # then the next build probes again
+            number, name = tempfile.mkstemp(dir=self._folder, prefix=".machine-")
+            with open(number, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
+                file.write(text)
+            os.replace(name, self._note)  # noqa: PTH105 - pairs with mkstemp
+
+
+def _mapping(found: dict[str, object]) -> Mapping:
+    def ranges(name: str) -> tuple[IdRange, ...]:
+        lines = found[name]
+        assert isinstance(lines, list)  # noqa: S101 - TypeError would do as well
+        return tuple(IdRange(**line) for line in lines)
+
+    return Mapping(
+        Kind(found["kind"]),
+        ranges("uids"),
+        ranges("gids"),
+        str(found["newuidmap"]),
+        str(found["newgidmap"]),
+    )

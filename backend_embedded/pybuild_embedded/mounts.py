@@ -1,0 +1,91 @@
+"""What a RUN sees besides its root: bind mounts, tmpfs, /etc/hosts and /etc/resolv.conf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from pybuild.backend import Activity, BindMount, Mount, Process, TmpfsMount
+from pybuild.errors import PybuildError, StepFailed
+from pybuild.files.mountsource import TOP, copied
+from pybuild.files.trees import Tree, resolve
+from pybuild.oci.compression import Compression
+from pybuild.oci.layerindex import Kind
+from pybuild.oci.layertar import write_layer
+from pybuild.sandbox import spec
+from pybuild.sandbox.process import name_files
+from pybuild_embedded.folders import LayerFolder
+from pybuild_embedded.space import Space
+from pybuild_embedded.workers import Unpack
+
+
+@contextmanager
+def prepared_mounts(
+    space: Space, process: Process, mounts: Sequence[Mount], tree: Tree, activity: Activity
+) -> Iterator[tuple[spec.Mount, ...]]:
+    """The mounts for the sandbox, outer ones first. What was made for them goes at the end.
+
+    Raises StepFailed for a mount whose source or target doesn't allow it.
+    """
+    with ExitStack() as undo:
+        made: list[spec.Mount] = [*name_files(process)]
+        for mount in sorted(mounts, key=lambda mount: _depth(mount.target)):
+            match mount:
+                case TmpfsMount(target=target, size=size):
+                    made.append(spec.Tmpfs(target, size, _tmpfs_mode(tree, target)))
+                case BindMount(target=target, readonly=readonly):
+                    folder = _copy(space, mount, activity)
+                    undo.callback(space.store.discard, folder)
+                    source = bytes(folder.fs) + b"/" + TOP
+                    made.append(spec.Bind(target, source, readonly))
+        yield tuple(made)
+
+
+def _depth(target: str) -> int:
+    return sum(part not in ("", ".") for part in target.split("/"))
+
+
+def _tmpfs_mode(tree: Tree, target: str) -> int:
+    """That of the folder which it covers, as other builders have it."""
+    try:
+        entry = tree.get(resolve(tree, target.encode("utf-8", "surrogateescape")))
+    except PybuildError as error:
+        raise StepFailed(f"the mount target {target} can't be resolved: {error.message}") from error
+    return entry.mode if entry is not None and entry.kind is Kind.DIRECTORY else 0o1777
+
+
+def _copy(space: Space, mount: BindMount, activity: Activity) -> LayerFolder:
+    """A folder of our own with a copy of the mount's source, owned and marked as it says."""
+    store = space.store
+    folder = store.new_folder()
+    blob, index = store.new_file(), store.new_file()
+    try:
+        with blob.open("xb") as file:
+
+            def sink(piece: bytes) -> None:
+                activity.raise_if_cancelled()
+                file.write(piece)
+
+            layer = write_layer(
+                copied(mount.tree, mount.path, mount.target), sink, Compression.NONE
+            )
+        index.write_bytes(layer.index.to_bytes())
+        space.machine.workers().unpack(
+            Unpack(
+                blob=blob,
+                diff_id=layer.diff.diff_id,
+                index=index,
+                parents=(),
+                lowers=(),
+                target=folder.fs,
+                userxattr=space.machine.mapping().userxattr,
+                owners=space.machine.keeps_owners,
+            )
+        )
+    except BaseException:
+        store.discard(folder)
+        raise
+    finally:
+        blob.unlink(missing_ok=True)
+        index.unlink(missing_ok=True)
+    return folder

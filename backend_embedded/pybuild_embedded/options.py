@@ -1,0 +1,54 @@
+"""The options of the embedded backend, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from pybuild.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What :func:`pybuild_embedded.backend.open_backend` takes.
+
+    ``root`` is the store's folder, by default platformdirs' cache folder of this user.
+    ``hosts_dir`` is of containerd's ``certs.d`` form, ``docker_config`` the path of Docker's
+    config.json, ``proxies`` maps a URL's scheme to its proxy (``no`` lists what needs none).
+    ``user_namespace`` False lets root run steps in the machine's own user namespace.
+    """
+
+    root: Path | None = None
+    hosts_dir: Path | None = None
+    docker_config: Path | None = None
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    user_namespace: bool = True
+
+
+_PATHS = frozenset({"root", "hosts_dir", "docker_config"})
+
+
+def parse_options(options: Mapping[str, object]) -> Options:
+    """Check names and types. None means the default. Raises UsageError."""
+    known = [option.name for option in fields(Options)]
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"the embedded backend has no option {name}",
+                hint=f"its options are {', '.join(sorted(known))}",
+            )
+    given = {name: _checked(name, value) for name, value in options.items() if value is not None}
+    return Options(**given)  # type: ignore[arg-type]  # each was checked by its name
+
+
+def _checked(name: str, value: object) -> object:
+    if name in _PATHS and isinstance(value, str | Path) and str(value):
+        return Path(value)
+    if name == "user_namespace" and isinstance(value, bool):
+        return value
+    if name == "proxies" and isinstance(value, Mapping):
+        pairs = dict(value)
+        if all(isinstance(part, str) for pair in pairs.items() for part in pair):
+            return pairs
+    raise UsageError(f"the embedded backend's option {name} has the unfit value {value!r}")

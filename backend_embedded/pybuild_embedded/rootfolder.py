@@ -1,0 +1,171 @@
+"""The store's folder: whose it is, where it lies, and what format it has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+
+from pybuild.errors import BackendFailed, BackendUnavailable
+
+_FORMAT_FILE = "format"
+_FORMAT = b"pybuild store 1\n"
+LOCK = "lock"
+RESERVE = "reserve"
+# what it takes to open a full store's database and delete some rows
+_RESERVE_SIZE = 1 << 20
+FOLDERS = (
+    "blobs/sha256",
+    "indexes",
+    "layers",
+    "cachemounts",
+    "ingest",
+    "sessions",
+    "locks",
+    "trash",
+)
+# what a killed process leaves that had only begun to make a store
+_BEGINNINGS = frozenset({LOCK, f"{_FORMAT_FILE}.new"})
+# locks and shared memory, which the database needs, don't reach the other machines of these
+_NETWORK_TYPES = frozenset(
+    "9p afs beegfs ceph cifs fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs gfs2 glusterfs "  # noqa: SIM905 - a word list
+    "lustre ncpfs nfs nfs4 ocfs2 orangefs smb3 smbfs vboxsf".split()
+)
+_MOUNTS = Path("/proc/self/mountinfo")
+_ELSEWHERE = "choose another folder for the store"
+
+
+def prepare_root(root: Path) -> None:
+    """Make the folder, or check that it can be a store of ours. Raises BackendUnavailable."""
+    with unavailable(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = root.stat()
+        if status.st_uid != os.geteuid():
+            raise BackendUnavailable(
+                f"the store {root} belongs to another user (id {status.st_uid})", hint=_ELSEWHERE
+            )
+        kind = network_type(status.st_dev, _mounts())
+        if kind is not None:
+            raise BackendUnavailable(
+                f"the store {root} is on a network file system ({kind})",
+                hint="choose a folder on a disk of this machine",
+            )
+        has_format = (root / _FORMAT_FILE).exists()
+        if not has_format and {path.name for path in root.iterdir()} - _BEGINNINGS:
+            raise BackendUnavailable(
+                f"the folder {root} is neither empty nor a store of pybuild", hint=_ELSEWHERE
+            )
+        if status.st_mode & 0o077:
+            root.chmod(0o700)
+
+
+def check_format(root: Path) -> None:
+    """Under the store's lock: give a new store its format and folders, or check them.
+
+    Raises BackendUnavailable for a store of another version.
+    """
+    path = root / _FORMAT_FILE
+    with unavailable(root):
+        if not path.exists():
+            new = root / f"{_FORMAT_FILE}.new"
+            write_durably(new, _FORMAT)
+            new.replace(path)
+            sync_folder(root)
+        found = path.read_bytes()[:100]
+        if found != _FORMAT:
+            raise BackendUnavailable(
+                f"the store {root} has another format, {found.decode(errors='replace').strip()!r}",
+                hint="use the version of pybuild that made it, or choose another folder",
+            )
+        for name in FOLDERS:
+            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def keep_reserve(root: Path) -> None:
+    """Set room aside that makes a full store usable again. Whether there is any doesn't matter."""
+    path = root / RESERVE
+    if path.exists():
+        return
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _RESERVE_SIZE)
+        except OSError:
+            path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def release_reserve(root: Path) -> None:
+    """Give the room back."""
+    with suppress(OSError):
+        (root / RESERVE).unlink()
+
+
+def network_type(device: int, mounts: str) -> str | None:
+    """The type of the network file system with this device number; None if it is a local one.
+
+    `mounts` is a /proc/self/mountinfo (proc_pid_mountinfo(5)).
+    """
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split(" ")[2:3] == [wanted]:
+            kind = rest.partition(" ")[0]
+            return kind if kind in _NETWORK_TYPES else None
+    return None
+
+
+@contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """Raise BackendFailed for what the file system refuses; a full one is named so."""
+    try:
+        yield
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+@contextmanager
+def unavailable(root: Path) -> Iterator[None]:
+    """As :func:`failing`, while a store is opened."""
+    try:
+        yield
+    except OSError as error:
+        failed = _failed(root, error)
+        raise BackendUnavailable(failed.message, hint=failed.hint or _ELSEWHERE) from error
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a small file that is complete after a power failure, once its folder is synced."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mounts() -> str:
+    try:
+        return _MOUNTS.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _failed(path: Path, error: OSError) -> BackendFailed:
+    if error.errno in {ENOSPC, EDQUOT}:
+        return BackendFailed(
+            f"no room is left in the store's file system, at {path}",
+            hint="pybuild prune frees some",
+        )
+    return BackendFailed(f"the store can't use {error.filename or path}: {error.strerror}")
