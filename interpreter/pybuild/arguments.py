@@ -336,7 +336,9 @@ def _add_backend(parser: _Parser) -> None:
     add("--containerd-address", metavar="SOCKET", help="containerd's socket (CONTAINERD_ADDRESS)")
     add("--containerd-namespace", metavar="NAME", help="where images go (CONTAINERD_NAMESPACE)")
     add("--snapshotter", metavar="NAME", help="which snapshotter (CONTAINERD_SNAPSHOTTER)")
-    add("--runner", choices=RUNNERS, help="how a RUN is run (default: auto, the fastest that works)")
+    add(
+        "--runner", choices=RUNNERS, help="how a RUN is run (default: auto, the fastest that works)"
+    )
     add("--hosts-dir", metavar="DIR", help="mirrors of registries, as hosts.toml files")
     add("--moby-labels", action="store_true", help="label the image as Docker's builder does")
     add("--no-unpack", action="store_true", help="don't unpack the finished image")
