@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
-from pybuild.errors import StepFailed
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
-from pybuild.sandbox.client import SandboxFailed
-from pybuild.sandbox.process import run_spec
+from pybuild.sandbox.process import run_process, run_spec
 from pybuild.sandbox.spec import Overlay
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
@@ -25,9 +23,6 @@ from pybuild_embedded.pending import PendingLayer
 from pybuild_embedded.space import Space
 from pybuild_embedded.unpacked import MOST_LOWERS, merged, unpacked
 from pybuild_embedded.workers import Pack
-
-# what fails in these is asked for by the Dockerfile or allowed by the image
-_STEPS_OWN = frozenset({"mount point", "working directory", "user", "ulimit"})
 
 
 class EmbeddedROLayer(ROLayer):
@@ -141,16 +136,7 @@ class EmbeddedRWLayer(RWLayer):
         sandbox = self._space.machine.sandbox()
         root = self._root(activity)
         with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
-            spec = run_spec(process, root, made)
-            try:
-                code = sandbox.run(spec, activity.log, activity.on_cancel)
-            except SandboxFailed as failure:
-                activity.raise_if_cancelled()
-                if failure.step in _STEPS_OWN:
-                    raise StepFailed(failure.message) from failure
-                raise
-        activity.raise_if_cancelled()
-        return code
+            return run_process(sandbox, run_spec(process, root, made), activity)
 
     def _root(self, activity: Activity) -> Overlay:
         lowers = self._below.folders(activity)

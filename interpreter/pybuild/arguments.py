@@ -16,6 +16,7 @@ from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
+RUNNERS = ("auto", "sandbox", "task", "crun", "runc")
 
 _LATER = {
     "--allow": "entitlements",
@@ -75,6 +76,7 @@ class BackendArguments:
     address: str | None
     namespace: str | None
     snapshotter: str | None
+    runner: str | None
     hosts_dir: str | None
     moby_labels: bool
     unpack: bool
@@ -266,6 +268,7 @@ def _backend_values(found: argparse.Namespace) -> dict[str, Any]:
         "address": found.containerd_address,
         "namespace": found.containerd_namespace,
         "snapshotter": found.snapshotter,
+        "runner": found.runner,
         "hosts_dir": found.hosts_dir,
         "moby_labels": found.moby_labels,
         "unpack": not found.no_unpack,
@@ -333,6 +336,9 @@ def _add_backend(parser: _Parser) -> None:
     add("--containerd-address", metavar="SOCKET", help="containerd's socket (CONTAINERD_ADDRESS)")
     add("--containerd-namespace", metavar="NAME", help="where images go (CONTAINERD_NAMESPACE)")
     add("--snapshotter", metavar="NAME", help="which snapshotter (CONTAINERD_SNAPSHOTTER)")
+    add(
+        "--runner", choices=RUNNERS, help="how a RUN is run (default: auto, the fastest that works)"
+    )
     add("--hosts-dir", metavar="DIR", help="mirrors of registries, as hosts.toml files")
     add("--moby-labels", action="store_true", help="label the image as Docker's builder does")
     add("--no-unpack", action="store_true", help="don't unpack the finished image")

@@ -219,6 +219,7 @@ def _containerd_options(
         "xdg_runtime_dir": environ.get("XDG_RUNTIME_DIR"),
         "namespace": arguments.namespace or environ.get("CONTAINERD_NAMESPACE"),
         "snapshotter": arguments.snapshotter or environ.get("CONTAINERD_SNAPSHOTTER"),
+        "runner": arguments.runner,
         "moby_labels": arguments.moby_labels or None,
         "unpack": arguments.unpack,
         "cache_dir": _cache_dir(),

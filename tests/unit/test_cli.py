@@ -115,7 +115,8 @@ def test_every_option_is_read() -> None:
         "manifest:m=n", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
         "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
-        "--containerd-namespace", "n", "--snapshotter", "s", "--moby-labels", "--no-unpack",
+        "--containerd-namespace", "n", "--snapshotter", "s", "--runner", "task",
+        "--moby-labels", "--no-unpack",
         "--hosts-dir", "/h", "--dry-run=json", "-D", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
@@ -144,6 +145,7 @@ def test_every_option_is_read() -> None:
         address="/s",
         namespace="n",
         snapshotter="s",
+        runner="task",
         hosts_dir="/h",
         moby_labels=True,
         unpack=False,
@@ -484,12 +486,13 @@ def test_the_containerd_backend_knows_all_options_that_it_is_given(
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/me")
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:1")
     arguments = parsed(
-        "--containerd-address=/a", "--containerd-namespace=n", "--snapshotter=s", "--moby-labels",
+        "--containerd-address=/a", "--containerd-namespace=n", "--snapshotter=s", "--runner=task", "--moby-labels",
         "--hosts-dir=/h", ".",
     )  # fmt: skip
     options = parse_options(cli._backend_options(arguments))
     assert options.address == "/a"
     assert options.moby_labels is True
+    assert options.runner == "task"
 
 
 # Progress by environment
