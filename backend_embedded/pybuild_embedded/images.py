@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pybuild.backend import BaseImage
 from pybuild.errors import ImageError, ImageNotFound, InvalidImage, PlatformMismatch, UsageError
@@ -128,6 +129,9 @@ class Images(ImageStore):
             for name in names:
                 row = (_key(name), target.digest)
                 connection.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", row)
+
+    def location(self) -> Path:
+        return self._store.root
 
     def images(self) -> Sequence[ListedImage]:
         with self._store.database.reading() as connection:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pybuild.errors import BackendUnavailable, PybuildError
 from pybuild.sandbox.client import Sandbox
 from pybuild.sandbox.mapping import IdRange, Kind, Mapping
 from pybuild.sandbox.modes import Probe, probe
+from pybuild_embedded.usage import measure_plainly
 from pybuild_embedded.workers import Workers
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -80,6 +83,20 @@ class Machine:
             if self._workers is None:
                 self._workers = Workers(sandbox)
             return self._workers
+
+    def remove(self, folders: Sequence[Path]) -> None:
+        """Remove folders of the store with all in them, whoever it belongs to."""
+        if self.probe().mapping is not None:
+            self.workers().remove(folders)
+            return
+        for folder in folders:  # without a sandbox, nothing in them can be another's
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def measure(self, folders: Sequence[Path]) -> list[int]:
+        """What folders of the store take up on the disk, in bytes."""
+        if self.probe().mapping is not None:
+            return self.workers().measure(folders)
+        return measure_plainly(folders)
 
     @property
     def running(self) -> bool:
