@@ -201,7 +201,7 @@ def run_python_as_user(
 
 def run_tests_as_user(folder: Path, files: Sequence[str], *, subordinate: bool) -> None:
     """Run these test files, but what needs root, as USER; they pass."""
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not root"]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "not root"]
     base = f"--basetemp={folder}/own/t"
     done = run_python_as_user(
         folder, ["-m", "pytest", *options, base, *files], subordinate=subordinate

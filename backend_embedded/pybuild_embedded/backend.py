@@ -33,6 +33,7 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
+from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.images import Images
 from pybuild_embedded.layerchain import LayerChain, chain_of
@@ -71,7 +72,6 @@ class EmbeddedBackend(Backend):
     def __init__(self, store: Store, options: Options) -> None:
         """Takes over `store` and closes it."""
         self.platforms = (host_platform(),)
-        self.capabilities = frozenset(Capability)
         self._store = store
         machine = Machine(store.root, user_namespace=options.user_namespace)
         self._images = Images(store, machine.remove, machine.measure)
@@ -88,6 +88,12 @@ class EmbeddedBackend(Backend):
         self._lock = threading.Lock()
         self._closed = False
         self._warned = False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
+        mapping = self._space.machine.probe().mapping
+        single = mapping is not None and mapping.kind is Kind.SINGLE
+        return frozenset(Capability) - ({Capability.FILE_OWNERS} if single else set())
 
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:

@@ -62,6 +62,8 @@ class Capability(StrEnum):
     BIND_MOUNT = "bind-mount"
     TMPFS_MOUNT = "tmpfs-mount"
     STEP_CACHE = "step-cache"
+    FILE_OWNERS = "file-owners"
+    """A process sees and makes files of several users; otherwise one user has them all."""
 
 
 class PullPolicy(Enum):
