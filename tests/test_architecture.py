@@ -26,6 +26,7 @@ LAYERS = {
     "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
     "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
 }
+LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from urllib.parse import quote, urlencode, urljoin
 
 from pybuild.errors import (
@@ -405,6 +404,8 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after[:9])
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  (slow, and seldom needed)
+
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
     except (ValueError, OverflowError):
