@@ -25,7 +25,7 @@ from pybuild.oci.manifest import (
     descriptor_as_json,
     parse_json_object,
 )
-from pybuild.oci.platform import Platform
+from pybuild.oci.platform import Platform, platform_as_json
 from pybuild.oci.reference import Reference, familiar
 from pybuild.oci.tarformat import BLOCK, Member, header
 
@@ -48,9 +48,7 @@ def index_entries(
     documents: ImageDocuments, names: Sequence[Reference], platform: Platform
 ) -> list[dict[str, Any]]:
     """The image's descriptors in index.json, one for each name; without names, one."""
-    members = {"architecture": platform.architecture, "os": platform.os}
-    members |= {"variant": platform.variant} if platform.variant else {}
-    entry = {**descriptor_as_json(documents.manifest), "platform": members}
+    entry = {**descriptor_as_json(documents.manifest), "platform": platform_as_json(platform)}
     if not names:
         return [entry]
     return [

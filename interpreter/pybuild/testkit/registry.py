@@ -40,7 +40,7 @@ from pybuild.oci.manifest import (
     parse_index,
     parse_manifest,
 )
-from pybuild.oci.platform import Platform
+from pybuild.oci.platform import Platform, platform_as_json
 from pybuild.testkit.registry_http import (
     Fault,
     RecordedRequest,
@@ -175,9 +175,7 @@ class Registry:
         for descriptor, platform in manifests:
             entry = descriptor_as_json(descriptor)
             if platform is not None:
-                members = {"architecture": platform.architecture, "os": platform.os}
-                optional = {"variant": platform.variant, "os.version": platform.os_version}
-                entry["platform"] = members | {k: v for k, v in optional.items() if v}
+                entry["platform"] = platform_as_json(platform)
             entries.append(entry)
         document = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
         return self.add_manifest(name, canonical_json(document), media_type)
