@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from building import Recorder, build, busybox_config, image_of, memory_backend
+from building import (
+    LINUX,
+    NoActivity,
+    Recorder,
+    build,
+    busybox_config,
+    files_of,
+    image_of,
+    memory_backend,
+)
 
 from pybuild.backend import ImageSpec
 from pybuild.errors import (

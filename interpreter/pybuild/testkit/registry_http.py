@@ -214,7 +214,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def _break_off(self, size: int) -> None:
         """Keep `size` bytes of what is uploaded, and end the connection."""
         self.close_connection = True
-        piece = self.rfile.read(size)
+        piece = self.rfile.read(min(size, int(self.headers.get("Content-Length") or 0)))
         if match := _UPLOAD.fullmatch(self._target):
             with suppress(RegistryProblem):
                 self._registry.append_upload(match[2], piece, None)
