@@ -94,7 +94,7 @@ def _check(answer: http.client.HTTPResponse, host: str) -> None:
 
 def _error(line: bytes) -> str | None:
     try:
-        document = json.loads(line)
+        document = json.loads(line, strict=False)
     except (ValueError, RecursionError):
         return None
     found = document.get("error") or document.get("message") if isinstance(document, dict) else None

@@ -22,7 +22,7 @@ def written(dest: Destination) -> Iterator[Sink]:
     """
     if not isinstance(dest, str):
         with translated("the stream"):
-            yield _whole(dest.write)
+            yield _sink(dest.write, "the stream")
             dest.flush()
         return
     with translated(dest):
@@ -35,14 +35,14 @@ def written(dest: Destination) -> Iterator[Sink]:
             raise ExportFailed(f'can\'t write "{dest}": it is a folder')
         if not stat.S_ISREG(existing):
             with path.open("wb", buffering=0) as device:
-                yield _whole(device.write)
+                yield _sink(device.write, dest)
             return
-        with _replacing(path) as sink:
-            yield sink
+        with _replacing(path) as write:
+            yield _sink(write, dest)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Sink]:
+def _replacing(path: Path) -> Iterator[Callable[[memoryview], int]]:
     temporary = path.with_name(f".pybuild-{secrets.token_hex(8)}")
     with temporary.open("xb") as file:
         try:
@@ -85,12 +85,13 @@ def translated(dest: str) -> Iterator[None]:
         raise ExportFailed(f'can\'t write "{dest}": {reason}') from error
 
 
-def _whole(write: Callable[[memoryview], int | None]) -> Sink:
-    """`write` of an unbuffered file, called until all is written."""
+def _sink(write: Callable[[memoryview], int | None], dest: str) -> Sink:
+    """`write`, called until all is written. It may be called where other files are read."""
 
     def sink(piece: bytes) -> None:
         left = memoryview(piece)
-        while left:
-            left = left[write(left) or 0 :]
+        with translated(dest):
+            while left:
+                left = left[write(left) or 0 :]
 
     return sink
