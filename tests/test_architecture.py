@@ -26,15 +26,17 @@ LAYERS = {
     "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
     "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
 }
+LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},
     "diagnostics": {"errors", "run"},
     "api": BELOW_API,
+    "pipes": {"errors", "run"},
     "doctor": {"errors", "backend", "backends", "oci"},
     "__init__": {*BELOW_API, "api"},
     "arguments": {*BELOW_API, "api"},
-    "cli": {*BELOW_API, "api", "arguments", "diagnostics", "doctor", "__init__"},
+    "cli": {*BELOW_API, "api", "arguments", "diagnostics", "doctor", "pipes", "__init__"},
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
     "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},

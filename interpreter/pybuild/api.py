@@ -16,11 +16,9 @@ from pybuild.backend import (
     BaseImage,
     Capability,
     HostEntry,
-    Image,
     ImageSpec,
     Network,
     PullPolicy,
-    ROLayer,
     Ulimit,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
@@ -34,10 +32,19 @@ from pybuild.errors import (
     UnsupportedByBackend,
     UsageError,
 )
+from pybuild.export.exporting import (
+    BuiltImage,
+    check_output,
+    describe_output,
+    export,
+    image_name,
+)
+from pybuild.export.outputs import ImageOutput, Output, parse_output
 from pybuild.files.trees import Tree
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform, host_platform, matches, parse_platform
-from pybuild.oci.reference import Reference, parse_reference, with_default_tag
+from pybuild.oci.reference import Reference
+from pybuild.oci.registry import RegistryClient
 from pybuild.plan import make_plan
 from pybuild.plan.steps import (
     ContextSource,
@@ -51,7 +58,7 @@ from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
-from pybuild.run.result import BuildResult
+from pybuild.run.result import BuildResult, OutputResult
 from pybuild.run.schedule import run_stages, sources, workers
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
 
@@ -89,8 +96,10 @@ def build(
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
     created: datetime | int | None = None,
+    outputs: Sequence[Output | str] = (),
+    registry: RegistryClient | None = None,
 ) -> BuildResult:
-    """Build an image and return its digests and names.
+    """Build an image, write it to its outputs, and return its digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
     context), or None. `dockerfile` is a path, relative to the working directory, or the
@@ -102,10 +111,15 @@ def build(
     every clock in the image; the build arg SOURCE_DATE_EPOCH does the same. `reporter` gets
     events from one thread at a time. `cancel` may be cancelled from any thread.
 
+    `outputs` are values of `pybuild.export.outputs` or what ``docker build --output`` takes;
+    without any, the image goes into the backend's store. `registry` pushes and stays open;
+    by default one without logins.
+
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
-    names = tuple(map(_image_name, tags))
+    names = tuple(map(image_name, tags))
+    wanted_outputs = _outputs(outputs, names)
     run = _run_defaults(network, add_hosts, shm_size, ulimits)
     wanted, policy = _one_platform(platform), _pull_policy(pull)
     fixed_time = _fixed_time(created, build_args or {})
@@ -148,30 +162,53 @@ def build(
             annotations=dict(annotations or {}),
             base=base_image(plan),
         )
-        image = _export(backend, spec, made.layer.layer, events, cancel)
+        newest = None if fixed_time is None else int(fixed_time.timestamp())
+        image = BuiltImage(backend, spec, made.layer.layer, newest)
+        exported = _export(image, wanted_outputs, registry, events, cancel)
+        documents = spec.documents()
         result = BuildResult(
-            digest=image.manifest.digest,
-            config_digest=image.config_digest,
-            names=tuple(map(str, image.names)),
+            manifest=next((one.manifest for one in exported if one.manifest), documents.manifest),
+            config_digest=documents.config.digest,
+            names=tuple(dict.fromkeys(name for one in exported for name in one.names)),
             platform=spec.config.platform,
             steps=runner.step_results(),
             seconds=time.monotonic() - clock,
+            outputs=exported,
         )
     events.send(BuildFinished(result))
     return result
 
 
 def _export(
-    backend: Backend, spec: ImageSpec, top: ROLayer, events: Events, cancel: CancelToken
-) -> Image:
-    with events.unit("exporting to image", cancel) as activity:
-        activity.raise_if_cancelled()
-        image = backend.create_image(spec, top, activity)
-        activity.note(f"exporting manifest {image.manifest.digest}")
-        activity.note(f"exporting config {image.config_digest}")
-        for name in image.names:
-            activity.note(f"naming to {name}")
-    return image
+    image: BuiltImage,
+    outputs: Sequence[Output],
+    registry: RegistryClient | None,
+    events: Events,
+    cancel: CancelToken,
+) -> tuple[OutputResult, ...]:
+    with ExitStack() as stack:
+
+        def client() -> RegistryClient:
+            return registry or stack.enter_context(RegistryClient())
+
+        results = []
+        for output in outputs:
+            with events.unit(describe_output(output), cancel) as activity:
+                result = export(image, output, client, activity)
+                if result.manifest is not None:
+                    activity.note(f"exporting manifest {result.manifest.digest}")
+                    activity.note(f"exporting config {image.spec.documents().config.digest}")
+                for name in result.names:
+                    activity.note(f"naming to {name}")
+            results.append(result)
+    return tuple(results)
+
+
+def _outputs(outputs: Sequence[Output | str], names: Sequence[Reference]) -> tuple[Output, ...]:
+    parsed = tuple(parse_output(one) if isinstance(one, str) else one for one in outputs)
+    for output in parsed:
+        check_output(output, names)
+    return parsed or (ImageOutput(),)
 
 
 def plan_build(
@@ -375,15 +412,6 @@ def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Ite
             raise BuildCancelled("the build was cancelled") from error
         error.files = files
         raise
-
-
-def _image_name(text: str) -> Reference:
-    reference = parse_reference(text)
-    if reference.digest:
-        raise UsageError(
-            f'the image can\'t be named "{text}"', hint="a name has no digest: that is made here"
-        )
-    return with_default_tag(reference)
 
 
 def _one_platform(platform: str | Platform | Sequence[str] | None) -> Platform | None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
+from pybuild.export.outputs import Output, parse_output
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 RUNNERS = ("auto", "sandbox", "task", "crun", "runc")
@@ -28,19 +29,14 @@ _LATER = {
     "--call": "subrequests",
     "--cgroup-parent": "control groups",
     "--check": "build checks",
-    "--load": "loading into Docker",
     "--no-cache-filter": "cache filters",
-    "--output": "other outputs",
     "--policy": "policies",
     "--provenance": "provenance",
-    "--push": "pushing",
     "--resource": "resource limits",
     "--sbom": "SBOMs",
     "--secret": "secrets",
-    "--source-date-epoch": "an epoch as a flag",
     "--ssh": "SSH agents",
 }
-_SHORT_LATER = {"-o": "--output"}
 # Docker's old builder had these; they mean nothing here and break no script.
 _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
@@ -106,6 +102,9 @@ class BuildArguments(BackendArguments):
     add_hosts: tuple[HostEntry, ...]
     shm_size: int | None
     ulimits: tuple[Ulimit, ...]
+    outputs: tuple[Output, ...]
+    push: bool
+    load: bool
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -132,8 +131,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 class _Later(argparse.Action):
     def __call__(self, *arguments: Any) -> None:
         option = arguments[-1]
-        meaning = _LATER[_SHORT_LATER.get(option, option)]
-        raise UsageError(f"{option} is not supported yet ({meaning})")
+        raise UsageError(f"{option} is not supported yet ({_LATER[option]})")
 
 
 def parse_arguments(
@@ -158,7 +156,9 @@ def parse_arguments(
         context=found.context,
         file=found.file,
         tags=tuple(found.tag),
-        build_args=parse_build_args(found.build_arg, environ),
+        build_args=_with_epoch(
+            parse_build_args(found.build_arg, environ), found.source_date_epoch, environ
+        ),
         target=found.target,
         platforms=tuple(found.platform),
         pull=_pull_policy(found.pull),
@@ -169,6 +169,9 @@ def parse_arguments(
         add_hosts=tuple(map(parse_host, found.add_host)),
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
         ulimits=tuple(map(parse_ulimit, found.ulimit)),
+        outputs=tuple(map(parse_output, found.output)),
+        push=found.push,
+        load=found.load,
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -189,6 +192,14 @@ def parse_build_args(texts: Sequence[str], environ: Mapping[str, str]) -> dict[s
         elif name in environ:
             values[name] = environ[name]
     return values
+
+
+def _with_epoch(
+    build_args: dict[str, str], flag: str | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The build args with SOURCE_DATE_EPOCH: the flag's, else one given, else the environment's."""
+    found = flag or build_args.get("SOURCE_DATE_EPOCH") or environ.get("SOURCE_DATE_EPOCH")
+    return build_args | ({"SOURCE_DATE_EPOCH": found} if found else {})
 
 
 def parse_host(text: str) -> HostEntry:
@@ -368,7 +379,7 @@ def _build_parser(version: str) -> _Parser:
     _add_output(parser)
     add_backend_options(parser)
     add_other_options(parser, version)
-    for flag in (*_LATER, *_SHORT_LATER):
+    for flag in _LATER:
         parser.add_argument(flag, action=_Later, nargs="?", help=argparse.SUPPRESS)
     for flag in _IGNORED:
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
@@ -428,6 +439,21 @@ def _add_run(parser: _Parser) -> None:
 
 def _add_output(parser: _Parser) -> None:
     add = parser.add_argument_group("what to show and write").add_argument
+    add(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUTPUT",
+        help="type=image, registry, oci, docker, tar or local, with dest=PATH; repeatable",
+    )
+    add("--push", action="store_true", help="push the image to the registries of its names")
+    add("--load", action="store_true", help="load the image into Docker or containerd")
+    add(
+        "--source-date-epoch",
+        metavar="SECONDS",
+        help="no time in the image is later (SOURCE_DATE_EPOCH)",
+    )
     add(
         "--dry-run",
         choices=("text", "json"),

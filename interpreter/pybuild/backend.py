@@ -43,6 +43,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import BinaryIO, Protocol, Self
 
+from pybuild.errors import UnsupportedByBackend
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
@@ -353,6 +354,19 @@ class Backend(ABC):
 
         May fetch a base image's blob that nothing needed so far.
         """
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        """Store an image that another backend built; `open_blob` opens its layers' blobs.
+
+        Raises UnsupportedByBackend where that can't be done.
+        """
+        del spec, open_blob, activity
+        raise UnsupportedByBackend(
+            f'the backend "{self.name}" takes no images from elsewhere',
+            hint="write an archive with --output type=oci, and import that",
+        )
 
     def image_store(self) -> ImageStore | None:
         """What the user may do with the images here; None if other tools are there for that."""

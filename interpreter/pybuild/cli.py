@@ -12,13 +12,13 @@ import io
 import json
 import os
 import queue
-import select
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,24 @@ from pybuild.arguments import (
 from pybuild.backends import DEFAULT_BACKEND
 from pybuild.diagnostics import describe_error
 from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
+from pybuild.export.outputs import (
+    DEFAULT_DOCKER_HOST,
+    STANDARD_OUTPUT,
+    BackendLoadOutput,
+    DockerLoadOutput,
+    DockerOutput,
+    ImageOutput,
+    OciOutput,
+    Output,
+    RegistryOutput,
+    TarOutput,
+)
+from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.hosts import load_hosts
+from pybuild.oci.manifest import descriptor_as_json
+from pybuild.oci.platform import platform_as_json
+from pybuild.oci.registry import RegistryClient
+from pybuild.pipes import CancellableInput, CancellableOutput
 from pybuild.plan import describe_plan, plan_as_json
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, Reporter, Warned
@@ -44,7 +62,6 @@ from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
-_SECONDS_BETWEEN_LOOKS = 0.1
 EXIT_CANCELLED = BuildCancelled.exit_code
 
 
@@ -110,6 +127,7 @@ def _build(arguments: BuildArguments) -> int:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
         context, dockerfile = _inputs(arguments, cancel)
+        outputs = _outputs(arguments, cancel)
         result = build(
             context,
             dockerfile=dockerfile,
@@ -129,8 +147,12 @@ def _build(arguments: BuildArguments) -> int:
             ulimits=arguments.ulimits,
             reporter=reporter,
             cancel=cancel,
+            outputs=outputs,
+            registry=_registry(arguments, outputs, stack),
         )
     _write_files(arguments, result)
+    if _uses_standard_output(arguments.outputs):
+        return 0
     if arguments.quiet or not result.names:
         _print(result.digest)
     else:
@@ -192,15 +214,20 @@ def _backend_name(arguments: BackendArguments) -> str:
     return named or ("containerd" if about_containerd else DEFAULT_BACKEND)
 
 
-def _backend_options(arguments: BackendArguments) -> Mapping[str, object]:
-    """What a backend is told of the command line and the environment: it reads neither itself."""
+def _backend_options(
+    arguments: BackendArguments, backend: str | None = None
+) -> Mapping[str, object]:
+    """What a backend is told of the command line and the environment: it reads neither itself.
+
+    `backend` names another one than the arguments do.
+    """
     environ = os.environ
     registries: dict[str, object | None] = {
         "docker_config": _docker_config(environ),
         "proxies": _proxies(),
         "hosts_dir": arguments.hosts_dir or _hosts_dir(),
     }
-    match _backend_name(arguments):
+    match backend or _backend_name(arguments):
         case "containerd":
             options = registries | _containerd_options(arguments, environ)
         case "embedded":
@@ -224,6 +251,60 @@ def _containerd_options(
         "unpack": arguments.unpack,
         "cache_dir": _cache_dir(),
     }
+
+
+def _outputs(arguments: BuildArguments, cancel: CancelToken) -> list[Output]:
+    """The outputs, with what only the surroundings know: streams, and where Docker is."""
+    outputs = [_placed(output, cancel) for output in arguments.outputs]
+    if sum(map(_uses_standard_output, ([one] for one in arguments.outputs))) > 1:
+        raise UsageError("only one output can go to standard output")
+    if arguments.push:
+        outputs = [replace(o, push=True) if isinstance(o, ImageOutput) else o for o in outputs]
+        if not any(isinstance(o, ImageOutput | RegistryOutput) for o in outputs):
+            outputs.append(RegistryOutput())
+    if arguments.load:
+        loaded = _load_output(arguments)
+        if not any(type(one) is type(loaded) for one in outputs):
+            outputs.append(loaded)
+    return outputs
+
+
+def _uses_standard_output(outputs: Sequence[Output]) -> bool:
+    return any(getattr(output, "dest", None) == STANDARD_OUTPUT for output in outputs)
+
+
+def _placed(output: Output, cancel: CancelToken) -> Output:
+    match output:
+        case DockerLoadOutput():
+            return replace(output, host=os.environ.get("DOCKER_HOST") or output.host)
+        case OciOutput() | DockerOutput() | TarOutput() if output.dest == STANDARD_OUTPUT:
+            return replace(output, dest=_standard_output(cancel))
+        case _:
+            return output
+
+
+def _load_output(arguments: BuildArguments) -> Output:
+    """Where ``--load`` goes: the store itself if it is containerd's, else Docker, else there."""
+    if _backend_name(arguments) == "containerd":
+        return ImageOutput()
+    host = os.environ.get("DOCKER_HOST")
+    here = Path(DEFAULT_DOCKER_HOST.removeprefix("unix://")).exists()
+    if arguments.address is None and (host or here):
+        return DockerLoadOutput(host=host or DEFAULT_DOCKER_HOST)
+    return BackendLoadOutput(
+        backend="containerd", options=_backend_options(arguments, "containerd")
+    )
+
+
+def _registry(
+    arguments: BackendArguments, outputs: Sequence[Output], stack: ExitStack
+) -> RegistryClient | None:
+    """What pushes, if anything is pushed: with the logins of ``docker login``."""
+    if not any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs):
+        return None
+    hosts = load_hosts(arguments.hosts_dir or _hosts_dir())
+    credentials = DockerCredentials(_docker_config(os.environ))
+    return stack.enter_context(RegistryClient(hosts, credentials, proxies=_proxies()))
 
 
 def _docker_config(environ: Mapping[str, str]) -> str | None:
@@ -278,31 +359,25 @@ def _standard_input(cancel: CancelToken) -> BinaryIO:
         number = stream.fileno()
     except OSError:  # a replaced stream
         return stream
-    return cast("BinaryIO", io.BufferedReader(_CancellableInput(number, cancel)))
+    return cast("BinaryIO", io.BufferedReader(CancellableInput(number, cancel)))
 
 
-class _CancellableInput(io.RawIOBase):
-    """Reads a file descriptor. Raises BuildCancelled, UsageError."""
-
-    def __init__(self, number: int, cancel: CancelToken) -> None:
-        self._number = number
-        self._cancel = cancel
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
-        while True:
-            self._cancel.raise_if_cancelled()
-            try:
-                if not select.select([self._number], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
-                    continue
-                part = os.read(self._number, len(buffer))
-            except OSError as error:
-                reason = error.strerror or error
-                raise UsageError(f"can't read standard input: {reason}") from error
-            buffer[: len(part)] = part
-            return len(part)
+def _standard_output(cancel: CancelToken) -> BinaryIO:
+    """Standard output for an archive; whoever writes stops waiting when the build is cancelled."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
+    if sys.stdout.isatty():
+        raise UsageError(
+            "an archive isn't written to a terminal", hint="give a file: --output …,dest=FILE"
+        )
+    stream = sys.stdout.buffer
+    try:
+        number = stream.fileno()
+    except OSError:  # a replaced stream
+        return stream
+    if sys.platform == "win32":  # nothing there can wait for a pipe
+        return stream
+    return cast("BinaryIO", CancellableOutput(number, cancel))
 
 
 def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
@@ -311,6 +386,10 @@ def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
     if arguments.metadata_file:
         metadata: dict[str, Any] = {
             "containerimage.config.digest": result.config_digest,
+            "containerimage.descriptor": {
+                **descriptor_as_json(result.manifest),
+                "platform": platform_as_json(result.platform),
+            },
             "containerimage.digest": result.digest,
             "image.name": ",".join(result.names),
         }

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pybuild.errors import BackendFailed, BuildCancelled, RunFailed, SourceRange
+from pybuild.oci.descriptor import OCI_MANIFEST, Descriptor
 from pybuild.oci.platform import Platform
 from pybuild.run.events import (
     BuildFinished,
@@ -27,7 +28,14 @@ from pybuild.run.progress.tty import TtyReporter
 from pybuild.run.result import BuildResult
 
 WHERE = SourceRange("Dockerfile", 2, 3)
-RESULT = BuildResult("sha256:d", "sha256:c", ("a:1",), Platform("linux", "amd64"), (), 1.5)
+RESULT = BuildResult(
+    Descriptor(OCI_MANIFEST, "sha256:d", 1),
+    "sha256:c",
+    ("a:1",),
+    Platform("linux", "amd64"),
+    (),
+    1.5,
+)
 
 
 def plain(*events: Event, clock: Any = lambda: 0.0) -> str:

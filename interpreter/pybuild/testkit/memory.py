@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import BinaryIO
@@ -33,7 +34,7 @@ from pybuild.oci.compression import Decompressed, Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
 from pybuild.oci.image_config import HistoryEntry, ImageConfig, parse_config
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layertar import read_index, write_layer
 from pybuild.oci.manifest import ImageDocuments, image_documents, parse_manifest
 from pybuild.oci.platform import Platform, best, host_platform
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
@@ -167,6 +168,19 @@ class MemoryBackend(Backend):
             raise RuntimeError("the image's layers are not those of its top layer")
         if spec.config.diff_ids != tuple(layer.diff_id for layer in spec.layers):
             raise RuntimeError("the config's diff ids are not those of the layers")
+        return self._add_image(spec)
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        for layer in spec.layers:
+            activity.raise_if_cancelled()
+            with closing(open_blob(layer.blob.digest)) as stream:
+                data = stream.read()
+            self._store.adopt(layer, data)
+        return self._add_image(spec)
+
+    def _add_image(self, spec: ImageSpec) -> Image:
         for layer in spec.layers:
             self._store.blob(layer.blob.digest)
         documents = spec.documents()
@@ -237,6 +251,14 @@ class _Store:
         digest = self.add(b"".join(parts))
         self.layers[written.diff.diff_id] = (digest, written.index)
         return written.diff
+
+    def adopt(self, layer: LayerDiff, data: bytes) -> None:
+        """Add a layer that was written elsewhere."""
+        digest = self.add(data)
+        diff_id, index = read_index(BytesIO(data))
+        if (digest, diff_id) != (layer.blob.digest, layer.diff_id):
+            raise RuntimeError(f"the blob {layer.blob.digest} is another")
+        self.layers[diff_id] = (digest, index)
 
     def add_documents(self, documents: ImageDocuments) -> tuple[Descriptor, str]:
         self.add(documents.manifest_bytes)
