@@ -24,9 +24,7 @@ _LATER = {
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
-    "--call": "subrequests",
     "--cgroup-parent": "control groups",
-    "--check": "build checks",
     "--load": "loading into Docker",
     "--no-cache-filter": "cache filters",
     "--output": "other outputs",
@@ -43,7 +41,8 @@ _SHORT_LATER = {"-o": "--output"}
 # Docker's old builder had these; they mean nothing here and break no script.
 _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
-_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true"}
+_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true", "--check": "true"}
+_CALLS = {"check": "check", "lint": "check", "outline": "outline", "targets": "targets"}
 _ULIMITS = frozenset(
     [
         "core",
@@ -85,6 +84,17 @@ class DoctorArguments(BackendArguments):
     """``pybuild doctor``."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """``--call``: ``name`` is check, outline or targets. ``ignore_status`` ends with 0 where
+    a check found something.
+    """
+
+    name: str
+    as_json: bool = False
+    ignore_status: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildArguments(BackendArguments):
     """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input."""
@@ -108,6 +118,7 @@ class BuildArguments(BackendArguments):
     quiet: bool
     progress: str | None
     dry_run: str | None
+    call: CallArguments | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -171,6 +182,7 @@ def parse_arguments(
         quiet=found.quiet,
         progress=found.progress,
         dry_run=found.dry_run,
+        call=_call(found.call, check=_boolean("--check", found.check)),
     )
 
 
@@ -269,6 +281,30 @@ def _backend_values(found: argparse.Namespace) -> dict[str, Any]:
         "unpack": not found.no_unpack,
         "debug": found.debug,
     }
+
+
+def _call(text: str, *, check: bool) -> CallArguments | None:
+    """``NAME[,format=json][,ignorestatus=true]``; None for a build."""
+    names: list[str] = []
+    settings: dict[str, str] = {}
+    for field in text.split(","):
+        key, equals, value = field.partition("=")
+        if equals:
+            settings[key] = value
+        else:
+            names.append(field)
+    wrong = settings.keys() - {"format", "ignorestatus"}
+    if len(names) != 1 or names[0] not in {*_CALLS, "build"} or wrong:
+        raise UsageError(
+            f'--call "{text}" is not known',
+            hint="it is build, check, outline or targets, and format=json may follow a comma",
+        )
+    as_json = settings.get("format", "text")
+    if as_json not in {"text", "json"}:
+        raise UsageError(f'--call "{text}": the format is text or json')
+    ignore = _boolean("--call ignorestatus", settings.get("ignorestatus", "false"))
+    name = names[0] if names[0] != "build" else "check" if check else ""
+    return CallArguments(_CALLS[name], as_json == "json", ignore) if name else None
 
 
 def _pull_policy(text: str) -> str:
@@ -425,6 +461,13 @@ def _add_output(parser: _Parser) -> None:
         metavar="FORMAT",
         help="show the plan, as text or json, and build nothing",
     )
+    add(
+        "--call",
+        default="build",
+        metavar="NAME",
+        help="check, outline or targets instead of building; as JSON with ,format=json",
+    )
+    add("--check", default="false", help="run the build checks and build nothing")
     add("-q", "--quiet", action="store_true", help="show nothing but the image's digest")
     add("--progress", choices=PROGRESS_MODES, metavar="MODE", help=", ".join(PROGRESS_MODES))
     add("--iidfile", metavar="PATH", help="write the image's digest to a file")

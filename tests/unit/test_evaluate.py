@@ -409,14 +409,9 @@ def test_a_foreign_platform_is_written_into_the_config_of_the_target() -> None:
     assert found.target.platform == ARM64
 
 
-def test_an_image_for_another_platform_is_warned_of() -> None:
-    found = plan("FROM --platform=linux/arm64 base\n")
-    ((message, where),) = found.warnings
-    assert message == (
-        'base image base was pulled with platform "linux/amd64", expected "linux/arm64" '
-        "for current build"
-    )
-    assert where is not None
+def test_an_image_for_another_platform_is_used_as_the_one_asked_for() -> None:
+    found = plan("FROM --platform=linux/arm64 base AS arm64\n")
+    assert found.target.platform == ARM64
 
 
 def test_a_stage_on_a_stage_inherits_config_and_history() -> None:

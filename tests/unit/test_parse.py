@@ -380,11 +380,11 @@ def test_bytes_that_are_not_utf_8_pass_through() -> None:
     assert cmd.command.args == ("\ufffd",)
 
 
-def test_warnings_and_directives_are_handed_on() -> None:
+def test_directives_are_handed_on_with_their_lines() -> None:
     parsed = dockerfile("# syntax=some/frontend\n# check=skip=all\nFROM \\\n\n a")
     assert parsed.directives.syntax == "some/frontend"
     assert parsed.directives.check == "skip=all"
-    assert [where.start_line for _, where in parsed.warnings] == [5]
+    assert (parsed.directives.syntax_line, parsed.directives.check_line) == (1, 2)
 
 
 def test_a_trigger_is_one_instruction() -> None:
