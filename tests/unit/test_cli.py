@@ -19,6 +19,7 @@ from building import files_of, image_of, memory_backend, waiting_runner
 from pybuild import __version__, cli
 from pybuild.arguments import (
     BuildArguments,
+    CallArguments,
     parse_arguments,
     parse_build_args,
     parse_host,
@@ -116,7 +117,8 @@ def test_every_option_is_read() -> None:
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
         "--progress", "rawjson", "--backend", "memory", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--moby-labels", "--no-unpack",
-        "--hosts-dir", "/h", "--dry-run=json", "-D", "ctx",
+        "--hosts-dir", "/h", "--dry-run=json", "--call",
+        "lint,format=json,ignorestatus=1", "-D", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
     assert found == BuildArguments(
@@ -139,6 +141,7 @@ def test_every_option_is_read() -> None:
         quiet=True,
         progress="rawjson",
         dry_run="json",
+        call=CallArguments("check", as_json=True, ignore_status=True),
         backend="memory",
         address="/s",
         namespace="n",
@@ -160,6 +163,12 @@ def test_every_option_is_read() -> None:
         (["."], "pull", "missing"),
         (["--no-cache=false", "."], "no_cache", False),
         (["--dry-run", "."], "dry_run", "text"),
+        (["."], "call", None),
+        (["--call=build", "."], "call", None),
+        (["--call", "outline", "."], "call", CallArguments("outline")),
+        (["--call=targets,format=text", "."], "call", CallArguments("targets")),
+        (["--check", "."], "call", CallArguments("check")),
+        (["--check=false", "."], "call", None),
         (["--rm", "--force-rm", "."], "context", "."),
         (["-"], "context", "-"),
         (["-f", "-", "."], "file", "-"),
@@ -195,6 +204,11 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--push", "."], "--push is not supported yet"),
         (["--load", "."], "--load is not supported yet"),
         (["--cache-from=x", "."], "--cache-from is not supported yet"),
+        (["--call=", "."], '--call "" is not known'),
+        (["--call=check,outline", "."], '"check,outline" is not known'),
+        (["--call=check,colour=red", "."], "is not known"),
+        (["--call=check,format=xml", "."], "the format is text or json"),
+        (["--call=check,ignorestatus=x", "."], "is not true or false"),
         (["doctor", "--taget"], "unknown flag --taget"),
     ],
 )

@@ -24,6 +24,7 @@ MAX_WARNINGS = 1000
 """More are dropped: a hostile file can have millions."""
 
 _ALL = "all"
+_LONGEST_MESSAGE = 1000
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 _COMMENT = re.compile(r"check\s*=\s*(\S+)", re.IGNORECASE | re.ASCII)
@@ -139,6 +140,8 @@ class Lint:
     ) -> None:
         """Note what `rule` found, if it counts."""
         if len(self._found) < MAX_WARNINGS and self.wants(rule, comments):
+            if len(message) > _LONGEST_MESSAGE:
+                message = f"{message[:_LONGEST_MESSAGE]}…"
             self._found.append(LintWarning(rule.name, message, where, rule.description))
 
     def guess(self, name: str, names: Iterable[str]) -> str | None:

@@ -66,7 +66,8 @@ def check_stage_heads(
     """Report what is wrong with the FROMs; `variables` are the global ones."""
     heads = [i for i in dockerfile.instructions if isinstance(i, From)]
     _check_defaults(dockerfile, heads, request, lint)
-    known = {*variables, *(pair.name for arg in dockerfile.global_args for pair in arg.args)}
+    names = (pair.name for arg in dockerfile.global_args for pair in arg.args)
+    known = dict.fromkeys((*variables, *names))
     for head in heads:
         try:
             image = expand_word(head.image, variables, dockerfile.directives.escape)
@@ -114,8 +115,8 @@ def _check_defaults(
             )
 
 
-def _check_declared(word: Expansion, head: From, known: set[str], lint: Lint) -> None:
-    for name in sorted(word.unmatched - known):
+def _check_declared(word: Expansion, head: From, known: dict[str, None], lint: Lint) -> None:
+    for name in sorted(word.unmatched - known.keys()):
         if lint.wants(UNDEFINED_ARG_IN_FROM, head.comments):
             guess = lint.guess(name, known)
             message = f"FROM argument '{name}' is not declared"
