@@ -25,6 +25,7 @@ from pybuild.backend import (
     Ulimit,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.instructions import Dockerfile
 from pybuild.dockerfile.lint import CHECK_ARG, Lint
 from pybuild.dockerfile.parse import parse
@@ -108,17 +109,18 @@ def build(
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
+    args = dict(build_args or {})
     names = tuple(map(_image_name, tags))
     run = _run_defaults(network, add_hosts, shm_size, ulimits)
     wanted, policy = one_platform(platform), pull_policy(pull)
-    fixed_time = _fixed_time(created, build_args or {})
+    fixed_time = _fixed_time(created, args)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
         stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
         inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        lint = stack.enter_context(_reported(inputs, build_args or {}, events))
-        parsed = parse(inputs.dockerfile, inputs.name, lint)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         if not isinstance(backend, Backend):
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
@@ -126,7 +128,7 @@ def build(
             platform=wanted or backend.platforms[0],
             build_platform=backend.platforms[0],
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=args,
             labels=dict(labels or {}),
             run=run,
         )
@@ -203,20 +205,21 @@ def plan_build(
     Images that no backend can look up, because there is none or it can't start, count as
     empty and are listed. A backend given by name is opened only if there is one to look up.
     """
+    args = dict(build_args or {})
     wanted, policy = one_platform(platform), pull_policy(pull)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
         stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
         inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        lint = stack.enter_context(_reported(inputs, build_args or {}, events))
-        parsed = parse(inputs.dockerfile, inputs.name, lint)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
             platform=wanted or native,
             build_platform=native,
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=args,
             labels=dict(labels or {}),
             run=_run_defaults(network, add_hosts, shm_size, ulimits),
         )

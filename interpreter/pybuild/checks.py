@@ -20,13 +20,13 @@ from pybuild.api import (
     resolving,
 )
 from pybuild.backend import Backend, PullPolicy
+from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.lint import CHECK_ARG, Lint, LintWarning
 from pybuild.dockerfile.parse import parse
 from pybuild.dockerfile.targets import Target, list_targets
 from pybuild.errors import BuildCancelled, PybuildError
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.plan import make_plan
-from pybuild.plan.evaluate import check_syntax
 from pybuild.plan.outline import Outline, make_outline
 from pybuild.plan.steps import PlanRequest
 from pybuild.run.activity import CancelToken, Events
@@ -93,7 +93,7 @@ def check(
         lookup = reading.lookup(backend, backend_options, pull)
         error: PybuildError | None = None
         try:
-            parsed = parse(inputs.dockerfile, inputs.name, lint)
+            parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
             with resolving(lookup, reading.events, cancel) as (resolve, executor):
                 every = target is None
                 make_plan(parsed, request, resolve, executor=executor, lint=lint, all_stages=every)
@@ -125,11 +125,12 @@ def outline(
     The arguments are those of :func:`pybuild.plan_build`. Raises a
     :class:`~pybuild.errors.PybuildError`.
     """
+    args = dict(build_args or {})
     cancel = cancel or CancelToken()
     with _reading(context, dockerfile, Events(reporter), cancel) as reading:
         inputs = reading.inputs
-        parsed = parse(inputs.dockerfile, inputs.name)
-        request = _request(backend, platform, target, dict(build_args or {}))
+        parsed = parse(inputs.dockerfile, inputs.name, syntax=args.get(SYNTAX_ARG))
+        request = _request(backend, platform, target, args)
         lookup = reading.lookup(backend, backend_options, pull)
         with resolving(lookup, reading.events, cancel) as (resolve, executor):
             found = make_outline(parsed, request, resolve, executor=executor)
@@ -148,9 +149,10 @@ def targets(
     Of `build_args` only BUILDKIT_SYNTAX counts. Raises a :class:`~pybuild.errors.PybuildError`.
     """
     with _reading(context, dockerfile, Events(None), cancel or CancelToken()) as reading:
-        parsed = parse(reading.inputs.dockerfile, reading.inputs.name)
-        check_syntax(parsed, build_args or {})
-    return TargetsResult(list_targets(parsed), reading.inputs.dockerfile)
+        inputs = reading.inputs
+        syntax = (build_args or {}).get(SYNTAX_ARG)
+        parsed = parse(inputs.dockerfile, inputs.name, syntax=syntax)
+    return TargetsResult(list_targets(parsed), inputs.dockerfile)
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,10 +329,23 @@ def test_targets_as_json_have_buildkits_members() -> None:
     }
 
 
-@pytest.mark.parametrize("call", [pybuild.targets, pybuild.outline])
-def test_another_frontends_file_is_refused(call: Any) -> None:
+@pytest.mark.parametrize("call", [pybuild.targets, pybuild.outline, pybuild.plan_build])
+def test_another_frontend_is_refused_unless_the_caller_replaces_it(call: Any) -> None:
+    text = b"# syntax=me/mine\nFROM scratch\n"
     with pytest.raises(pybuild.DockerfileError, match="unknown syntax"):
-        call(None, dockerfile=b"# syntax=me/mine\nFROM scratch\n")
+        call(None, dockerfile=text)
+    call(None, dockerfile=text, build_args={"BUILDKIT_SYNTAX": "docker/dockerfile:1"})
+    with pytest.raises(pybuild.DockerfileError, match="unknown syntax"):
+        call(None, dockerfile=b"FROM scratch\n", build_args={"BUILDKIT_SYNTAX": "me/mine"})
+
+
+def test_another_frontend_is_the_error_of_a_check_and_of_a_build(backend: MemoryBackend) -> None:
+    text = "# syntax=me/mine\nFROM scratch\n"
+    error = pybuild.check(None, dockerfile=text.encode()).error
+    assert error is not None
+    assert "unknown syntax" in error.message
+    with pytest.raises(pybuild.DockerfileError, match="unknown syntax"):
+        build(backend, text)
 
 
 def test_nothing_shown_of_a_dockerfile_drives_the_terminal() -> None:

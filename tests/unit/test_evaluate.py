@@ -631,33 +631,6 @@ def test_what_this_version_cannot_run_is_refused_with_its_line(body: str, words:
     plan(f"FROM base AS unused\n{body}\nFROM base\n")  # a stage that isn't needed may have it
 
 
-@pytest.mark.parametrize(
-    "syntax",
-    [
-        "docker/dockerfile",
-        "docker/dockerfile:1",
-        "docker/dockerfile:1.7-labs",
-        "docker.io/docker/dockerfile:1@sha256:aa",
-        "docker/dockerfile-upstream:master",
-        "mirror.example:5000/docker/dockerfile:1",
-        "docker/dockerfile:1 anything else",
-    ],
-)
-def test_the_official_frontend_is_built_in(syntax: str) -> None:
-    plan(f"# syntax={syntax}\nFROM base\n")
-
-
-@pytest.mark.parametrize("syntax", ["me/frontend", "docker/dockerfilex", "docker/dockerfile/x"])
-def test_another_frontend_is_refused_and_never_fetched(syntax: str) -> None:
-    for text, args in (
-        (f"# syntax={syntax}\nFROM base\n", {}),
-        ("FROM base\n", {"BUILDKIT_SYNTAX": syntax}),
-    ):
-        with pytest.raises(DockerfileError, match="unknown syntax") as caught:
-            plan(text, **args)
-        assert caught.value.where is not None
-
-
 def test_needs_names_each_capability_with_its_places() -> None:
     text = (
         "FROM base AS a\nRUN --network=none --mount=target=/x x\n"

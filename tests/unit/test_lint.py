@@ -22,7 +22,6 @@ from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
 from pybuild.plan import PlanRequest, make_plan
-from pybuild.plan.evaluate import check_syntax
 
 AMD64 = Platform("linux", "amd64")
 BASE = ImageConfig(AMD64, env=(("PATH", "/bin"), ("JAVA_HOME", "/java")))
@@ -348,14 +347,6 @@ def test_millions_of_findings_are_cut_to_a_thousand() -> None:
 
 def test_a_message_has_an_end() -> None:
     assert len(message(f"FROM a\nENV a=${'x' * 60_000}\n")) < 1100
-
-
-def test_an_unknown_frontend_is_refused_at_its_line() -> None:
-    parsed = parse(b"# escape=\\\n# syntax=me/mine\nFROM a\n")
-    with pytest.raises(DockerfileError, match="unknown syntax") as caught:
-        check_syntax(parsed, {})
-    assert caught.value.where == SourceRange("Dockerfile", 2, 2)
-    check_syntax(parsed, {"BUILDKIT_SYNTAX": "docker/dockerfile:1"})
 
 
 def test_a_misspelt_platform_variable_is_guessed() -> None:

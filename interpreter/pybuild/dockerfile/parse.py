@@ -18,6 +18,7 @@ from pybuild.dockerfile.arguments import (
 )
 from pybuild.dockerfile.checks import check_file, check_instruction
 from pybuild.dockerfile.flags import Kind, parse_duration
+from pybuild.dockerfile.frontend import check_frontend
 from pybuild.dockerfile.instructions import (
     Add,
     Arg,
@@ -89,14 +90,21 @@ _FLAGS: Mapping[str, Mapping[str, Kind]] = {
 }
 
 
-def parse(data: bytes, name: str = "Dockerfile", lint: Lint | None = None) -> Dockerfile:
+def parse(
+    data: bytes,
+    name: str = "Dockerfile",
+    lint: Lint | None = None,
+    syntax: str | None = None,
+) -> Dockerfile:
     """The instructions of a Dockerfile; `name` is for messages.
 
-    `lint` takes what the build checks find, also if the file is refused in the end.
+    `lint` takes what the build checks find, also if the file is refused in the end. `syntax`
+    is a frontend that replaces the one of the file's directive.
     Raises DockerfileError, with a place, for whatever isn't a Dockerfile.
     """
     lint = lint or Lint()
     source = split_file(data, name)
+    check_frontend(source.directives, syntax, name)
     lint.follow(source.directives, name)
     for gap in source.gaps:
         lint.report(NO_EMPTY_CONTINUATION, gap, "Empty continuation line")

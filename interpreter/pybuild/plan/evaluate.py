@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -72,11 +71,6 @@ from pybuild.plan.steps import (
     WorkdirStep,
 )
 
-# A mirror's copy is the same frontend; the name is never fetched in any case.
-_FRONTENDS = re.compile(
-    r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?docker/dockerfile(-upstream)?(:[^@]*)?(@.*)?|dockerfile\.v0"
-)
-
 
 def make_plan(
     dockerfile: Dockerfile,
@@ -98,7 +92,6 @@ def make_plan(
     place in the Dockerfile.
     """
     lint = lint or Lint()
-    check_syntax(dockerfile, request.build_args)
     variables = global_variables(dockerfile, request)
     check_stage_heads(dockerfile, request, variables, lint)
     graph = build_graph(dockerfile, variables, request.platform, contexts)
@@ -117,22 +110,6 @@ def make_plan(
     planned = [evaluation.planned[stage.index] for stage in resolved.stages]
     planned[-1] = replace(planned[-1], config=_target_config(planned[-1].config, request))
     return Plan(tuple(planned), tuple(_unused_args(dockerfile, request, resolved.bodies.values())))
-
-
-def check_syntax(dockerfile: Dockerfile, build_args: Mapping[str, str]) -> None:
-    """Raise DockerfileError for a file that wants another frontend than the built-in one.
-
-    None is ever fetched. The build arg BUILDKIT_SYNTAX replaces the directive.
-    """
-    syntax = build_args.get("BUILDKIT_SYNTAX") or dockerfile.directives.syntax
-    name = (syntax or "").split(" ", 1)[0]
-    if name and not _FRONTENDS.fullmatch(name):
-        line = dockerfile.directives.syntax_line
-        raise DockerfileError(
-            f"unknown syntax {name!r}",
-            where=SourceRange(dockerfile.name, line, line),
-            hint="other frontends than docker/dockerfile are not run",
-        )
 
 
 def _target_config(config: ImageConfig, request: PlanRequest) -> ImageConfig:

@@ -12,7 +12,6 @@ from pybuild.dockerfile.mounts import parse_mount
 from pybuild.dockerfile.targets import description_of
 from pybuild.dockerfile.words import expand_word
 from pybuild.errors import SourceRange, located
-from pybuild.plan.evaluate import check_syntax
 from pybuild.plan.resolve import Resolve, Resolved, resolve_stages
 from pybuild.plan.scope import Scope, global_variables
 from pybuild.plan.stages import ImageOrigin, Stage, StageOrigin, build_graph
@@ -58,7 +57,6 @@ def make_outline(
     executor: Executor | None = None,
 ) -> Outline:
     """Outline `request.target`; the arguments and errors are those of `make_plan`."""
-    check_syntax(dockerfile, request.build_args)
     variables = global_variables(dockerfile, request)
     graph = build_graph(dockerfile, variables, request.platform, contexts)
     target = graph.target(request.target)
