@@ -17,6 +17,16 @@ from pybuild.backend import (
     Ulimit,
 )
 from pybuild.backends import backend_names, open_backend
+from pybuild.checks import (
+    CheckResult,
+    OutlineResult,
+    TargetsResult,
+    check,
+    outline,
+    targets,
+)
+from pybuild.dockerfile.lint import LintWarning
+from pybuild.dockerfile.targets import Target
 from pybuild.errors import (
     AuthenticationRequired,
     BackendError,
@@ -44,10 +54,12 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.oci.platform import Platform
+from pybuild.plan.outline import Outline, OutlineArg, OutlineMount
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    LintReported,
     Reporter,
     StepFinished,
     StepLog,
@@ -69,6 +81,7 @@ __all__ = [
     "BuildFinished",
     "BuildResult",
     "CancelToken",
+    "CheckResult",
     "ContextError",
     "CopyFailed",
     "DockerfileError",
@@ -79,7 +92,13 @@ __all__ = [
     "ImageError",
     "ImageNotFound",
     "InvalidImage",
+    "LintReported",
+    "LintWarning",
     "Network",
+    "Outline",
+    "OutlineArg",
+    "OutlineMount",
+    "OutlineResult",
     "PlannedBuild",
     "Platform",
     "PlatformMismatch",
@@ -97,6 +116,8 @@ __all__ = [
     "StepProgress",
     "StepResult",
     "StepStarted",
+    "Target",
+    "TargetsResult",
     "Ulimit",
     "UnknownInstruction",
     "UnsupportedByBackend",
@@ -105,6 +126,9 @@ __all__ = [
     "__version__",
     "backend_names",
     "build",
+    "check",
     "open_backend",
+    "outline",
     "plan_build",
+    "targets",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,9 @@ from pybuild.backend import (
     Ulimit,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.instructions import Dockerfile
+from pybuild.dockerfile.lint import CHECK_ARG, Lint
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import (
     BackendUnavailable,
@@ -46,6 +49,7 @@ from pybuild.oci.platform import Platform, host_platform, matches, parse_platfor
 from pybuild.oci.reference import Reference
 from pybuild.oci.registry import RegistryClient
 from pybuild.plan import make_plan
+from pybuild.plan.resolve import Resolve
 from pybuild.plan.steps import (
     ContextSource,
     Plan,
@@ -55,7 +59,7 @@ from pybuild.plan.steps import (
     needs,
 )
 from pybuild.run.activity import CancelToken, Events, StepActivity
-from pybuild.run.events import BuildFinished, Reporter
+from pybuild.run.events import BuildFinished, LintReported, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
 from pybuild.run.result import BuildResult, OutputResult
@@ -118,17 +122,19 @@ def build(
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
+    args = dict(build_args or {})
     names = tuple(map(image_name, tags))
     wanted_outputs = _outputs(outputs, names)
     run = _run_defaults(network, add_hosts, shm_size, ulimits)
-    wanted, policy = _one_platform(platform), _pull_policy(pull)
-    fixed_time = _fixed_time(created, build_args or {})
+    wanted, policy = one_platform(platform), pull_policy(pull)
+    fixed_time = _fixed_time(created, args)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        parsed = parse(inputs.dockerfile, inputs.name)
+        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
+        inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         if not isinstance(backend, Backend):
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
@@ -136,14 +142,16 @@ def build(
             platform=wanted or backend.platforms[0],
             build_platform=backend.platforms[0],
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=args,
             labels=dict(labels or {}),
             run=run,
         )
         lookup = _looked_up(backend, policy)
-        plan = _plan(parsed, request, lookup, events=events, cancel=cancel, max_workers=max_workers)
+        plan = _plan(
+            parsed, request, lookup, lint, events=events, cancel=cancel, max_workers=max_workers
+        )
         _check_supported(plan, backend)
-        _report_warnings(parsed, plan, backend, events)
+        _report_warnings(plan, backend, events)
         settings = StageSettings(
             context=_open_context(plan, inputs, events, cancel),
             created=fixed_time,
@@ -234,25 +242,27 @@ def plan_build(
     Images that no backend can look up, because there is none or it can't start, count as
     empty and are listed. A backend given by name is opened only if there is one to look up.
     """
-    wanted, policy = _one_platform(platform), _pull_policy(pull)
+    args = dict(build_args or {})
+    wanted, policy = one_platform(platform), pull_policy(pull)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        parsed = parse(inputs.dockerfile, inputs.name)
+        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
+        inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
             platform=wanted or native,
             build_platform=native,
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=args,
             labels=dict(labels or {}),
             run=_run_defaults(network, add_hosts, shm_size, ulimits),
         )
-        lookup = _LazyLookup(backend, backend_options, policy, stack, events)
-        plan = _plan(parsed, request, lookup, events=events, cancel=cancel)
-        for message, where in (*parsed.warnings, *plan.warnings):
+        lookup = LazyLookup(backend, backend_options, policy, stack, events)
+        plan = _plan(parsed, request, lookup, lint, events=events, cancel=cancel)
+        for message, where in plan.warnings:
             events.warn(message, where=where)
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
@@ -266,7 +276,7 @@ def _looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
     )
 
 
-class _LazyLookup:
+class LazyLookup:
     """Looks images up in a backend that is opened for the first of them, if it can be."""
 
     def __init__(
@@ -312,12 +322,24 @@ def _plan(
     dockerfile: Dockerfile,
     request: PlanRequest,
     lookup: Lookup,
+    lint: Lint,
     *,
     events: Events,
     cancel: CancelToken,
     max_workers: int | None = None,
 ) -> Plan:
-    """Plan the build; the images of all stages are looked up at the same time."""
+    """Plan the build. Raises DockerfileError also where `lint` found what counts as an error."""
+    with resolving(lookup, events, cancel, max_workers) as (resolve, executor):
+        plan = make_plan(dockerfile, request, resolve, executor=executor, lint=lint)
+    lint.refuse()
+    return plan
+
+
+@contextmanager
+def resolving(
+    lookup: Lookup, events: Events, cancel: CancelToken, max_workers: int | None = None
+) -> Iterator[tuple[Resolve, Executor]]:
+    """How to resolve base images, each a unit of work, and threads to look them up at once."""
     stop = CancelToken()
 
     def resolve(reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
@@ -328,14 +350,14 @@ def _plan(
 
     with cancel.on_cancel(stop.cancel), workers(max_workers) as executor:
         try:
-            return make_plan(dockerfile, request, resolve, executor=executor)
+            yield resolve, executor
         except BaseException:
             # The first failure is the one to report; the other look-ups needn't go on.
             stop.cancel()
             raise
 
 
-def _load_inputs(
+def load_inputs(
     context: Context,
     dockerfile: DockerfileSource,
     files: dict[str, bytes],
@@ -384,8 +406,8 @@ def _check_supported(plan: Plan, backend: Backend) -> None:
             )
 
 
-def _report_warnings(dockerfile: Dockerfile, plan: Plan, backend: Backend, events: Events) -> None:
-    for message, where in (*dockerfile.warnings, *plan.warnings):
+def _report_warnings(plan: Plan, backend: Backend, events: Events) -> None:
+    for message, where in plan.warnings:
         events.warn(message, where=where)
     for stage in plan.stages:
         native = any(matches(platform, stage.platform) for platform in backend.platforms)
@@ -398,7 +420,18 @@ def _report_warnings(dockerfile: Dockerfile, plan: Plan, backend: Backend, event
 
 
 @contextmanager
-def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
+def _reported(inputs: Inputs, build_args: Mapping[str, str], events: Events) -> Iterator[Lint]:
+    """Collect what the build checks find, and report it when all else is done or failed."""
+    lint = Lint(build_args.get(CHECK_ARG), inputs.excluded)
+    try:
+        yield lint
+    finally:
+        if lint.warnings:
+            events.send(LintReported(lint.warnings, inputs.dockerfile))
+
+
+@contextmanager
+def errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
     """Give errors the texts that their places are in, for whoever shows them.
 
     What breaks because the build was cancelled is no error of its own.
@@ -414,7 +447,7 @@ def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Ite
         raise
 
 
-def _one_platform(platform: str | Platform | Sequence[str] | None) -> Platform | None:
+def one_platform(platform: str | Platform | Sequence[str] | None) -> Platform | None:
     if platform is None or isinstance(platform, Platform):
         return platform
     texts = [platform] if isinstance(platform, str) else list(platform)
@@ -427,7 +460,7 @@ def _one_platform(platform: str | Platform | Sequence[str] | None) -> Platform |
     return parse_platform(named[0]) if named else None
 
 
-def _pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
+def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
     if isinstance(pull, PullPolicy):
         return pull
     if isinstance(pull, bool):

@@ -26,9 +26,7 @@ _LATER = {
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
-    "--call": "subrequests",
     "--cgroup-parent": "control groups",
-    "--check": "build checks",
     "--no-cache-filter": "cache filters",
     "--policy": "policies",
     "--provenance": "provenance",
@@ -40,7 +38,8 @@ _LATER = {
 # Docker's old builder had these; they mean nothing here and break no script.
 _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
-_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true"}
+_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true", "--check": "true"}
+_CALLS = {"check": "check", "lint": "check", "outline": "outline", "targets": "targets"}
 _ULIMITS = frozenset(
     [
         "core",
@@ -84,6 +83,17 @@ class DoctorArguments(BackendArguments):
     """``pybuild doctor``."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """``--call``: ``name`` is check, outline or targets. ``ignore_status`` ends with 0 where
+    a check found something.
+    """
+
+    name: str
+    as_json: bool = False
+    ignore_status: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildArguments(BackendArguments):
     """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input."""
@@ -110,6 +120,7 @@ class BuildArguments(BackendArguments):
     quiet: bool
     progress: str | None
     dry_run: str | None
+    call: CallArguments | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,6 +188,7 @@ def parse_arguments(
         quiet=found.quiet,
         progress=found.progress,
         dry_run=found.dry_run,
+        call=_call(found.call, check=_boolean("--check", found.check)),
     )
 
 
@@ -285,6 +297,30 @@ def backend_values(found: argparse.Namespace) -> dict[str, Any]:
         "unpack": not found.no_unpack,
         "debug": found.debug,
     }
+
+
+def _call(text: str, *, check: bool) -> CallArguments | None:
+    """``NAME[,format=json][,ignorestatus=true]``; None for a build."""
+    names: list[str] = []
+    settings: dict[str, str] = {}
+    for field in text.split(","):
+        key, equals, value = field.partition("=")
+        if equals:
+            settings[key] = value
+        else:
+            names.append(field)
+    wrong = settings.keys() - {"format", "ignorestatus"}
+    if len(names) != 1 or names[0] not in {*_CALLS, "build"} or wrong:
+        raise UsageError(
+            f'--call "{text}" is not known',
+            hint="it is build, check, outline or targets, and format=json may follow a comma",
+        )
+    as_json = settings.get("format", "text")
+    if as_json not in {"text", "json"}:
+        raise UsageError(f'--call "{text}": the format is text or json')
+    ignore = _boolean("--call ignorestatus", settings.get("ignorestatus", "false"))
+    name = names[0] if names[0] != "build" else "check" if check else ""
+    return CallArguments(_CALLS[name], as_json == "json", ignore) if name else None
 
 
 def _pull_policy(text: str) -> str:
@@ -460,6 +496,13 @@ def _add_output(parser: _Parser) -> None:
         metavar="FORMAT",
         help="show the plan, as text or json, and build nothing",
     )
+    add(
+        "--call",
+        default="build",
+        metavar="NAME",
+        help="check, outline or targets instead of building; as JSON with ,format=json",
+    )
+    add("--check", default="false", help="run the build checks and build nothing")
     add("-q", "--quiet", action="store_true", help="show nothing but the image's digest")
     add("--progress", choices=PROGRESS_MODES, metavar="MODE", help=", ".join(PROGRESS_MODES))
     add("--iidfile", metavar="PATH", help="write the image's digest to a file")

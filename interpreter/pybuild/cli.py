@@ -30,10 +30,12 @@ from pybuild.arguments import (
     PROGRESS_MODES,
     BackendArguments,
     BuildArguments,
+    CallArguments,
     DoctorArguments,
     parse_arguments,
 )
 from pybuild.backends import DEFAULT_BACKEND
+from pybuild.checks import CheckResult, OutlineResult, TargetsResult, check, outline, targets
 from pybuild.diagnostics import describe_error
 from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
 from pybuild.export.outputs import (
@@ -56,8 +58,9 @@ from pybuild.oci.registry import RegistryClient
 from pybuild.pipes import CancellableInput, CancellableOutput
 from pybuild.plan import describe_plan, plan_as_json
 from pybuild.run.activity import CancelToken
-from pybuild.run.events import Event, Reporter, Warned
+from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
+from pybuild.run.progress.lint import short_text
 from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
 
@@ -75,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
         shows_output = _progress_mode(arguments) in {"plain", "rawjson"}
+        if arguments.call:
+            return _call(arguments, arguments.call)
         if arguments.dry_run:
             return _dry_run(arguments)
         return _build(arguments)
@@ -195,6 +200,46 @@ def _dry_run(arguments: BuildArguments) -> int:
     ]
     _print("\n".join(lines))
     return 0
+
+
+def _call(arguments: BuildArguments, call: CallArguments) -> int:
+    """Print what the Dockerfile tells. Ends with 1 where a check found something."""
+    from pybuild.reports import as_json, describe  # noqa: PLC0415  (a build needs none of it)
+
+    result = _called(arguments, call.name)
+    _encodable(sys.stdout)
+    text = json.dumps(as_json(result), indent=2) if call.as_json else describe(result)
+    if text:
+        _print(text)
+    if not isinstance(result, CheckResult):
+        return 0
+    if result.error is not None:
+        raise result.error
+    return 1 if result.warnings and not call.ignore_status else 0
+
+
+def _called(arguments: BuildArguments, name: str) -> CheckResult | OutlineResult | TargetsResult:
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel):
+        context, dockerfile = _inputs(arguments, cancel)
+        if name == "targets":
+            return targets(
+                context, dockerfile=dockerfile, build_args=arguments.build_args, cancel=cancel
+            )
+        backend = _backend_name(arguments)
+        ask: Callable[..., CheckResult | OutlineResult] = check if name == "check" else outline
+        return ask(
+            context,
+            dockerfile=dockerfile,
+            backend=None if backend == "none" else backend,
+            backend_options=_backend_options(arguments),
+            build_args=arguments.build_args,
+            target=arguments.target,
+            platform=arguments.platforms,
+            pull=arguments.pull,
+            reporter=_Warnings(),
+            cancel=cancel,
+        )
 
 
 def _doctor(arguments: DoctorArguments) -> int:
@@ -463,6 +508,9 @@ class _Warnings:
     def report(self, event: Event) -> None:
         if isinstance(event, Warned):
             _complain(f"warning: {warning_text(event)}")
+        elif isinstance(event, LintReported):
+            for warning in event.warnings:
+                _complain(f"warning: {short_text(warning)}")
 
 
 class _UntilBroken:

@@ -44,6 +44,18 @@ def build_twice_with_one_backend(archive: bytes) -> None:
         pybuild.build(None, dockerfile=b"FROM scratch\n", backend=backend, pull="never")
 
 
+def look_without_building(folder: Path) -> bool:
+    result = pybuild.check(folder, build_args={"A": "b"}, target="test")
+    for warning in result.warnings:
+        assert_type(warning, pybuild.LintWarning)
+        assert_type(warning.where.start_line, int)
+    assert_type(result.error, PybuildError | None)
+    args = pybuild.outline(folder).outline.args
+    assert_type([arg.value for arg in args], list[str])
+    assert_type(pybuild.targets(folder).targets, tuple[pybuild.Target, ...])
+    return result.error is None
+
+
 def build_and_explain(folder: str) -> int:
     try:
         pybuild.build(folder, dockerfile=Path("other.Dockerfile"), target="test")
