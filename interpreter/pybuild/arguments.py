@@ -17,6 +17,8 @@ from pybuild.errors import UsageError
 from pybuild.export.outputs import Output, parse_output
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
+STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")
+"""The commands of :mod:`pybuild.storecommands`."""
 RUNNERS = ("auto", "sandbox", "task", "crun", "runc")
 
 _LATER = {
@@ -155,11 +157,11 @@ def parse_arguments(
     """
     words = list(argv)
     if words[:1] == ["doctor"]:
-        found = parse_words(_doctor_parser(version), words[1:])
+        found = parse_words(_doctor_parser(version), words[1:], {})
         return DoctorArguments(**backend_values(found))
     if words[:1] == ["build"]:
         words = words[1:]
-    found = parse_words(_build_parser(version), words)
+    found = parse_words(_build_parser(version), words, _ALONE)
     if found.context is None:
         raise UsageError("the build context is missing", hint="for this folder: pybuild .")
     return BuildArguments(
@@ -265,9 +267,15 @@ def parse_ulimit(text: str) -> Ulimit:
     return Ulimit(name, soft, hard)
 
 
-def parse_words(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def parse_words(
+    parser: argparse.ArgumentParser, words: list[str], alone: Mapping[str, str]
+) -> argparse.Namespace:
+    """Parse `words`. Flags in `alone` take that value if none follows behind a ``=``.
+
+    Raises UsageError.
+    """
     end = words.index("--") if "--" in words else len(words)
-    spelled = [f"{word}={_ALONE[word]}" if word in _ALONE else word for word in words[:end]]
+    spelled = [f"{word}={alone[word]}" if word in alone else word for word in words[:end]]
     found, extra = parser.parse_known_args([*spelled, *words[end:]])
     unknown = next((word for word in extra if word.startswith("-") and word != "-"), None)
     if unknown is not None:
@@ -405,7 +413,8 @@ def _doctor_parser(version: str) -> _Parser:
 def _build_parser(version: str) -> _Parser:
     parser = new_parser(
         "pybuild",
-        "pybuild [options] CONTEXT\n       pybuild doctor",
+        "pybuild [options] CONTEXT\n       pybuild doctor\n       "
+        f"pybuild {'|'.join(STORE_COMMANDS)} ...",
         "Build an image from a Dockerfile. CONTEXT is a folder, or - for a tar archive or a "
         "Dockerfile on standard input.",
     )

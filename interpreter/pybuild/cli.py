@@ -28,16 +28,17 @@ from pybuild import __version__
 from pybuild.api import build, plan_build
 from pybuild.arguments import (
     PROGRESS_MODES,
+    STORE_COMMANDS,
     BackendArguments,
     BuildArguments,
     CallArguments,
     DoctorArguments,
     parse_arguments,
 )
-from pybuild.backends import DEFAULT_BACKEND
+from pybuild.backends import DEFAULT_BACKEND, open_backend
 from pybuild.checks import CheckResult, OutlineResult, TargetsResult, check, outline, targets
 from pybuild.diagnostics import describe_error
-from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
+from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
 from pybuild.export.outputs import (
     DEFAULT_DOCKER_HOST,
     STANDARD_OUTPUT,
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "-D" in words or "--debug" in words
     shows_output = False
     try:
+        if words[:1] and words[0] in STORE_COMMANDS:
+            return _store_command(words)
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
@@ -250,6 +253,27 @@ def _doctor(arguments: DoctorArguments) -> int:
     _print(describe_findings(findings))
     chosen_works = any(f.good and f.subject == f"backend {name}" for f in findings)
     return 0 if chosen_works else 4
+
+
+def _store_command(words: Sequence[str]) -> int:
+    from pybuild.storecommands import (  # noqa: PLC0415  (no build needs it)
+        parse_store_arguments,
+        run_store_command,
+    )
+
+    arguments = parse_store_arguments(words, __version__)
+    name = _backend_name(arguments)
+    with open_backend(name, _backend_options(arguments)) as backend:
+        store = backend.image_store()
+        if store is None:
+            raise UnsupportedByBackend(
+                f'pybuild {arguments.command} is not for the backend "{name}"',
+                hint="its images are seen to by its own tools: ctr, nerdctl, docker",
+            )
+        text, code = run_store_command(store, arguments)
+    if text:
+        _print(text)
+    return code
 
 
 def _backend_name(arguments: BackendArguments) -> str:

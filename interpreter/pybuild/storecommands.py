@@ -63,7 +63,7 @@ def parse_store_arguments(words: Sequence[str], version: str) -> StoreArguments:
     command.options(own)
     add_backend_options(parser)
     add_other_options(parser, version)
-    found = parse_words(parser, list(words[1:]))
+    found = parse_words(parser, list(words[1:]), {})
     backend = backend_values(found)
     given = {key: value for key, value in vars(found).items() if key.startswith("own_")}
     return StoreArguments(
