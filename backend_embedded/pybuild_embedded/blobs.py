@@ -39,7 +39,7 @@ class Blobs:
         """The blob's size in bytes, None if it isn't here. It isn't pinned."""
         try:
             return self.path(digest).stat().st_size
-        except OSError:
+        except (OSError, InvalidImage):
             return None
 
     def has(self, digest: str) -> bool:

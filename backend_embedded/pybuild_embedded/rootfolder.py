@@ -21,6 +21,7 @@ _PATIENCE = 60.0
 # what it takes to open a full store's database and delete some rows
 _RESERVE_SIZE = 1 << 20
 FOLDERS = (
+    "blobs",
     "blobs/sha256",
     "indexes",
     "layers",
@@ -100,7 +101,7 @@ def check_format(root: Path) -> None:
                 hint="use the version of pybuild that made it, or choose another folder",
             )
         for name in FOLDERS:
-            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (root / name).mkdir(mode=0o700, exist_ok=True)
 
 
 def keep_reserve(root: Path) -> None:
