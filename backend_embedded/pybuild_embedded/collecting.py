@@ -23,6 +23,8 @@ def prune(
     store: Store, request: PruneRequest, remove: RemoveTrees, measure: MeasureTrees
 ) -> Pruned:
     """Remove what `request` says, and all garbage. Raises BackendFailed."""
+    # else removing rows would first take room
+    store.database.shorten_log()
     before = look(store.root, store.database, measure)
     with store.database.writing() as connection:
         references = References(connection, store.session.live())
@@ -36,6 +38,7 @@ def prune(
         return Pruned(freed, before.total - freed, removed)
     sweep(store)
     store.trash.empty(remove)
+    store.database.shorten_log()
     left = look(store.root, store.database, measure).total
     return Pruned(max(before.total - left, 0), left, removed)
 

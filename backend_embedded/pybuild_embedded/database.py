@@ -99,6 +99,13 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def shorten_log(self) -> None:
+        """Bring the log into the database and empty it, if others let us in a second."""
+        with self.reading() as connection:
+            connection.execute("PRAGMA busy_timeout=1000")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            connection.execute(f"PRAGMA busy_timeout={_PATIENCE * 1000:.0f}")
+
     @contextmanager
     def closed(self) -> Iterator[None]:
         """Meanwhile the file isn't open here, and threads wait that want to use it."""
