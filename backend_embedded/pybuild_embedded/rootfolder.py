@@ -42,6 +42,10 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _ELSEWHERE = "choose another folder for the store"
 
 
+class NoRoom(BackendFailed):
+    """The file system is full, or a quota of it is used up."""
+
+
 def prepare_root(root: Path) -> None:
     """Make the folder, or check that it can be a store of ours. Raises BackendUnavailable."""
     with unavailable(root):
@@ -141,7 +145,7 @@ def network_type(device: int, mounts: str) -> str | None:
 
 @contextmanager
 def failing(path: Path) -> Iterator[None]:
-    """Raise BackendFailed for what the file system refuses; a full one is named so."""
+    """Raise BackendFailed for what the file system refuses; NoRoom for a full one."""
     try:
         yield
     except OSError as error:
@@ -150,12 +154,16 @@ def failing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def unavailable(root: Path) -> Iterator[None]:
-    """As :func:`failing`, while a store is opened."""
+    """As :func:`failing`, while a store is opened: BackendUnavailable, but NoRoom."""
     try:
-        yield
-    except OSError as error:
-        failed = _failed(root, error)
-        raise BackendUnavailable(failed.message, hint=failed.hint or _ELSEWHERE) from error
+        with failing(root):
+            yield
+    except NoRoom:
+        raise
+    except BackendFailed as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise BackendUnavailable(error.message, hint=_ELSEWHERE) from error
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -185,7 +193,7 @@ def _mounts() -> str:
 
 def _failed(path: Path, error: OSError) -> BackendFailed:
     if error.errno in {ENOSPC, EDQUOT}:
-        return BackendFailed(
+        return NoRoom(
             f"no room is left in the store's file system, at {path}",
             hint="pybuild prune frees some",
         )

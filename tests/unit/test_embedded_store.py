@@ -173,6 +173,8 @@ class TestChains:
             "UPDATE chains SET size=size+1",
             "UPDATE steps SET chain='x'",
             "DELETE FROM chains WHERE parent=''",
+            "UPDATE chains SET diff_id=CAST(x'ff' AS TEXT)",
+            "UPDATE steps SET chain=CAST(x'ff' AS TEXT)",
         ],
     )
     def test_a_row_that_says_something_wrong_is_a_miss(self, root: Path, change: str) -> None:
@@ -452,6 +454,7 @@ class TestOpening:
             Store.open(root)
         assert caught.value.hint
         assert (root / "format").read_bytes() == text
+        assert (root / "reserve").exists()
         assert (root / "blobs/sha256" / digest[7:9] / digest[7:]).exists()
 
     @pytest.mark.parametrize("rest", [(), ("lock",), ("lock", "format.new")])

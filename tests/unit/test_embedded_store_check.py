@@ -12,6 +12,7 @@ import pytest
 
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference
+from pybuild_embedded.database import TABLES
 from pybuild_embedded.images import Images
 from pybuild_embedded.store import LayerFolder, Store
 from storing import FLAVOUR, images_of, put_folder, put_image, put_layer, put_step
@@ -190,6 +191,17 @@ def test_a_damaged_page_of_the_database_is_found_and_the_rest_saved(store: Store
         assert later.step("key") is None
         check_and_mend(images_of(later), "the database")
         assert images_of(later).find("app")
+        put_step(later, "key", [put_layer(later, b"base")])
+        assert later.step("key")
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+def test_a_store_opens_whichever_page_is_damaged(store: Store, table: str) -> None:
+    store.close()
+    damage_page(store.root, table)
+    with Store.open(store.root) as later:
+        images_of(later).check(repair=True)
+        assert images_of(later).check(repair=False) == []
         put_step(later, "key", [put_layer(later, b"base")])
         assert later.step("key")
 

@@ -11,7 +11,8 @@ import pytest
 
 from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch
 from pybuild.imagestore import ListedImage, PruneRequest
-from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
+from pybuild.oci.descriptor import Descriptor, digest_of
+from pybuild.oci.manifest import parse_manifest
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild_embedded.images import Images
@@ -270,7 +271,9 @@ class TestListing:
         assert images.find("app").digest == here.digest
         assert images.find(index.digest).digest == here.digest
         assert images.find(other.digest).digest == other.digest
-        assert [names_of(image) for image in images.images()] == [["docker.io/library/app:latest"]] * 2
+        assert [names_of(image) for image in images.images()] == [
+            ["docker.io/library/app:latest"]
+        ] * 2
 
 
 class TestTagAndRemove:
@@ -340,6 +343,4 @@ class TestTagAndRemove:
 
 
 def images_config(document: bytes) -> str:
-    from pybuild.oci.manifest import parse_manifest
-
     return parse_manifest(document).config.digest

@@ -66,8 +66,12 @@ def grow_old(store: Store, *, steps: int = 2000, others: int = 1000) -> None:
     with store.database.writing() as connection:
         connection.execute("UPDATE steps SET used=?", (now - steps,))
         connection.execute("UPDATE steps SET used=? WHERE key='new'", (now - steps + 1,))
-        for table in ("folders", "caches", "images"):
-            connection.execute(f"UPDATE {table} SET used=?", (now - others,))
+        for statement in (
+            "UPDATE folders SET used=?",
+            "UPDATE caches SET used=?",
+            "UPDATE images SET used=?",
+        ):
+            connection.execute(statement, (now - others,))
 
 
 def by_kind(lines: Sequence[Usage]) -> dict[UsageKind, Usage]:
@@ -175,7 +179,9 @@ class TestPrune:
         self, store: Store, images: Images, request_: PruneRequest, left: list[str]
     ) -> None:
         images.prune(request_)
-        names = [name.repository.removeprefix("library/") for x in images.images() for name in x.names]
+        names = [
+            name.repository.removeprefix("library/") for x in images.images() for name in x.names
+        ]
         assert sorted(names) == sorted(left)
         blobs = [path for path in store.blobs.folder.rglob("*") if path.is_file()]
         assert bool(blobs) == bool(left)
@@ -286,9 +292,7 @@ class TestPrune:
     def test_a_chain_of_a_thousand_layers_is_no_trouble(self, root: Path) -> None:
         with Store.open(root) as store:
             layer = put_layer(store, b"content")
-            layers = [
-                LayerDiff(digest_of(b"%d" % number), layer.blob) for number in range(1000)
-            ]
+            layers = [LayerDiff(digest_of(b"%d" % number), layer.blob) for number in range(1000)]
             store.record_step("key", store.record_layers(layers), own=True)
         with Store.open(root) as store:
             assert images_of(store).prune(PruneRequest()).removed == ("step key",)
@@ -304,5 +308,3 @@ class TestPrune:
         Images(store, remove).prune(EVERYTHING)
         assert len(removed) == 2
         assert all(path.parent == store.root / "trash" for path in removed)
-
-
