@@ -17,7 +17,7 @@ from pybuild_embedded.rootfolder import RESERVE, keep_reserve, release_reserve
 from pybuild_embedded.sessions import Part
 from pybuild_embedded.store import Store
 from pybuild_embedded.trash import RemoveTrees
-from pybuild_embedded.usage import MeasureTrees, OnDisk, allocated, index_name, look
+from pybuild_embedded.usage import MeasureTrees, OnDisk, index_name, look, measure_plainly
 
 
 def prune(
@@ -26,7 +26,7 @@ def prune(
     """Remove what `request` says, and all garbage. Raises BackendFailed."""
     store.database.shorten_log()
     before = look(store.root, store.database, measure)
-    reserve = allocated(store.root / RESERVE)
+    [reserve] = measure_plainly([store.root / RESERVE])
     if not request.dry_run:
         release_reserve(store.root)  # removing rows takes room at first
     with store.database.writing() as connection:
@@ -45,7 +45,7 @@ def prune(
     keep_reserve(store.root)
     left = look(store.root, store.database, measure).total
     # on a full disk there was no reserve before
-    gained = allocated(store.root / RESERVE) - reserve
+    gained = measure_plainly([store.root / RESERVE])[0] - reserve
     return Pruned(max(before.total - left + gained, 0), left, removed)
 
 

@@ -177,6 +177,11 @@ def _as_ours(path: Path, error: sqlite3.Error) -> BackendFailed:
                 f"the store's database {path} is damaged: {error}",
                 hint="pybuild fsck --repair saves what can be read of it",
             )
+        case sqlite3.SQLITE_CANTOPEN if _lacks_inodes(path.parent):
+            return NoRoom(
+                f"no room is left for the files of the store's database {path}",
+                hint="pybuild prune frees some",
+            )
         case sqlite3.SQLITE_FULL:
             return NoRoom(
                 f"no room is left for the store's database {path}",
@@ -194,3 +199,8 @@ def _as_ours(path: Path, error: sqlite3.Error) -> BackendFailed:
             )
         case _:
             return BackendFailed(f"the store's database {path} failed: {error}")
+
+
+def _lacks_inodes(folder: Path) -> bool:
+    found = os.statvfs(folder)
+    return found.f_files > 0 and found.f_favail == 0

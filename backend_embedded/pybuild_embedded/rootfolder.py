@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
@@ -18,8 +19,9 @@ _LOCK = "lock"
 RESERVE = "reserve"
 # seconds to wait for others to open it, which takes milliseconds
 _PATIENCE = 60.0
-# what it takes to open a full store's database and delete some rows
+# what it takes to open a full store and delete some rows: bytes, and files for inodes
 _RESERVE_SIZE = 1 << 20
+_RESERVE_FILES = 8
 FOLDERS = (
     "blobs",
     "blobs/sha256",
@@ -110,23 +112,24 @@ def check_format(root: Path) -> None:
 
 def keep_reserve(root: Path) -> None:
     """Set room aside that makes a full store usable again. Whether there is any doesn't matter."""
-    path = root / RESERVE
-    if path.exists():
+    folder = root / RESERVE
+    if folder.exists():
         return
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, _RESERVE_SIZE)
-        except OSError:
-            path.unlink()
-        finally:
-            os.close(descriptor)
+    try:
+        folder.mkdir(mode=0o700)
+        for number in range(_RESERVE_FILES):
+            descriptor = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, _RESERVE_SIZE // _RESERVE_FILES)
+            finally:
+                os.close(descriptor)
+    except OSError:
+        release_reserve(root)
 
 
 def release_reserve(root: Path) -> None:
     """Give the room back."""
-    with suppress(OSError):
-        (root / RESERVE).unlink()
+    shutil.rmtree(root / RESERVE, ignore_errors=True)
 
 
 def network_type(device: int, mounts: str) -> str | None:
