@@ -39,7 +39,7 @@ class Blobs:
         """The blob's size in bytes, None if it isn't here. It isn't pinned."""
         try:
             return self.path(digest).stat().st_size
-        except OSError:
+        except (OSError, InvalidImage):
             return None
 
     def has(self, digest: str) -> bool:
@@ -52,16 +52,12 @@ class Blobs:
 
     def open(self, digest: str) -> BinaryIO:
         """The blob's bytes; it is pinned. Raises ImageNotFound."""
-        if not self.has(digest):
-            raise _not_here(digest)
-        with failing(self.folder):
-            return self.path(digest).open("rb")
+        self.has(digest)
+        return self._open(digest)
 
     def read(self, digest: str, limit: int) -> bytes:
         """A small blob's verified bytes; it isn't pinned. Raises ImageNotFound, InvalidImage."""
-        if self.size(digest) is None:
-            raise _not_here(digest)
-        with failing(self.folder), self.path(digest).open("rb") as file:
+        with self._open(digest) as file, failing(self.folder):
             content = file.read(limit + 1)
         if len(content) > limit:
             raise InvalidImage(f"{digest} has more than {limit} bytes")
@@ -70,6 +66,13 @@ class Blobs:
                 f"the stored blob {digest} is damaged", hint="pybuild fsck --repair removes it"
             )
         return content
+
+    def _open(self, digest: str) -> BinaryIO:
+        with failing(self.folder):
+            try:
+                return self.path(digest).open("rb")
+            except FileNotFoundError:
+                raise ImageNotFound(f"the store has no blob {digest}") from None
 
     def writer(self) -> BlobWriter:
         return BlobWriter(self, self._session.new_file())
@@ -155,7 +158,3 @@ class BlobWriter:
             self._file.close()
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
-
-
-def _not_here(digest: str) -> ImageNotFound:
-    return ImageNotFound(f"the store has no blob {digest}")

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from pybuild.errors import ImageError, InvalidImage
+from pybuild.errors import BackendUnavailable, ImageError, InvalidImage
 from pybuild.files.trees import shown
 from pybuild.imagestore import Fault
 from pybuild.oci.descriptor import chain_id, is_digest
@@ -27,6 +27,7 @@ from pybuild_embedded.collecting import forget_image
 from pybuild_embedded.database import DamagedDatabase
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.references import References
+from pybuild_embedded.rootfolder import locked
 from pybuild_embedded.salvage import mend_database
 from pybuild_embedded.sessions import Part
 from pybuild_embedded.store import Store
@@ -37,11 +38,11 @@ _NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class _Damage:
-    """``mend`` removes it; it returns whether it could."""
+    """``mend`` removes it. It raises what the database does if that is damaged itself."""
 
     what: str
     problem: str
-    mend: Callable[[], bool]
+    mend: Callable[[], None]
 
 
 def check(store: Store, *, repair: bool) -> list[Fault]:
@@ -49,10 +50,18 @@ def check(store: Store, *, repair: bool) -> list[Fault]:
     faults = []
     # in this order: what a part is worth depends on those before it
     for look in (_database, _blobs, _indexes, _chains, _steps, _folders, _images):
-        for damage in look(store):
-            mended = repair and damage.mend()
-            faults.append(Fault(damage.what, damage.problem, mended))
+        faults += [
+            Fault(damage.what, damage.problem, repair and _mended(damage)) for damage in look(store)
+        ]
     return faults
+
+
+def _mended(damage: _Damage) -> bool:
+    try:
+        damage.mend()
+    except (DamagedDatabase, BackendUnavailable):
+        return False  # others have the database open
+    return True
 
 
 def _database(store: Store) -> Iterator[_Damage]:
@@ -62,11 +71,8 @@ def _database(store: Store) -> Iterator[_Damage]:
     except DamagedDatabase as error:
         problem = error.message
     if problem != "ok":
-        yield _Damage(
-            "the database",
-            problem,
-            lambda: mend_database(store.root, store.session, store.database),
-        )
+        damage = DamagedDatabase(problem)
+        yield _Damage("the database", problem, partial(_mend_database, store, damage))
 
 
 def _blobs(store: Store) -> Iterator[_Damage]:
@@ -163,31 +169,32 @@ def _rows(store: Store, query: str) -> Sequence[Sequence[Any]]:
         return ()  # it is named already
 
 
-def _delete(store: Store, statement: str, ident: str) -> bool:
+def _mend_database(store: Store, damage: DamagedDatabase) -> None:
+    with locked(store.root):
+        mend_database(store.root, store.session, store.database, damage)
+
+
+def _delete(store: Store, statement: str, ident: str) -> None:
     with store.database.writing() as connection:
         connection.execute(statement, (ident,))
-    return True
 
 
-def _drop(store: Store, path: Path) -> bool:
+def _drop(store: Store, path: Path) -> None:
     store.trash.put(path)
-    return True
 
 
-def _drop_image(store: Store, digest: str) -> bool:
+def _drop_image(store: Store, digest: str) -> None:
     with store.database.writing() as connection:
         forget_image(connection, digest)
-    return True
 
 
-def _drop_folder(store: Store, folder: LayerFolder) -> bool:
+def _drop_folder(store: Store, folder: LayerFolder) -> None:
     with store.database.writing() as connection:
         pins = References(connection, store.session.live()).pinned
         connection.execute("DELETE FROM folders WHERE ident=?", (folder.ident,))
         # pulling it from under a mount helps nobody: without a row nobody else will use it
         if (Part.FOLDER, folder.ident) not in pins:
             store.trash.put(folder.path)
-    return True
 
 
 def _folder_problem(folder: LayerFolder, index: Path) -> str | None:

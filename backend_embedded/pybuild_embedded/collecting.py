@@ -13,17 +13,22 @@ from contextlib import suppress
 
 from pybuild.imagestore import Pruned, PruneRequest
 from pybuild_embedded.references import Node, References
+from pybuild_embedded.rootfolder import RESERVE, keep_reserve, release_reserve
 from pybuild_embedded.sessions import Part
 from pybuild_embedded.store import Store
 from pybuild_embedded.trash import RemoveTrees
-from pybuild_embedded.usage import MeasureTrees, OnDisk, index_name, look
+from pybuild_embedded.usage import MeasureTrees, OnDisk, index_name, look, measure_plainly
 
 
 def prune(
     store: Store, request: PruneRequest, remove: RemoveTrees, measure: MeasureTrees
 ) -> Pruned:
     """Remove what `request` says, and all garbage. Raises BackendFailed."""
+    store.database.shorten_log()
     before = look(store.root, store.database, measure)
+    [reserve] = measure_plainly([store.root / RESERVE])
+    if not request.dry_run:
+        release_reserve(store.root)  # removing rows takes room at first
     with store.database.writing() as connection:
         references = References(connection, store.session.live())
         chosen, freed = _choose(connection, references, before, request)
@@ -36,8 +41,12 @@ def prune(
         return Pruned(freed, before.total - freed, removed)
     sweep(store)
     store.trash.empty(remove)
+    store.database.shorten_log()
+    keep_reserve(store.root)
     left = look(store.root, store.database, measure).total
-    return Pruned(max(before.total - left, 0), left, removed)
+    # on a full disk there was no reserve before
+    gained = measure_plainly([store.root / RESERVE])[0] - reserve
+    return Pruned(max(before.total - left + gained, 0), left, removed)
 
 
 def sweep(store: Store) -> None:

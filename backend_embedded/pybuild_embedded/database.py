@@ -13,10 +13,12 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from pybuild.errors import BackendFailed
+from pybuild_embedded.rootfolder import NoRoom
 
 FILE = "db.sqlite"
 FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
@@ -99,6 +101,14 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def shorten_log(self) -> None:
+        """Bring the log into the database and empty it, if there is room and others let us."""
+        with self._lock, suppress(sqlite3.OperationalError):
+            self._connection.execute("PRAGMA busy_timeout=1000")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with self.reading() as connection:
+            connection.execute(f"PRAGMA busy_timeout={_PATIENCE * 1000:.0f}")
+
     @contextmanager
     def closed(self) -> Iterator[None]:
         """Meanwhile the file isn't open here, and threads wait that want to use it."""
@@ -127,6 +137,8 @@ class Database:
             connection = sqlite3.connect(
                 self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
+            # a damaged text is a text that says something wrong
+            connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             try:
                 connection.execute("PRAGMA synchronous=NORMAL")
                 if connection.execute("PRAGMA user_version").fetchone() == (0,):
@@ -165,8 +177,13 @@ def _as_ours(path: Path, error: sqlite3.Error) -> BackendFailed:
                 f"the store's database {path} is damaged: {error}",
                 hint="pybuild fsck --repair saves what can be read of it",
             )
+        case sqlite3.SQLITE_CANTOPEN if _lacks_inodes(path.parent):
+            return NoRoom(
+                f"no room is left for the files of the store's database {path}",
+                hint="pybuild prune frees some",
+            )
         case sqlite3.SQLITE_FULL:
-            return BackendFailed(
+            return NoRoom(
                 f"no room is left for the store's database {path}",
                 hint="pybuild prune frees some",
             )
@@ -175,5 +192,15 @@ def _as_ours(path: Path, error: sqlite3.Error) -> BackendFailed:
                 f"another process has kept the store's database {path} for a minute",
                 hint="look for a build that is stopped or hangs",
             )
+        case sqlite3.SQLITE_IOERR:
+            return BackendFailed(
+                f"the store's database {path} can't be read or written: {error}",
+                hint="the disk may be failing, or a quota be used up",
+            )
         case _:
             return BackendFailed(f"the store's database {path} failed: {error}")
+
+
+def _lacks_inodes(folder: Path) -> bool:
+    found = os.statvfs(folder)
+    return found.f_files > 0 and found.f_favail == 0

@@ -174,7 +174,7 @@ class Images(ImageStore):
 
     def usage(self) -> Sequence[Usage]:
         found = look(self._store.root, self._store.database, self._measure)
-        with self._store.database.reading() as connection:
+        with self._store.database.writing() as connection:
             references = References(connection, self._store.session.live())
         return usage(found, references)
 

@@ -10,6 +10,7 @@ from pybuild_embedded.sessions import Part
 
 Node = tuple[Part, str]
 """A part of the store and its name: a key, chain id, digest, diff id or folder's ident."""
+_PARTS = frozenset(part.value for part in Part)
 
 
 class References:
@@ -28,7 +29,7 @@ class References:
         self._read_chains(connection)
         self._read_entries(connection)
         for session, part, ident in connection.execute("SELECT session, part, ident FROM pins"):
-            if session in live:
+            if session in live and part in _PARTS:
                 self.pinned.add((Part(part), ident))
         query = "SELECT ident, session FROM folders WHERE session IS NOT NULL"
         for ident, session in connection.execute(query):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pybuild.errors import BackendUnavailable
 from pybuild_embedded.database import FILE, TABLES, DamagedDatabase, Database
-from pybuild_embedded.rootfolder import failing, locked, sync_folder
+from pybuild_embedded.rootfolder import failing, sync_folder
 from pybuild_embedded.sessions import Session
 
 _NEW = "db.new"
@@ -22,12 +22,19 @@ def open_database(root: Path, session: Session) -> Database:
     try:
         return Database(root / FILE)
     except DamagedDatabase as error:
-        if session.others():
-            raise BackendUnavailable(
-                error.message, hint="it is mended once no other build uses the store"
-            ) from error
+        _check_alone(session, error)
     rebuild(root)
     return Database(root / FILE)
+
+
+def mend_database(root: Path, session: Session, database: Database, error: DamagedDatabase) -> None:
+    """Do as :func:`rebuild` with an open database. The store's lock must be held.
+
+    Raises BackendUnavailable, for the reason of `error`, where other sessions use it.
+    """
+    _check_alone(session, error)
+    with database.closed():
+        rebuild(root)
 
 
 def rebuild(root: Path) -> None:
@@ -49,14 +56,11 @@ def rebuild(root: Path) -> None:
         sync_folder(root)
 
 
-def mend_database(root: Path, session: Session, database: Database) -> bool:
-    """Do as :func:`rebuild` with the database of this session, unless others use it."""
-    with locked(root):
-        if session.others():
-            return False
-        with database.closed():
-            rebuild(root)
-    return True
+def _check_alone(session: Session, error: DamagedDatabase) -> None:
+    if session.others():
+        raise BackendUnavailable(
+            error.message, hint="it is mended once no other build uses the store"
+        ) from error
 
 
 def _copy(damaged: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:

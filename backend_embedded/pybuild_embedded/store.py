@@ -20,21 +20,20 @@ was to be there after; what it had begun is removed by the next that opens the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from pybuild.backend import Activity
-from pybuild.errors import BackendError
 from pybuild.oci.descriptor import LayerDiff
 from pybuild_embedded.blobs import Blobs, BlobWriter
 from pybuild_embedded.chains import CachedStep, Chains
-from pybuild_embedded.database import Database
+from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.folders import Folders, LayerFolder
 from pybuild_embedded.locks import holding
 from pybuild_embedded.rootfolder import (
-    RESERVE,
+    NoRoom,
     check_format,
     failing,
     keep_reserve,
@@ -43,7 +42,7 @@ from pybuild_embedded.rootfolder import (
     release_reserve,
     unavailable,
 )
-from pybuild_embedded.salvage import open_database
+from pybuild_embedded.salvage import mend_database, open_database
 from pybuild_embedded.sessions import Session, end_sessions
 from pybuild_embedded.trash import RemoveTrees, Trash
 
@@ -71,39 +70,40 @@ class Store:
     def open(cls, root: Path) -> Store:
         """Open the store in the folder `root`, which is made if it isn't there.
 
-        Raises BackendUnavailable, with what to do, for a folder that can't be one.
+        Raises BackendUnavailable, with what to do, for a folder that can't be one,
+        BackendFailed where there is no room for it.
         """
         root = root.absolute()
         prepare_root(root)
         try:
             return cls._open(root)
-        except BackendError:
-            if not (root / RESERVE).exists():
-                raise
-        # a full disk is the one thing that can be helped
-        release_reserve(root)
+        except NoRoom:
+            release_reserve(root)
         return cls._open(root)
 
     @classmethod
     def _open(cls, root: Path) -> Store:
         with unavailable(root), locked(root):
             check_format(root)
-            session = Session(root)
-            try:
+            with ExitStack() as undoing:
+                session = Session(root)
+                undoing.callback(session.end)
                 database = open_database(root, session)
-            except BaseException:
-                session.end()
-                raise
-            store = cls(root, session, database)
-            try:
-                session.bury_dead(database, store.trash)
-                store._folders.drop_unsynced()
-            except BaseException:
-                database.close()
-                session.end()
-                raise
+                undoing.callback(database.close)
+                store = cls(root, session, database)
+                try:
+                    store._tidy()
+                except DamagedDatabase as error:
+                    mend_database(root, session, database, error)
+                    store._tidy()
+                undoing.pop_all()
             keep_reserve(root)
         return store
+
+    def _tidy(self) -> None:
+        """Remove what is left of processes and machines that died."""
+        self.session.bury_dead(self.database, self.trash)
+        self._folders.drop_unsynced()
 
     def close(self) -> None:
         """End the session: drop its pins and what it hasn't settled. Idempotent."""
@@ -111,9 +111,11 @@ class Store:
             return
         self._closed = True
         try:
-            self._folders.sync()
-            for folder in end_sessions(self.database, [self.session.ident]):
-                self.trash.put(folder)
+            # whatever is in it, it doesn't outlive the session
+            with suppress(DamagedDatabase):
+                self._folders.sync()
+                for folder in end_sessions(self.database, [self.session.ident]):
+                    self.trash.put(folder)
         finally:
             self.database.close()
             self.session.end()
