@@ -7,6 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -167,11 +168,13 @@ class EmbeddedBackend(Backend):
         return EmbeddedROLayer(self._space, chain)
 
     def lookup(self, key: str) -> ROLayer | None:
-        found = self._store.step(self._space.own_key(key))
+        found = self._store.step(self._space.own_key(key), self._space.origins)
         if found is None:
             return None
         chain = chain_of(found.layers)
-        return EmbeddedROLayer(self._space, chain, chain.layers[-1] if found.own else None)
+        own = chain.layers[-1] if found.own else None
+        made = datetime.fromtimestamp(found.made, UTC)
+        return EmbeddedROLayer(self._space, chain, own, made=made)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:

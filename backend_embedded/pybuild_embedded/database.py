@@ -33,7 +33,8 @@ TABLES = {
     ),
     # the step cache
     "steps": (
-        "key TEXT PRIMARY KEY, chain TEXT NOT NULL, own INTEGER NOT NULL, used INTEGER NOT NULL"
+        "key TEXT PRIMARY KEY, chain TEXT NOT NULL, own INTEGER NOT NULL, made REAL NOT NULL,"
+        " used INTEGER NOT NULL"
     ),
     # unpacked layers; while `session` isn't NULL they are being made
     "folders": (

@@ -6,6 +6,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import BinaryIO
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
@@ -35,8 +36,10 @@ class EmbeddedROLayer(ROLayer):
         own: LayerDiff | None = None,
         *,
         pending: PendingLayer | None = None,
+        made: datetime | None = None,
     ) -> None:
         """Either the `chain` is known, or there is a `pending` layer on a known one."""
+        self._made = made
         self._space = space
         self._chain = chain
         self._own = own
@@ -53,6 +56,10 @@ class EmbeddedROLayer(ROLayer):
     @property
     def diffs(self) -> tuple[LayerDiff, ...]:
         return self.chain().layers
+
+    @property
+    def made(self) -> datetime | None:
+        return self._made
 
     def chain(self) -> LayerChain:
         """All layers; waits for the one that is being packed. Raises what went wrong there."""

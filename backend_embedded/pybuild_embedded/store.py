@@ -19,7 +19,7 @@ was to be there after; what it had begun is removed by the next that opens the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -217,9 +217,12 @@ class Store:
         """The step with this cache key made `chain`; `own` says that the top layer is its."""
         self._chains.record_step(key, chain, own=own)
 
-    def step(self, key: str) -> CachedStep | None:
-        """What the step with this cache key made, pinned; None if any blob of it is missing."""
-        return self._chains.step(key)
+    def step(self, key: str, elsewhere: Container[str] = ()) -> CachedStep | None:
+        """What the step with this cache key made, pinned; None if any blob of it is missing.
+
+        Blobs whose digests are in `elsewhere` may be missing: they can be fetched.
+        """
+        return self._chains.step(key, elsewhere)
 
     @contextmanager
     def single_flight(self, name: str, activity: Activity) -> Iterator[None]:

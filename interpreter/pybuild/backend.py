@@ -40,6 +40,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum, StrEnum
 from typing import BinaryIO, Protocol, Self
 
@@ -250,6 +251,11 @@ class ROLayer(_Layer):
 
         None for a base image, scratch, or a commit that changed nothing.
         """
+
+    @property
+    def made(self) -> datetime | None:
+        """When the step ran that made it; None but for what :meth:`Backend.lookup` found."""
+        return None
 
     @property
     @abstractmethod

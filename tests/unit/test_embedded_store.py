@@ -263,6 +263,8 @@ class TestFolders:
             mine, late = one.new_folder(), other.new_folder()
             assert one.settle(mine, chain, FLAVOUR) == mine
             assert other.settle(late, chain, FLAVOUR) == mine
+            assert late.path.exists()  # something may run on it
+            other.discard_unsettled()
             assert not late.path.exists()
             other.empty_trash(remove_trees)
         assert names(root / "trash") == []

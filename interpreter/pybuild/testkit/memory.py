@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from io import BytesIO
 from typing import BinaryIO
 
@@ -74,7 +75,7 @@ class MemoryBackend(Backend):
         self._store = _Store()
         self._local: dict[Reference, dict[Platform, BaseImage]] = {}
         self._remote: dict[Reference, dict[Platform, BaseImage]] = {}
-        self._cache: dict[str, tuple[tuple[LayerDiff, ...], LayerDiff | None]] = {}
+        self._cache: dict[str, tuple[tuple[LayerDiff, ...], LayerDiff | None, datetime]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -230,7 +231,7 @@ class MemoryBackend(Backend):
 
     def _remember(self, key: str, layers: tuple[LayerDiff, ...], diff: LayerDiff | None) -> None:
         with self._lock:
-            self._cache[key] = (layers, diff)
+            self._cache[key] = (layers, diff, datetime.now(UTC))
 
 
 @dataclass(slots=True)
@@ -283,8 +284,13 @@ class _Store:
 
 class _MemoryLayer(ROLayer):
     def __init__(
-        self, backend: MemoryBackend, layers: tuple[LayerDiff, ...], diff: LayerDiff | None
+        self,
+        backend: MemoryBackend,
+        layers: tuple[LayerDiff, ...],
+        diff: LayerDiff | None,
+        made: datetime | None = None,
     ) -> None:
+        self._made = made
         self._backend = backend
         self._layers = layers
         self._diff = diff
@@ -294,6 +300,10 @@ class _MemoryLayer(ROLayer):
     @property
     def diff(self) -> LayerDiff | None:
         return self._diff
+
+    @property
+    def made(self) -> datetime | None:
+        return self._made
 
     @property
     def diffs(self) -> tuple[LayerDiff, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -241,6 +242,9 @@ class ImageSuite(SuiteBase):
         assert found is not None
         bench.hold(found)
         assert (found.diff, found.diffs) == (made.diff, made.diffs)
+        assert made.made is None
+        assert found.made is not None
+        assert abs((datetime.now(UTC) - found.made).total_seconds()) < 60
         made.release()
         assert content(bench.put(found, file(b"b", b"")), b"a") == b"cached"
 
