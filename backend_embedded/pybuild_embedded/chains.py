@@ -83,11 +83,12 @@ class Chains:
         self._remember(*found)
         return self._layers[chain]
 
-    def record_step(self, key: str, chain: str, *, own: bool) -> None:
-        """From now on the step with this cache key has this result."""
+    def record_step(self, key: str, chain: str, *, own: bool, made: float | None) -> None:
+        """From now on the step with this cache key has this result, made then or now."""
         with self._database.writing() as connection:
             self._session.pin(connection, Part.STEP, key)
-            row = (key, chain, own, now := time.time(), int(now))
+            now = time.time()
+            row = (key, chain, own, now if made is None else made, int(now))
             connection.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?)", row)
 
     def step(self, key: str, elsewhere: Container[str] = ()) -> CachedStep | None:

@@ -6,7 +6,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import BinaryIO
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
@@ -174,9 +174,11 @@ class EmbeddedRWLayer(RWLayer):
         if own is not None:
             chain = below.extended(own)
             store.record_layers(chain.layers)
+        made = datetime.now(UTC)
         if key is not None:
-            store.record_step(self._space.own_key(key), chain.id, own=own is not None)
-        return EmbeddedROLayer(self._space, chain, own)
+            key = self._space.own_key(key)
+            store.record_step(key, chain.id, own=own is not None, made=made.timestamp())
+        return EmbeddedROLayer(self._space, chain, own, made=made)
 
     def _commit_folder(
         self, folder: LayerFolder, below: LayerChain, key: str | None, activity: Activity
@@ -203,10 +205,11 @@ class EmbeddedRWLayer(RWLayer):
             request=request,
             key=None if key is None else space.own_key(key),
             activity=activity,
+            made=datetime.now(UTC),
         )
         with space.lock:
             space.unfinished.append(pending)
-        return EmbeddedROLayer(space, None, pending=pending)
+        return EmbeddedROLayer(space, None, pending=pending, made=pending.made)
 
     def release(self) -> None:
         self._over = True

@@ -213,9 +213,12 @@ class Store:
         """Remove from the disk what was discarded; `remove` gets the folders."""
         self.trash.empty(remove)
 
-    def record_step(self, key: str, chain: str, *, own: bool) -> None:
-        """The step with this cache key made `chain`; `own` says that the top layer is its."""
-        self._chains.record_step(key, chain, own=own)
+    def record_step(self, key: str, chain: str, *, own: bool, made: float | None = None) -> None:
+        """The step with this cache key made `chain`; `own` says that the top layer is its.
+
+        `made` is when, in seconds since 1970, by default now.
+        """
+        self._chains.record_step(key, chain, own=own, made=made)
 
     def step(self, key: str, elsewhere: Container[str] = ()) -> CachedStep | None:
         """What the step with this cache key made, pinned; None if any blob of it is missing.

@@ -254,7 +254,10 @@ class ROLayer(_Layer):
 
     @property
     def made(self) -> datetime | None:
-        """When the step ran that made it; None but for what :meth:`Backend.lookup` found."""
+        """When the step ran that made it, the same for the commit and each later lookup.
+
+        None where the backend doesn't know.
+        """
         return None
 
     @property

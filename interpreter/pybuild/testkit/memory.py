@@ -229,9 +229,11 @@ class MemoryBackend(Backend):
 
         return LayerTree([self._store.index(diff_id) for diff_id in diff_ids], open_file)
 
-    def _remember(self, key: str, layers: tuple[LayerDiff, ...], diff: LayerDiff | None) -> None:
+    def _remember(
+        self, key: str, layers: tuple[LayerDiff, ...], diff: LayerDiff | None, made: datetime
+    ) -> None:
         with self._lock:
-            self._cache[key] = (layers, diff, datetime.now(UTC))
+            self._cache[key] = (layers, diff, made)
 
 
 @dataclass(slots=True)
@@ -383,9 +385,10 @@ class _MemoryRWLayer(RWLayer):
                 self._entries, self._newest
             )
             layers = (*layers, diff)
+        made = datetime.now(UTC)
         if key is not None:
-            self._backend._remember(key, layers, diff)  # noqa: SLF001  (as above)
-        return _MemoryLayer(self._backend, layers, diff)
+            self._backend._remember(key, layers, diff, made)  # noqa: SLF001  (as above)
+        return _MemoryLayer(self._backend, layers, diff, made)
 
     def release(self) -> None:
         if self._released.first():
