@@ -28,6 +28,7 @@ from pybuild.errors import (
     DockerfileError,
     DockerfileSyntaxError,
     ExpansionError,
+    ExportFailed,
     ImageError,
     ImageNotFound,
     InvalidImage,
@@ -55,7 +56,7 @@ from pybuild.run.events import (
     StepStarted,
     Warned,
 )
-from pybuild.run.result import BuildResult, StepResult
+from pybuild.run.result import BuildResult, OutputResult, StepResult
 
 __version__ = "0.1.0"
 
@@ -75,11 +76,13 @@ __all__ = [
     "DockerfileSyntaxError",
     "Event",
     "ExpansionError",
+    "ExportFailed",
     "HostEntry",
     "ImageError",
     "ImageNotFound",
     "InvalidImage",
     "Network",
+    "OutputResult",
     "PlannedBuild",
     "Platform",
     "PlatformMismatch",
