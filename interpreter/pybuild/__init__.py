@@ -38,6 +38,7 @@ from pybuild.errors import (
     DockerfileError,
     DockerfileSyntaxError,
     ExpansionError,
+    ExportFailed,
     ImageError,
     ImageNotFound,
     InvalidImage,
@@ -67,7 +68,7 @@ from pybuild.run.events import (
     StepStarted,
     Warned,
 )
-from pybuild.run.result import BuildResult, StepResult
+from pybuild.run.result import BuildResult, OutputResult, StepResult
 
 __version__ = "0.1.0"
 
@@ -88,6 +89,7 @@ __all__ = [
     "DockerfileSyntaxError",
     "Event",
     "ExpansionError",
+    "ExportFailed",
     "HostEntry",
     "ImageError",
     "ImageNotFound",
@@ -99,6 +101,7 @@ __all__ = [
     "OutlineArg",
     "OutlineMount",
     "OutlineResult",
+    "OutputResult",
     "PlannedBuild",
     "Platform",
     "PlatformMismatch",

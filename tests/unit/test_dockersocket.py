@@ -37,13 +37,19 @@ class Docker:
         self._thread.start()
 
     def _serve(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return
+        while not self.head:  # a connection without a request only asks if anybody is there
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as stream:
             while (line := stream.readline()) not in {b"\r\n", b""}:
                 self.head += line
+            if not self.head:
+                return
             while self._reads and (size := int(stream.readline() or b"0", 16)):
                 self.body += stream.read(size)
                 stream.readline()
@@ -122,6 +128,12 @@ def test_a_docker_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ExportFailed, match="No such file") as caught:
         load_archive(f"unix://{tmp_path}/none", lambda sink: None, NoActivity())
     assert "DOCKER_HOST" in str(caught.value.hint)
+
+
+def test_a_docker_that_is_not_there_is_told_before_the_build(tmp_path: Path) -> None:
+    output = DockerLoadOutput(host=f"unix://{tmp_path}/none")
+    with memory_backend() as backend, pytest.raises(ExportFailed, match="No such file"):
+        build(backend, "FROM nowhere\n", outputs=[output])
 
 
 @pytest.mark.parametrize("host", ["tcp://127.0.0.1:2375", "ssh://h.example", "unix://d", ""])

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -383,6 +384,27 @@ def test_a_stream_gets_the_archive_and_stays_open(backend: MemoryBackend, tmp_pa
     (tmp_path / "a.tar").write_bytes(stream.getvalue())
     layout = LayoutReader(tmp_path / "a.tar")
     validate(layout, layout.images()["docker.io/library/app:latest"])
+
+
+def test_what_is_no_file_is_written_to_as_it_is(backend: MemoryBackend, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    read: list[bytes] = []
+    with open(reader, "rb") as stream:  # noqa: PTH123  (a descriptor)
+        thread = threading.Thread(target=lambda: read.append(stream.read()))
+        thread.start()
+        export(backend, f"type=tar,dest=/dev/fd/{writer}")
+        os.close(writer)
+        thread.join()
+    with tarfile.open(fileobj=io.BytesIO(read[0])) as archive:
+        assert "made" in archive.getnames()
+
+
+def test_a_link_to_a_file_stays_a_link(backend: MemoryBackend, tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("before")
+    (tmp_path / "link").symlink_to("real")
+    export(backend, f"type=tar,dest={tmp_path / 'link'}")
+    assert (tmp_path / "link").is_symlink()
+    assert tarfile.is_tarfile(tmp_path / "real")
 
 
 class Full(io.RawIOBase):

@@ -21,15 +21,13 @@ _MOST_LINES = 10_000
 _LONGEST_LINE = 1 << 20
 
 
-def socket_path(host: str) -> str:
-    """The path in the address of a Docker. Raises UsageError for one that is no socket here."""
-    path = host.removeprefix(_SCHEME)
-    if not host.startswith(_SCHEME) or not path.startswith("/"):
-        raise UsageError(
-            f'can\'t load into a Docker at "{host}": only unix:///path is spoken',
-            hint="pipe the archive: pybuild -o type=docker,dest=- … | docker load",
-        )
-    return path
+def check_docker(host: str) -> None:
+    """Connect to Docker and ask nothing.
+
+    Raises UsageError for an address that is no socket here, ExportFailed if none answers there.
+    """
+    with _translated(host), closing(_Connection(_socket_path(host))) as connection:
+        connection.connect()
 
 
 def load_archive(host: str, write: Callable[[Sink], object], activity: Activity) -> None:
@@ -37,7 +35,7 @@ def load_archive(host: str, write: Callable[[Sink], object], activity: Activity)
 
     Raises ExportFailed where no Docker answers or where it refuses, BuildCancelled.
     """
-    connection = _Connection(socket_path(host))
+    connection = _Connection(_socket_path(host))
     with closing(connection), _translated(host, activity):
         connection.connect()
         with activity.on_cancel(connection.interrupt):
@@ -74,6 +72,16 @@ class _Connection(http.client.HTTPConnection):
             self.sock.shutdown(socket.SHUT_RDWR)
 
 
+def _socket_path(host: str) -> str:
+    path = host.removeprefix(_SCHEME)
+    if not host.startswith(_SCHEME) or not path.startswith("/"):
+        raise UsageError(
+            f'can\'t load into a Docker at "{host}": only unix:///path is spoken',
+            hint="pipe the archive: pybuild -o type=docker,dest=- … | docker load",
+        )
+    return path
+
+
 def _chunk(piece: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
 
@@ -108,11 +116,12 @@ def _reason(line: bytes) -> str:
 
 
 @contextmanager
-def _translated(host: str, activity: Activity) -> Iterator[None]:
+def _translated(host: str, activity: Activity | None = None) -> Iterator[None]:
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
-        activity.raise_if_cancelled()
+        if activity is not None:
+            activity.raise_if_cancelled()
         reason = getattr(error, "strerror", None) or error
         raise ExportFailed(
             f"can't load into Docker at {host}: {reason}",

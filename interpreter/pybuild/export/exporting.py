@@ -80,10 +80,10 @@ def check_output(output: Output, names: Sequence[Reference]) -> None:
             all_names(names, output.image)
             check_destination(output.dest, folder=False)
         case DockerLoadOutput():
-            from pybuild.export.dockersocket import socket_path  # noqa: PLC0415  (imports http)
+            from pybuild.export.dockersocket import check_docker  # noqa: PLC0415  (imports http)
 
             all_names(names, output.image)
-            socket_path(output.host)
+            check_docker(output.host)
         case TarOutput():
             check_destination(output.dest, folder=False)
         case LocalOutput():

@@ -11,10 +11,9 @@ import errno
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pybuild.backend import Activity
 from pybuild.errors import ExportFailed, InvalidImage, UsageError
@@ -22,9 +21,6 @@ from pybuild.export.newfiles import translated
 from pybuild.export.rootfs import PROGRESS_ITEM
 from pybuild.files.trees import Tree, parent_of, shown, walk
 from pybuild.oci.layerindex import Entry, Kind
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _PIECE = 1 << 18
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)

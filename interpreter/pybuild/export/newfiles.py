@@ -26,18 +26,18 @@ def written(dest: Destination) -> Iterator[Sink]:
             dest.flush()
         return
     with translated(dest):
-        path = Path(dest).resolve()
+        path = Path(dest)
         try:
             existing = path.stat().st_mode
         except FileNotFoundError:
             existing = stat.S_IFREG
         if stat.S_ISDIR(existing):
             raise ExportFailed(f'can\'t write "{dest}": it is a folder')
-        if not stat.S_ISREG(existing):
+        if not stat.S_ISREG(existing):  # perhaps /dev/stdout, which resolves to no path
             with path.open("wb", buffering=0) as device:
                 yield _sink(device.write, dest)
             return
-        with _replacing(path) as write:
+        with _replacing(path.resolve()) as write:
             yield _sink(write, dest)
 
 
@@ -69,7 +69,7 @@ def check_destination(dest: Destination, *, folder: bool) -> None:
             return
         if path.is_dir():
             raise ExportFailed(f'can\'t write "{dest}": it is a folder')
-        if not path.resolve().parent.is_dir():
+        if not path.exists() and not path.resolve().parent.is_dir():
             raise ExportFailed(f'can\'t write "{dest}": there is no folder "{path.parent}"')
 
 

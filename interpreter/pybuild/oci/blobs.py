@@ -15,7 +15,7 @@ from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
 from pybuild.oci.manifest import ImageDocuments
 
-_PIECE = 1 << 18
+_PIECE = 1 << 16  # what a slow line sends before a socket's timeout
 
 
 @dataclass(frozen=True, slots=True)

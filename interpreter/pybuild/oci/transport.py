@@ -35,6 +35,9 @@ from pybuild.oci.http import (
     split_url,
 )
 
+# A registry answers an upload once it has stored, and perhaps hashed, all of it.
+_STORING_SECONDS = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
@@ -143,8 +146,11 @@ class Urllib3Transport:
 
     def send(self, request: Request, activity: Activity) -> Urllib3Response:
         """Send `request`, wait for the answer's head. As :class:`pybuild.oci.http.Transport`."""
+        read = self._read_timeout
+        if isinstance(request.body, Body):
+            read = max(read, _STORING_SECONDS)
         timeout = urllib3.Timeout(
-            connect=request.connect_timeout or self._connect_timeout, read=self._read_timeout
+            connect=request.connect_timeout or self._connect_timeout, read=read
         )
         interrupt = _Interrupt()
         with ExitStack() as stack, _translated(request.url, activity):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import closing
-from enum import Enum
 from functools import partial
 from urllib.parse import quote
 
@@ -27,14 +26,6 @@ _ENOUGH = 1 << 20  # bytes of progress that make an upload count as working
 _UPLOADS = "blobs/uploads/"
 
 
-class Sent(Enum):
-    """How a blob came into a repository."""
-
-    PRESENT = "already there"
-    MOUNTED = "mounted"
-    UPLOADED = "uploaded"
-
-
 class RepositoryWriter:
     """Writes to the repository; safe in threads.
 
@@ -48,21 +39,20 @@ class RepositoryWriter:
         self._repository = repository
         self._retry = retry
 
-    def send(self, blob: Blob, source: str | None, activity: Activity) -> Sent:
+    def send(self, blob: Blob, source: str | None, activity: Activity) -> None:
         """Have the blob in the repository.
 
         `source` is a repository of the same registry that may have it.
         """
         digest = blob.descriptor.digest
         if self._has(digest, activity):
-            return Sent.PRESENT
+            return
         location = None
         if source is not None and source != self._repository:
             mounted, location = self._mount(digest, source, activity)
             if mounted:
-                return Sent.MOUNTED
+                return
         self._upload(blob, location, activity)
-        return Sent.UPLOADED
 
     def put_manifest(
         self, descriptor: Descriptor, content: bytes, version: str, activity: Activity
