@@ -124,8 +124,10 @@ class Workers:
             self._closed = True
             workers = list(self._started)
         for worker in workers:
-            worker.close()
+            worker.end()
         self._threads.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.close()
 
     def _submit(self, request: Request) -> Future[Any]:
         try:
@@ -166,6 +168,8 @@ class _Worker:
     """One process, and the socket to it."""
 
     def __init__(self, sandbox: Sandbox, python: str) -> None:
+        self._ending = threading.Lock()
+        self._ended = False
         self._socket, theirs = socket.socketpair()
         args = [python, "-I", "-S", "-X", "utf8", os.fspath(_PROGRAM), str(_SOCKET)]
         null = os.open(os.devnull, os.O_RDWR)
@@ -194,13 +198,22 @@ class _Worker:
             raise BackendFailed("a worker of the sandbox ended in the middle of its work")
         return answer
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the process, and wait until it is gone. From any thread; whoever asks fails."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        with self._process, suppress(BackendFailed):
-            self._process.kill()
-            self._process.wait()
+        with self._ending:
+            if self._ended:
+                return
+            self._ended = True
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            with self._process, suppress(BackendFailed):
+                self._process.kill()
+                self._process.wait()
+
+    def close(self) -> None:
+        """End the process, when nobody asks any more."""
+        self.end()
+        self._socket.close()
 
 
 def _result(future: Future[Any]) -> Any:
