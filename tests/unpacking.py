@@ -77,6 +77,7 @@ class Layers:
     sandbox: Sandbox
     workers: Workers
     folder: Path
+    probe: Path
     chain: list[Layer] = field(default_factory=list)
     count: int = 0
 
@@ -87,6 +88,12 @@ class Layers:
     @property
     def owners(self) -> bool:
         return self.sandbox.mapping.kind is not MappingKind.SINGLE
+
+    def anew(self) -> Layers:
+        """Another empty chain in the same sandbox."""
+        folder = self.fresh("chain")
+        folder.mkdir()
+        return Layers(self.sandbox, self.workers, folder, self.probe)
 
     def fresh(self, name: str) -> Path:
         self.count += 1
@@ -154,10 +161,10 @@ class Layers:
         def keep(stream: int, piece: bytes) -> None:
             seen[stream] += piece
 
-        mounts = (Bind("/.probe", os.fsencode(self.folder / "probe")),)
+        mounts = (Bind("/.probe", os.fsencode(self.probe)),)
         spec = RunSpec(root, ("/.probe/busybox", *args), mounts=mounts)
         code = self.sandbox.run(spec, keep)
-        assert (code, bytes(seen[2])) == (0, b"")
+        assert code == 0, bytes(seen[2][-500:])
         return upper, seen[1].decode()
 
     def shown(
@@ -254,6 +261,6 @@ def layers_in(folder: Path, mapping: Mapping | None = None) -> Iterator[Layers]:
     shutil.copy(busybox, folder / "probe/busybox")
     try:
         with Sandbox(mapping) as sandbox, Workers(sandbox, most=1) as workers:
-            yield Layers(sandbox, workers, folder)
+            yield Layers(sandbox, workers, folder, folder / "probe")
     finally:
         empty(mapping, folder)
