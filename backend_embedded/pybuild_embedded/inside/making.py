@@ -105,7 +105,7 @@ class Making:
             elif not self._made_node(entry, folder, name):
                 return False
             if self._owners:
-                os.chown(name, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
+                _chown(name, entry, folder)
             if entry.kind is not Kind.SYMLINK:
                 os.chmod(name, entry.mode, dir_fd=folder)
             times = entry.mtime * _NANO, entry.mtime * _NANO
@@ -139,7 +139,7 @@ class Making:
     def _set_attributes(self, fd: int, entry: Entry) -> None:
         # a change of owner takes the setuid bit and capabilities away
         if self._owners:
-            os.fchown(fd, entry.uid, entry.gid)
+            _chown(fd, entry)
         os.fchmod(fd, entry.mode)
         for name, value in entry.xattrs:
             try:
@@ -172,6 +172,23 @@ class Making:
         if len(self._opened) > _MOST_FOLDERS:
             os.close(self._opened.popitem(last=False)[1])
         return fd
+
+
+def _chown(file: int | bytes, entry: Entry, folder: int | None = None) -> None:
+    """Change the owner of a descriptor, or of a name in `folder`."""
+    try:
+        if isinstance(file, int):
+            os.fchown(file, entry.uid, entry.gid)
+        else:
+            os.chown(file, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise InvalidImage(
+            f"{shown(entry.path)} in the layer belongs to {entry.uid}:{entry.gid}, "
+            "which isn't mapped in the user namespace of the sandbox",
+            hint="ids up to 65535 are; or use the containerd backend",
+        ) from error
 
 
 def make_copies(
