@@ -59,7 +59,12 @@ LINUX_ONLY = {"fcntl", "pwd", "grp", "resource", "termios", "tty"}
 ENTRANCES = {"pybuild.cli", "pybuild.__main__"}
 CONTAINERD_KIT = "pybuild.testkit.containerd"
 # What runs as a process of its own, on Linux: it has its own words, signals and folder.
-INSIDE = {"pybuild.sandbox.zygote", "pybuild.sandbox.step", "pybuild.sandbox.rootfs"}
+INSIDE = {
+    "pybuild.sandbox.zygote",
+    "pybuild.sandbox.step",
+    "pybuild.sandbox.rootfs",
+    "pybuild.sandbox.fuse",
+}
 
 # (what, the modules that may, why)
 BANNED = {
@@ -75,7 +80,7 @@ BANNED = {
     "yaml.load": set[str](),
     "os.chdir": INSIDE,
     "os.umask": INSIDE,
-    "kernel.clone": {"pybuild.sandbox.zygote"},
+    "kernel.clone": {"pybuild.sandbox.zygote", "pybuild.sandbox.fuse"},
     "time.clock": set[str](),
     "hashlib.md5": set[str](),
     "hashlib.sha1": set[str](),
