@@ -64,6 +64,7 @@ INSIDE = {
     "pybuild.sandbox.step",
     "pybuild.sandbox.rootfs",
     "pybuild.sandbox.fuse",
+    "pybuild_embedded.inside.worker",
 }
 
 # (what, the modules that may, why)

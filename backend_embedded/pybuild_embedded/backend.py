@@ -73,8 +73,8 @@ class EmbeddedBackend(Backend):
         self.platforms = (host_platform(),)
         self.capabilities = frozenset(Capability)
         self._store = store
-        self._images = Images(store)
         machine = Machine(store.root, user_namespace=options.user_namespace)
+        self._images = Images(store, machine.remove, machine.measure)
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
         fetcher = Fetcher(

@@ -52,14 +52,16 @@ class Blobs:
 
     def open(self, digest: str) -> BinaryIO:
         """The blob's bytes; it is pinned. Raises ImageNotFound."""
-        if self.has(digest):
-            with failing(self.folder), suppress(FileNotFoundError):
-                return self.path(digest).open("rb")
-        raise ImageNotFound(f"the store has no blob {digest}")
+        if not self.has(digest):
+            raise _not_here(digest)
+        with failing(self.folder):
+            return self.path(digest).open("rb")
 
     def read(self, digest: str, limit: int) -> bytes:
-        """A small blob's verified bytes. Raises ImageNotFound, InvalidImage."""
-        with self.open(digest) as file, failing(self.folder):
+        """A small blob's verified bytes; it isn't pinned. Raises ImageNotFound, InvalidImage."""
+        if self.size(digest) is None:
+            raise _not_here(digest)
+        with failing(self.folder), self.path(digest).open("rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise InvalidImage(f"{digest} has more than {limit} bytes")
@@ -153,3 +155,7 @@ class BlobWriter:
             self._file.close()
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+def _not_here(digest: str) -> ImageNotFound:
+    return ImageNotFound(f"the store has no blob {digest}")

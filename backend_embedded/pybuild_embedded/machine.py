@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pybuild.errors import BackendUnavailable, PybuildError
 from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping
-from pybuild.sandbox.modes import Probe, probe
+from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind
+from pybuild.sandbox.modes import Probe, probe, probe_root
+from pybuild_embedded.usage import measure_plainly
 from pybuild_embedded.workers import Workers
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -81,6 +84,20 @@ class Machine:
                 self._workers = Workers(sandbox)
             return self._workers
 
+    def remove(self, folders: Sequence[Path]) -> None:
+        """Remove folders of the store with all in them, whoever it belongs to."""
+        if self.probe().mapping is not None:
+            self.workers().remove(folders)
+            return
+        for folder in folders:  # without a sandbox, nothing in them can be another's
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def measure(self, folders: Sequence[Path]) -> list[int]:
+        """What folders of the store take up on the disk, in bytes."""
+        if self.probe().mapping is not None:
+            return self.workers().measure(folders)
+        return measure_plainly(folders)
+
     @property
     def running(self) -> bool:
         """Whether a sandbox has been started."""
@@ -112,6 +129,9 @@ class Machine:
     def _look(self) -> Probe:
         found = probe(self._folder, namespace_for_root=self._user_namespace)
         if found.mapping is not None:
+            root = probe_root(self._folder, found.mapping)
+            if root.kind is not RootKind.OVERLAY:
+                return Probe(None, root.refused[0].reason, root.refused[0].hint, found.refused)
             self._remember(found)
         return found
 

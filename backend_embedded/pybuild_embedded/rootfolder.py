@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from pybuild.errors import BackendFailed, BackendUnavailable
+from pybuild_embedded.locks import holding
 
 _FORMAT_FILE = "format"
 _FORMAT = b"pybuild store 1\n"
-LOCK = "lock"
+_LOCK = "lock"
 RESERVE = "reserve"
+# seconds to wait for others to open it, which takes milliseconds
+_PATIENCE = 60.0
 # what it takes to open a full store's database and delete some rows
 _RESERVE_SIZE = 1 << 20
 FOLDERS = (
@@ -27,7 +31,7 @@ FOLDERS = (
     "trash",
 )
 # what a killed process leaves that had only begun to make a store
-_BEGINNINGS = frozenset({LOCK, f"{_FORMAT_FILE}.new"})
+_BEGINNINGS = frozenset({_LOCK, f"{_FORMAT_FILE}.new"})
 # locks and shared memory, which the database needs, don't reach the other machines of these
 _NETWORK_TYPES = frozenset(
     "9p afs beegfs ceph cifs fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs gfs2 glusterfs "  # noqa: SIM905 - a word list
@@ -59,6 +63,22 @@ def prepare_root(root: Path) -> None:
             )
         if status.st_mode & 0o077:
             root.chmod(0o700)
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the store's lock, as everybody does who opens it. Raises BackendUnavailable."""
+    end = time.monotonic() + _PATIENCE
+
+    def check_time() -> None:
+        if time.monotonic() > end:
+            raise BackendUnavailable(
+                f"another process has been opening the store {root} for a minute",
+                hint="look for a build that is stopped or hangs",
+            )
+
+    with holding(root / _LOCK, check_time):
+        yield
 
 
 def check_format(root: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pybuild.errors import BackendUnavailable
 from pybuild_embedded.database import FILE, TABLES, DamagedDatabase, Database
-from pybuild_embedded.rootfolder import failing, sync_folder
+from pybuild_embedded.rootfolder import failing, locked, sync_folder
 from pybuild_embedded.sessions import Session
 
 _NEW = "db.new"
@@ -47,6 +47,16 @@ def rebuild(root: Path) -> None:
         _remove(root / FILE, keep_main=True)
         new.replace(root / FILE)
         sync_folder(root)
+
+
+def mend_database(root: Path, session: Session, database: Database) -> bool:
+    """Do as :func:`rebuild` with the database of this session, unless others use it."""
+    with locked(root):
+        if session.others():
+            return False
+        with database.closed():
+            rebuild(root)
+    return True
 
 
 def _copy(damaged: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:

@@ -19,15 +19,14 @@ was to be there after; what it had begun is removed by the next that opens the s
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from pybuild.backend import Activity
-from pybuild.errors import BackendError, BackendUnavailable
+from pybuild.errors import BackendError
 from pybuild.oci.descriptor import LayerDiff
 from pybuild_embedded.blobs import Blobs, BlobWriter
 from pybuild_embedded.chains import CachedStep, Chains
@@ -35,11 +34,11 @@ from pybuild_embedded.database import Database
 from pybuild_embedded.folders import Folders, LayerFolder
 from pybuild_embedded.locks import holding
 from pybuild_embedded.rootfolder import (
-    LOCK,
     RESERVE,
     check_format,
     failing,
     keep_reserve,
+    locked,
     prepare_root,
     release_reserve,
     unavailable,
@@ -47,9 +46,6 @@ from pybuild_embedded.rootfolder import (
 from pybuild_embedded.salvage import open_database
 from pybuild_embedded.sessions import Session, end_sessions
 from pybuild_embedded.trash import RemoveTrees, Trash
-
-# seconds; opening takes milliseconds
-_PATIENCE = 60.0
 
 
 class Store:
@@ -90,7 +86,7 @@ class Store:
 
     @classmethod
     def _open(cls, root: Path) -> Store:
-        with unavailable(root), holding(root / LOCK, _patience(root)):
+        with unavailable(root), locked(root):
             check_format(root)
             session = Session(root)
             try:
@@ -234,16 +230,3 @@ class Store:
             with failing(path):
                 stack.enter_context(holding(path, activity.raise_if_cancelled))
             yield
-
-
-def _patience(root: Path) -> Callable[[], None]:
-    end = time.monotonic() + _PATIENCE
-
-    def check() -> None:
-        if time.monotonic() > end:
-            raise BackendUnavailable(
-                f"another process has been opening the store {root} for a minute",
-                hint="look for a build that is stopped or hangs",
-            )
-
-    return check

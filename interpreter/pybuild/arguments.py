@@ -16,7 +16,7 @@ from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
-RUNNERS = ("auto", "sandbox", "task", "crun", "runc")
+RUNNERS = ("auto", "sandbox", "task")
 
 _LATER = {
     "--allow": "entitlements",
@@ -146,15 +146,15 @@ def parse_arguments(
     """
     words = list(argv)
     if words[:1] == ["doctor"]:
-        found = _parse(_doctor_parser(version), words[1:])
-        return DoctorArguments(**_backend_values(found))
+        found = parse_words(_doctor_parser(version), words[1:])
+        return DoctorArguments(**backend_values(found))
     if words[:1] == ["build"]:
         words = words[1:]
-    found = _parse(_build_parser(version), words)
+    found = parse_words(_build_parser(version), words)
     if found.context is None:
         raise UsageError("the build context is missing", hint="for this folder: pybuild .")
     return BuildArguments(
-        **_backend_values(found),
+        **backend_values(found),
         context=found.context,
         file=found.file,
         tags=tuple(found.tag),
@@ -242,7 +242,7 @@ def parse_ulimit(text: str) -> Ulimit:
     return Ulimit(name, soft, hard)
 
 
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def parse_words(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     end = words.index("--") if "--" in words else len(words)
     spelled = [f"{word}={_ALONE[word]}" if word in _ALONE else word for word in words[:end]]
     found, extra = parser.parse_known_args([*spelled, *words[end:]])
@@ -261,7 +261,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     return found
 
 
-def _backend_values(found: argparse.Namespace) -> dict[str, Any]:
+def backend_values(found: argparse.Namespace) -> dict[str, Any]:
     return {
         "backend": found.backend,
         "root": found.root,
@@ -310,7 +310,7 @@ def _annotation(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _new_parser(program: str, usage: str, description: str) -> _Parser:
+def new_parser(program: str, usage: str, description: str) -> _Parser:
     return _Parser(
         prog=program,
         usage=usage,
@@ -321,14 +321,14 @@ def _new_parser(program: str, usage: str, description: str) -> _Parser:
     )
 
 
-def _add_other(parser: _Parser, version: str) -> None:
+def add_other_options(parser: _Parser, version: str) -> None:
     add = parser.add_argument_group("other").add_argument
     add("-h", "--help", action="help", help="show this")
     add("--version", action="version", version=f"pybuild {version}", help="show the version")
     add("-D", "--debug", action="store_true", help="show tracebacks of errors")
 
 
-def _add_backend(parser: _Parser) -> None:
+def add_backend_options(parser: _Parser) -> None:
     group = parser.add_argument_group("backend")
     add = group.add_argument
     add("--backend", metavar="NAME", help="what builds (PYBUILD_BACKEND; default: embedded)")
@@ -345,18 +345,18 @@ def _add_backend(parser: _Parser) -> None:
 
 
 def _doctor_parser(version: str) -> _Parser:
-    parser = _new_parser(
+    parser = new_parser(
         "pybuild doctor",
         "pybuild doctor [options]",
         "Say what pybuild found on this machine, and what to do about what is missing.",
     )
-    _add_backend(parser)
-    _add_other(parser, version)
+    add_backend_options(parser)
+    add_other_options(parser, version)
     return parser
 
 
 def _build_parser(version: str) -> _Parser:
-    parser = _new_parser(
+    parser = new_parser(
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild doctor",
         "Build an image from a Dockerfile. CONTEXT is a folder, or - for a tar archive or a "
@@ -366,8 +366,8 @@ def _build_parser(version: str) -> _Parser:
     _add_input(parser)
     _add_run(parser)
     _add_output(parser)
-    _add_backend(parser)
-    _add_other(parser, version)
+    add_backend_options(parser)
+    add_other_options(parser, version)
     for flag in (*_LATER, *_SHORT_LATER):
         parser.add_argument(flag, action=_Later, nargs="?", help=argparse.SUPPRESS)
     for flag in _IGNORED:

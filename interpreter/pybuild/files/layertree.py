@@ -53,6 +53,11 @@ class LayerTree(Tree):
             return entry
         return self._settle_link(entry)
 
+    def layer_of(self, path: bytes) -> int | None:
+        """The position of the uppermost layer that has the entry at `path`; None if none has."""
+        found = self._find(path, len(self._indexes))
+        return None if found is None else found[0]
+
     def children(self, path: bytes) -> Sequence[bytes]:
         folder = self._folder(path)
         if folder is None:

@@ -77,10 +77,11 @@ def probe(folder: Path, *, namespace_for_root: bool = True) -> Probe:
 
 @dataclass(frozen=True, slots=True)
 class RootAttempt:
-    """A kind of root that isn't possible here, and why."""
+    """A kind of root that isn't possible here: why, and what to do."""
 
     kind: RootKind
     reason: str
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,9 @@ def probe_root(folder: Path, mapping: Mapping) -> RootProbe:
     for kind, root in candidates:
         try:
             _try(mapping, folder, root)
-        except PybuildError as error:
-            refused.append(RootAttempt(kind, error.message))
+        except SandboxFailed as failure:
+            hint = explain(mapping.kind, failure, folder).hint
+            refused.append(RootAttempt(kind, failure.message, hint))
         else:
             return RootProbe(kind, tuple(refused))
     return RootProbe(RootKind.COPY, tuple(refused))
@@ -220,6 +222,8 @@ def explain(kind: Kind, failure: SandboxFailed, folder: Path) -> Attempt:
             hint = "see that newuidmap and newgidmap are setuid root or have their capabilities"
         case "mount overlay":
             hint = f"keep layers on another file system than {folder}'s, {_ELSE}"
+        case "fuse-overlayfs":
+            hint = f"install fuse-overlayfs and let this user open /dev/fuse, {_ELSE}"
         case "mount proc":
             hint = f"run outside of a container that hides parts of /proc, {_ELSE}"
         case _ if failure.number == errno.ENOSYS:
