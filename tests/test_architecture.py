@@ -81,6 +81,7 @@ INSIDE = {
     "pybuild.sandbox.zygote",
     "pybuild.sandbox.step",
     "pybuild.sandbox.rootfs",
+    "pybuild.sandbox.fuse",
     "pybuild_embedded.inside.worker",
 }
 
@@ -98,7 +99,7 @@ BANNED = {
     "yaml.load": set[str](),
     "os.chdir": INSIDE,
     "os.umask": INSIDE,
-    "kernel.clone": {"pybuild.sandbox.zygote"},
+    "kernel.clone": {"pybuild.sandbox.zygote", "pybuild.sandbox.fuse"},
     "time.clock": set[str](),
     "hashlib.md5": set[str](),
     "hashlib.sha1": set[str](),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pybuild.errors import BackendUnavailable, PybuildError
 from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping
-from pybuild.sandbox.modes import Attempt, Probe, probe
+from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind
+from pybuild.sandbox.modes import Attempt, Probe, probe, probe_root
 from pybuild_embedded.usage import measure_plainly
 from pybuild_embedded.workers import Workers
 
@@ -134,6 +134,10 @@ class Machine:
 
     def _look(self) -> Probe:
         found = probe(self._folder, namespace_for_root=self._user_namespace)
+        if found.mapping is not None:
+            root = probe_root(self._folder, found.mapping)
+            if root.kind is not RootKind.OVERLAY:
+                found = Probe(None, root.refused[0].reason, root.refused[0].hint, found.refused)
         self._remember(found)
         return found
 

@@ -19,7 +19,7 @@ from pybuild.export.outputs import Output, parse_output
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")
 """The commands of :mod:`pybuild.storecommands`."""
-RUNNERS = ("auto", "sandbox", "task", "crun", "runc")
+RUNNERS = ("auto", "sandbox", "task")
 
 _LATER = {
     "--allow": "entitlements",

@@ -300,7 +300,8 @@ def _backend_options(
         case "containerd":
             options = registries | _containerd_options(arguments, environ)
         case "embedded":
-            options = registries | {"root": arguments.root or environ.get("PYBUILD_ROOT")}
+            root = arguments.root or environ.get("PYBUILD_ROOT")
+            options = registries | {"root": root, "runner": arguments.runner}
         case _:
             return {}
     return {name: value for name, value in options.items() if value is not None and value != ""}

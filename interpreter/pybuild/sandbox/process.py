@@ -9,7 +9,7 @@ from pybuild.errors import StepFailed
 from pybuild.files.namefiles import host_resolv_conf, hosts_file
 from pybuild.sandbox.client import Sandbox, SandboxFailed
 from pybuild.sandbox.profile import DEFAULT_SHM
-from pybuild.sandbox.spec import Mount, Overlay, Plain, RunSpec, SmallFile
+from pybuild.sandbox.spec import Mount, Root, RunSpec, SmallFile
 
 # what fails in these is asked for by the Dockerfile or allowed by the image
 _STEPS_OWN = frozenset({"mount point", "working directory", "user", "ulimit"})
@@ -34,7 +34,7 @@ def run_process(sandbox: Sandbox, spec: RunSpec, activity: Activity) -> int:
     return code
 
 
-def run_spec(process: Process, root: Overlay | Plain, mounts: Iterable[Mount]) -> RunSpec:
+def run_spec(process: Process, root: Root, mounts: Iterable[Mount]) -> RunSpec:
     """`process` in `root`; `mounts` in the order to make them."""
     return RunSpec(
         root,
