@@ -88,7 +88,6 @@ class EmbeddedBackend(Backend):
         self._space = Space(store, machine, files, fetcher)
         self._lock = threading.Lock()
         self._closed = False
-        self._warned = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked

@@ -141,6 +141,7 @@ class EmbeddedRWLayer(RWLayer):
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
         activity.raise_if_cancelled()
         sandbox = self._space.machine.sandbox()
+        self._space.warn_of_one_id(activity)
         root = self._root(activity)
         with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
             return run_process(sandbox, run_spec(process, root, made), activity)
