@@ -19,6 +19,7 @@ from pybuild.oci.manifest import parse_json_object
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild.testkit.baseimages import BUSYBOX, busybox_config, busybox_entries
+from pybuild.testkit.layouts import LayoutReader
 from pybuild.testkit.registry import Registry
 from pybuild.testkit.workbench import RecordingActivity
 from pybuild_embedded.backend import EmbeddedBackend, open_backend
@@ -58,6 +59,19 @@ class Stores:
         backend = open_backend({"root": root, **options})
         assert isinstance(backend, EmbeddedBackend)
         return backend
+
+
+def add_layout(registry: Registry, layout: Path, name: str) -> None:
+    """Serve the first image of an OCI layout as `name`."""
+    reader = LayoutReader(layout)
+    image = next(iter(reader.images().values()))
+    layers = reader.read_json(_path(image.manifest.digest))["layers"]
+    blobs = [reader.open_blob(layer["digest"]).read() for layer in layers]
+    registry.add_image(name, reader.open_blob(image.config_digest).read(), blobs)
+
+
+def _path(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
 
 
 @contextmanager
