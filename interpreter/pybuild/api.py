@@ -34,11 +34,13 @@ from pybuild.errors import (
     UnsupportedByBackend,
     UsageError,
 )
+from pybuild.files.layout import open_layout
 from pybuild.files.trees import Tree
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform, host_platform, matches, parse_platform
 from pybuild.oci.reference import Reference, parse_reference, with_default_tag
 from pybuild.plan import make_plan
+from pybuild.plan.resolve import ImageName
 from pybuild.plan.steps import (
     ContextSource,
     Plan,
@@ -48,6 +50,7 @@ from pybuild.plan.steps import (
     needs,
 )
 from pybuild.run.activity import CancelToken, Events, StepActivity
+from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
@@ -85,6 +88,7 @@ def build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    contexts: Mapping[str, ContextValue] | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
@@ -95,7 +99,8 @@ def build(
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
     context), or None. `dockerfile` is a path, relative to the working directory, or the
     text itself; by default ``Dockerfile``, else ``Containerfile``, of the context. In a tar
-    archive the path is one inside it.
+    archive the path is one inside it. `contexts` are named contexts: what stands in for the
+    images and stages of these names, in the forms of ``--build-context`` or as a tree.
 
     `backend` is a name or an open backend, which stays open; `backend_options` go to the one
     opened by name. `shm_size` is in bytes. `created`, a time or seconds since 1970, replaces
@@ -125,13 +130,15 @@ def build(
             build_args=dict(build_args or {}),
             labels=dict(labels or {}),
             run=run,
+            contexts=named_contexts(contexts or {}),
         )
         lookup = _looked_up(backend, policy)
         plan = _plan(parsed, request, lookup, events=events, cancel=cancel, max_workers=max_workers)
         _check_supported(plan, backend)
         _report_warnings(parsed, plan, backend, events)
+        opened = Contexts(inputs.context, contexts or {}, stack)
         settings = StageSettings(
-            context=_open_context(plan, inputs, events, cancel),
+            contexts=_open_contexts(plan, opened, events, cancel),
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
@@ -189,6 +196,7 @@ def plan_build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    contexts: Mapping[str, ContextValue] | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
 ) -> PlannedBuild:
@@ -212,6 +220,7 @@ def plan_build(
             build_args=dict(build_args or {}),
             labels=dict(labels or {}),
             run=_run_defaults(network, add_hosts, shm_size, ulimits),
+            contexts=named_contexts(contexts or {}),
         )
         lookup = _LazyLookup(backend, backend_options, policy, stack, events)
         plan = _plan(parsed, request, lookup, events=events, cancel=cancel)
@@ -220,13 +229,18 @@ def plan_build(
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
 
-Lookup = Callable[[Reference, Platform, StepActivity], BaseImage]
+Lookup = Callable[[ImageName, Platform, StepActivity], BaseImage]
 
 
 def _looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
-    return lambda reference, platform, activity: backend.resolve(
-        reference, platform, policy, activity
-    )
+    def look_up(name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
+        if isinstance(name, Reference):
+            return backend.resolve(name, platform, policy, activity)
+        with open_layout(name.path) as layout:
+            image = layout.find(platform, tag=name.tag, digest=name.digest)
+            return backend.import_image(image, activity)
+
+    return look_up
 
 
 class _LazyLookup:
@@ -249,15 +263,17 @@ class _LazyLookup:
         self._events = events
         self._lock = threading.Lock()
 
-    def __call__(
-        self, reference: Reference, platform: Platform, activity: StepActivity
-    ) -> BaseImage:
+    def __call__(self, name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
+        if not isinstance(name, Reference):
+            with open_layout(name.path) as layout:
+                image = layout.find(platform, tag=name.tag, digest=name.digest)
+            return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
         with self._lock:
             self._open()
             if self._backend is None:
-                self.unresolved[reference] = None
-                return BaseImage(reference, "", ImageConfig(platform), ())
-        return self._backend.resolve(reference, platform, self._policy, activity)
+                self.unresolved[name] = None
+                return BaseImage(name, "", ImageConfig(platform), ())
+        return self._backend.resolve(name, platform, self._policy, activity)
 
     def _open(self) -> None:
         if self._backend is not None or self._name is None:
@@ -283,11 +299,11 @@ def _plan(
     """Plan the build; the images of all stages are looked up at the same time."""
     stop = CancelToken()
 
-    def resolve(reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
-        title = f"[internal] load metadata for {reference}"
+    def resolve(name: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
+        title = f"[internal] load metadata for {name}"
         with events.unit(title, stop, where=where) as activity:
             activity.raise_if_cancelled()
-            return lookup(reference, platform, activity)
+            return lookup(name, platform, activity)
 
     with cancel.on_cancel(stop.cancel), workers(max_workers) as executor:
         try:
@@ -314,16 +330,26 @@ def _load_inputs(
     return inputs
 
 
-def _open_context(plan: Plan, inputs: Inputs, events: Events, cancel: CancelToken) -> Tree | None:
-    """The context's files, if any step reads them."""
+def _open_contexts(
+    plan: Plan, contexts: Contexts, events: Events, cancel: CancelToken
+) -> dict[str | None, Tree]:
+    """The files of the contexts that any step reads."""
     steps = [step for stage in plan.stages for step in stage.steps]
-    if not any(isinstance(source, ContextSource) for step in steps for source in sources(step)):
-        return None
-    with events.unit("[internal] load build context", cancel) as activity:
-        activity.raise_if_cancelled()
-        # Reads the first folder, so that a context that can't be read fails here.
-        inputs.context.children(b"")
-    return inputs.context
+    used = {
+        source.name
+        for step in steps
+        for source in sources(step)
+        if isinstance(source, ContextSource)
+    }
+    found: dict[str | None, Tree] = {}
+    for name in sorted(used, key=lambda name: name or ""):
+        title = f"[context {name}] load" if name else "[internal] load build context"
+        with events.unit(title, cancel) as activity:
+            activity.raise_if_cancelled()
+            found[name] = contexts.open(name)
+            # Reads the first folder, so that a context that can't be read fails here.
+            found[name].children(b"")
+    return found
 
 
 def _check_supported(plan: Plan, backend: Backend) -> None:

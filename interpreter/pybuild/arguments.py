@@ -20,7 +20,6 @@ PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 _LATER = {
     "--allow": "entitlements",
     "--attest": "attestations",
-    "--build-context": "named contexts",
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
@@ -103,6 +102,7 @@ class BuildArguments(BackendArguments):
     add_hosts: tuple[HostEntry, ...]
     shm_size: int | None
     ulimits: tuple[Ulimit, ...]
+    contexts: Mapping[str, str]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -166,6 +166,7 @@ def parse_arguments(
         add_hosts=tuple(map(parse_host, found.add_host)),
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
         ulimits=tuple(map(parse_ulimit, found.ulimit)),
+        contexts=dict(_named_context(text) for text in found.build_context),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -292,6 +293,15 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+def _named_context(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise UsageError(
+            f'--build-context "{text}" is not NAME=VALUE', hint="the value is a folder, say"
+        )
+    return name, value
+
+
 def _annotation(text: str) -> tuple[str, str]:
     """``[manifest:]key=value``: only the manifest can be annotated as long as there is no index."""
     if "=" not in text:
@@ -383,6 +393,14 @@ def _add_input(parser: _Parser) -> None:
         default=[],
         metavar="NAME[=VALUE]",
         help="value of an ARG; without one, the environment's",
+    )
+    add(
+        "--build-context",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what stands in for the image or stage NAME: a folder, docker-image://NAME, "
+        "oci-layout://PATH[:TAG][@DIGEST] or target:STAGE",
     )
     add("--target", metavar="STAGE", help="build this stage instead of the last one")
     add("--platform", action="append", default=[], metavar="OS/ARCH", help="as linux/arm64")

@@ -127,6 +127,7 @@ def _build(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            contexts=arguments.contexts,
             reporter=reporter,
             cancel=cancel,
         )
@@ -157,6 +158,7 @@ def _dry_run(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            contexts=arguments.contexts,
             reporter=_Warnings(),
             cancel=cancel,
         )

@@ -116,7 +116,7 @@ def test_every_option_is_read() -> None:
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
         "--progress", "rawjson", "--backend", "memory", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--moby-labels", "--no-unpack",
-        "--hosts-dir", "/h", "--dry-run=json", "-D", "ctx",
+        "--hosts-dir", "/h", "--build-context", "c=d=e", "--dry-run=json", "-D", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
     assert found == BuildArguments(
@@ -138,6 +138,7 @@ def test_every_option_is_read() -> None:
         metadata_file="m",
         quiet=True,
         progress="rawjson",
+        contexts={"c": "d=e"},
         dry_run="json",
         backend="memory",
         address="/s",

@@ -31,12 +31,7 @@ from pybuild.dockerfile.instructions import (
     Volume,
     Workdir,
 )
-from pybuild.errors import (
-    DockerfileError,
-    SourceRange,
-    UnsupportedByBackend,
-    located,
-)
+from pybuild.errors import DockerfileError, SourceRange, located
 from pybuild.oci import image_config
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
@@ -60,6 +55,7 @@ from pybuild.plan.stages import (
 from pybuild.plan.state import Allowance, StageState
 from pybuild.plan.steps import (
     ContextSource,
+    CopyStep,
     ImageSource,
     Plan,
     PlannedHistory,
@@ -78,22 +74,20 @@ def make_plan(
     dockerfile: Dockerfile,
     request: PlanRequest,
     resolve: Resolve,
-    contexts: frozenset[str] = frozenset(),
     *,
     executor: Executor | None = None,
 ) -> Plan:
     """Plan the build of `request.target` and of all stages that it needs.
 
-    `resolve` finds the image of a reference for a platform; it is called once for each
-    pair, from threads of `executor` if there is one. `contexts` are the names of the named
-    local contexts. The plan's warnings don't repeat those of the Dockerfile.
+    `resolve` finds an image for a platform; it is called once for each pair, from threads of
+    `executor` if there is one. The plan's warnings don't repeat those of the Dockerfile.
 
     Raises DockerfileError, UnsupportedByBackend, and what `resolve` raises, all with the
     place in the Dockerfile.
     """
     _check_syntax(dockerfile, request)
     variables = global_variables(dockerfile, request)
-    graph = build_graph(dockerfile, variables, request.platform, contexts)
+    graph = build_graph(dockerfile, variables, request.platform, request.contexts)
     target = graph.target(request.target)
     resolved = resolve_stages(
         graph,
@@ -194,8 +188,8 @@ class _Evaluation:
             case StageOrigin(index):
                 below = self.planned[index]
                 return self._on_stage(below), StageSource(index), self._history_of(below)
-            case ImageOrigin(name):
-                image = self._resolved.image(name, stage.platform)
+            case ImageOrigin(name) as origin:
+                image = self._resolved.image(origin, stage.platform)
                 platform = stage.platform or self._request.platform
                 self._check_platform(name, image, platform, stage.head.where)
                 state = self._on_image(image, platform)
@@ -203,10 +197,9 @@ class _Evaluation:
             case ScratchOrigin():
                 return self._on_image(None, self._request.platform), ImageSource(None), ()
             case ContextOrigin(name):
-                raise UnsupportedByBackend(
-                    f'a stage on the named context "{name}" can\'t be built yet',
-                    hint="COPY --from and RUN --mount=from can read the context",
-                )
+                state = self._on_image(None, stage.platform or self._request.platform)
+                _copy_all(name, stage, state)
+                return state, ImageSource(None), ()
 
     def _run_body(self, stage: Stage, state: StageState) -> None:
         graph = self._resolved.graph
@@ -264,8 +257,8 @@ class _Evaluation:
                 return StageSource(index)
             case ContextOrigin(name):
                 return ContextSource(name)
-            case ImageOrigin(name):
-                return ImageSource(self._resolved.image(name, None))
+            case ImageOrigin():
+                return ImageSource(self._resolved.image(origin, None))
             case ScratchOrigin():
                 return ImageSource(None)
 
@@ -279,6 +272,20 @@ class _Evaluation:
                 "for current build"
             )
             self.warnings.append((message, where))
+
+
+def _copy_all(name: str, stage: Stage, state: StageState) -> None:
+    """Begin a stage on the files of a named context: a layer that has them all."""
+    step = CopyStep(
+        where=stage.head.where,
+        title=f"FROM {name}",
+        key="",
+        source=ContextSource(name),
+        patterns=("/",),
+        files=(),
+        destination="/",
+    )
+    state.add_step(step, f"COPY --from={name} / / # buildkit")
 
 
 def _inheritable(config: ImageConfig) -> ImageConfig:

@@ -12,11 +12,12 @@ from pybuild.backend import BaseImage, Capability, HostEntry, Network, Ulimit
 from pybuild.errors import SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
+from pybuild.plan.contexts import NamedContext
 
 
 @dataclass(frozen=True, slots=True)
 class ContextSource:
-    """The main build context (`name` None) or a named local one."""
+    """The files of the main build context (`name` None) or of a named one."""
 
     name: str | None = None
 
@@ -200,6 +201,7 @@ class PlanRequest:
     build_args: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     run: RunDefaults = RunDefaults()
+    contexts: dict[str, NamedContext] = field(default_factory=dict)
 
 
 def needs(plan: Plan) -> tuple[Need, ...]:

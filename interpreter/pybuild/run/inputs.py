@@ -71,10 +71,17 @@ def read_inputs(
                 return
             tree = stack.enter_context(open_context_tar(stream))
             text = _find_in_tree(tree, dockerfile, "the tar archive")
-        ignore = text.ignore if text.ignore is not None else read_file(tree, _IGNORE_FILE)
-        if ignore is not None:
-            tree = tree.ignoring(IgnoreMatcher(read_patterns(ignore)))
-        yield Inputs(text.name, text.data, tree)
+        yield Inputs(text.name, text.data, _without_ignored(tree, text.ignore))
+
+
+@contextmanager
+def open_files(location: str | Path) -> Iterator[Tree]:
+    """The files of a named context, without what its .dockerignore excludes.
+
+    Raises ContextError, UsageError.
+    """
+    with _open_folder(location) as tree:
+        yield _without_ignored(tree)
 
 
 def read_limited(stream: BinaryIO, what: str) -> bytes:
@@ -86,6 +93,13 @@ def read_limited(stream: BinaryIO, what: str) -> bytes:
         if size > MAX_DOCKERFILE:
             raise ContextError(f"{what} is larger than {MAX_DOCKERFILE} bytes")
     return b"".join(parts)
+
+
+def _without_ignored(tree: ContextTree, ignore: bytes | None = None) -> ContextTree:
+    """`tree` less what is excluded by `ignore`, by default by its own .dockerignore."""
+    if ignore is None:
+        ignore = read_file(tree, _IGNORE_FILE)
+    return tree if ignore is None else tree.ignoring(IgnoreMatcher(read_patterns(ignore)))
 
 
 def _open_folder(path: str | Path) -> ContextTree:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -38,11 +38,12 @@ from pybuild.run.schedule import stages_needed
 class StageSettings:
     """What all stages of a build share.
 
+    ``contexts`` are the files of the named contexts that steps read, the main one's under None.
     ``created`` fixes every time in the image; None for the times at which things happen.
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept.
     """
 
-    context: Tree | None
+    contexts: Mapping[str | None, Tree]
     created: datetime | None
     began: datetime
     use_cache: bool
@@ -205,10 +206,8 @@ class StageRunner:
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source) -> SourceFiles:
             match source:
-                case ContextSource():
-                    if self._settings.context is None:
-                        raise AssertionError("the plan uses a context that was not opened")
-                    return SourceFiles(self._settings.context)
+                case ContextSource(name):
+                    return SourceFiles(self._settings.contexts[name])
                 case StageSource(index):
                     layer = self._finished[index].layer.layer
                     return SourceFiles(layer.tree(), layer)
