@@ -23,8 +23,10 @@ LAYERS = {
     "sandbox": {"errors", "sandbox"},
     "imagestore": {"errors", "oci"},
     "backend": {"errors", "oci", "files", "imagestore"},
-    "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
+    "secrets": set[str](),
+    "remotes": {"errors", "oci", "files", "secrets", "remotes"},
+    "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
+    "run": {"errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run"},
 }
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
@@ -40,9 +42,10 @@ LAYERS |= {
     "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
 }
 
-# Imports for annotations alone, where a module above is named: (module, imported).
+# Imports for annotations alone, of a module above or a heavy one: (module, imported).
 FOR_TYPES_ONLY = {
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
+    ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
 }
 
 # Imported in functions, or in modules that are only imported in functions.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +50,8 @@ from pybuild.plan.steps import (
     RunStep,
     needs,
 )
+from pybuild.remotes.fetching import Remotes
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
@@ -57,6 +60,7 @@ from pybuild.run.layers import releasing
 from pybuild.run.result import BuildResult
 from pybuild.run.schedule import run_stages, sources, workers
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
+from pybuild.secrets import Secret
 
 Context = str | Path | BinaryIO | None
 DockerfileSource = str | Path | bytes | None
@@ -82,6 +86,7 @@ def build(
     platform: str | Platform | Sequence[str] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     no_cache: bool = False,
+    no_cache_filter: Collection[str] = (),
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
     network: Network | str | None = None,
@@ -89,6 +94,8 @@ def build(
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
     contexts: Mapping[str, ContextValue] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
@@ -97,10 +104,14 @@ def build(
     """Build an image and return its digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
-    context), or None. `dockerfile` is a path, relative to the working directory, or the
-    text itself; by default ``Dockerfile``, else ``Containerfile``, of the context. In a tar
-    archive the path is one inside it. `contexts` are named contexts: what stands in for the
+    context), the URL of a git repository, of an archive or of a Dockerfile, or None.
+    `dockerfile` is a path, relative to the working directory, or the text itself; by default
+    ``Dockerfile``, else ``Containerfile``, of the context. In an archive or a repository the
+    path is one inside it. `contexts` are named contexts: what stands in for the
     images and stages of these names, in the forms of ``--build-context`` or as a tree.
+    The stages named in `no_cache_filter` run again although their results may be kept.
+    `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
+    says how, fetches sources on the network.
 
     `backend` is a name or an open backend, which stays open; `backend_options` go to the one
     opened by name. `shm_size` is in bytes. `created`, a time or seconds since 1970, replaces
@@ -111,14 +122,15 @@ def build(
     """
     began, clock = datetime.now(UTC), time.monotonic()
     names = tuple(map(_image_name, tags))
-    run = _run_defaults(network, add_hosts, shm_size, ulimits)
     wanted, policy = _one_platform(platform), _pull_policy(pull)
     fixed_time = _fixed_time(created, build_args or {})
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
         stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
+        load = partial(_load_inputs, stack=stack, events=events, cancel=cancel)
+        inputs = load(context, dockerfile, build_args or {}, fetched, files)
         parsed = parse(inputs.dockerfile, inputs.name)
         if not isinstance(backend, Backend):
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
@@ -129,19 +141,21 @@ def build(
             target=target,
             build_args=dict(build_args or {}),
             labels=dict(labels or {}),
-            run=run,
+            run=_run_defaults(network, add_hosts, shm_size, ulimits),
             contexts=named_contexts(contexts or {}),
         )
         lookup = _looked_up(backend, policy)
         plan = _plan(parsed, request, lookup, events=events, cancel=cancel, max_workers=max_workers)
         _check_supported(plan, backend)
         _report_warnings(parsed, plan, backend, events)
-        opened = Contexts(inputs.context, contexts or {}, stack)
+        opened = Contexts(inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, events, cancel),
+            remotes=fetched,
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
+            fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
         stop = CancelToken()
         runner = StageRunner(plan, backend, events, stop, settings)
@@ -197,6 +211,8 @@ def plan_build(
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
     contexts: Mapping[str, ContextValue] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
 ) -> PlannedBuild:
@@ -210,7 +226,9 @@ def plan_build(
     events = Events(reporter)
     with ExitStack() as stack:
         stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
+        load = partial(_load_inputs, stack=stack, events=events, cancel=cancel)
+        inputs = load(context, dockerfile, build_args or {}, fetched, files)
         parsed = parse(inputs.dockerfile, inputs.name)
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
@@ -317,6 +335,8 @@ def _plan(
 def _load_inputs(
     context: Context,
     dockerfile: DockerfileSource,
+    build_args: Mapping[str, str],
+    remotes: Remotes,
     files: dict[str, bytes],
     *,
     stack: ExitStack,
@@ -324,8 +344,12 @@ def _load_inputs(
     cancel: CancelToken,
 ) -> Inputs:
     cancel.raise_if_cancelled()
-    with events.unit("[internal] load build definition from Dockerfile", cancel):
-        inputs = stack.enter_context(read_inputs(context, dockerfile))
+    keep = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in {"1", "t", "true"}
+    title = "[internal] load build definition from Dockerfile"
+    with events.unit(title, cancel) as activity:
+        inputs = stack.enter_context(
+            read_inputs(context, dockerfile, remotes, activity, keep_git_dir=keep)
+        )
     files[inputs.name] = inputs.dockerfile
     return inputs
 
@@ -346,7 +370,7 @@ def _open_contexts(
         title = f"[context {name}] load" if name else "[internal] load build context"
         with events.unit(title, cancel) as activity:
             activity.raise_if_cancelled()
-            found[name] = contexts.open(name)
+            found[name] = contexts.open(name, activity)
             # Reads the first folder, so that a context that can't be read fails here.
             found[name].children(b"")
     return found

@@ -27,14 +27,12 @@ _LATER = {
     "--cgroup-parent": "control groups",
     "--check": "build checks",
     "--load": "loading into Docker",
-    "--no-cache-filter": "cache filters",
     "--output": "other outputs",
     "--policy": "policies",
     "--provenance": "provenance",
     "--push": "pushing",
     "--resource": "resource limits",
     "--sbom": "SBOMs",
-    "--secret": "secrets",
     "--source-date-epoch": "an epoch as a flag",
     "--ssh": "SSH agents",
 }
@@ -79,6 +77,15 @@ class BackendArguments:
     debug: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SecretArgument:
+    """Where a secret is: in the file `path`, or in the variable `env` of the environment."""
+
+    id: str
+    path: str | None = None
+    env: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorArguments(BackendArguments):
     """``pybuild doctor``."""
@@ -86,7 +93,10 @@ class DoctorArguments(BackendArguments):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildArguments(BackendArguments):
-    """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input."""
+    """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input.
+
+    ``build_arg_files`` are paths of files with more build args, which ``build_args`` override.
+    """
 
     context: str
     file: str | None
@@ -103,6 +113,10 @@ class BuildArguments(BackendArguments):
     shm_size: int | None
     ulimits: tuple[Ulimit, ...]
     contexts: Mapping[str, str]
+    secrets: tuple[SecretArgument, ...]
+    public_only: bool
+    build_arg_files: tuple[str, ...]
+    no_cache_filter: tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -167,6 +181,12 @@ def parse_arguments(
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
         ulimits=tuple(map(parse_ulimit, found.ulimit)),
         contexts=dict(_named_context(text) for text in found.build_context),
+        secrets=tuple(parse_secret(text, environ) for text in found.secret),
+        public_only=found.public_only,
+        build_arg_files=tuple(found.build_arg_file),
+        no_cache_filter=tuple(
+            name for text in found.no_cache_filter for name in text.split(",") if name
+        ),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -187,6 +207,35 @@ def parse_build_args(texts: Sequence[str], environ: Mapping[str, str]) -> dict[s
         elif name in environ:
             values[name] = environ[name]
     return values
+
+
+def parse_build_arg_file(text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Lines as :func:`parse_build_args` takes them; empty ones and those from ``#`` on don't count."""
+    lines = [line.strip("\r") for line in text.split("\n")]
+    return parse_build_args([x for x in lines if x.strip() and not x.startswith("#")], environ)
+
+
+def parse_secret(text: str, environ: Mapping[str, str]) -> SecretArgument:
+    """``[type=file|env,]id=NAME[,src=PATH|,env=VARIABLE]``; NAME alone is a variable or a file."""
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        name = {"source": "src"}.get(name.lower(), name.lower())
+        if not equals or name not in {"type", "id", "src", "env"} or name in fields:
+            raise UsageError(
+                f'--secret "{name}" isn\'t understood',
+                hint="write id=NAME,src=PATH or id=NAME,env=VARIABLE",
+            )
+        fields[name] = value
+    ident, kind = fields.get("id", ""), fields.get("type", "")
+    path, variable = fields.get("src"), fields.get("env")
+    if not ident or kind not in {"", "file", "env"} or (path and variable):
+        raise UsageError("--secret needs an id, and either src or env")
+    if kind == "env" and not variable:
+        return SecretArgument(ident, env=path or ident)
+    if path or variable:
+        return SecretArgument(ident, path or None, variable or None)
+    return SecretArgument(ident, env=ident) if ident in environ else SecretArgument(ident, ident)
 
 
 def parse_host(text: str) -> HostEntry:
@@ -360,8 +409,8 @@ def _build_parser(version: str) -> _Parser:
     parser = _new_parser(
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild doctor",
-        "Build an image from a Dockerfile. CONTEXT is a folder, or - for a tar archive or a "
-        "Dockerfile on standard input.",
+        "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
+        "Dockerfile on standard input, or the URL of a git repository or a tar archive.",
     )
     parser.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
     _add_input(parser)
@@ -399,8 +448,22 @@ def _add_input(parser: _Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="what stands in for the image or stage NAME: a folder, docker-image://NAME, "
+        help="what stands in for the image or stage NAME: a folder, an URL, docker-image://NAME, "
         "oci-layout://PATH[:TAG][@DIGEST] or target:STAGE",
+    )
+    add(
+        "--build-arg-file",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file with a build arg in each line",
+    )
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID,src=PATH",
+        help="secret from a file, or with env=NAME from the environment",
     )
     add("--target", metavar="STAGE", help="build this stage instead of the last one")
     add("--platform", action="append", default=[], metavar="OS/ARCH", help="as linux/arm64")
@@ -423,6 +486,18 @@ def _add_run(parser: _Parser) -> None:
         help="missing (the default), always or never; alone, always",
     )
     add("--no-cache", default="false", help="use no result of earlier builds")
+    add(
+        "--no-cache-filter",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run all steps of this stage again",
+    )
+    add(
+        "--public-only",
+        action="store_true",
+        help="fetch ADD's sources and contexts from public addresses alone",
+    )
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(
         "--add-host",

@@ -642,8 +642,9 @@ def test_an_endless_dockerfile_is_refused(backend: MemoryBackend) -> None:
     [
         ("/nowhere/at/all", ContextError),
         (__file__, ContextError),
-        ("https://example.com/repo.git", UsageError),
-        ("git@example.com:repo.git", UsageError),
+        ("https://host.example/repo.git#--upload-pack=x", UsageError),
+        ("git@host.example:-repo.git", UsageError),
+        ("ftp://host.example/x.tar", ContextError),
         (None, UsageError),
     ],
 )

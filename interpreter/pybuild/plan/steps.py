@@ -13,6 +13,7 @@ from pybuild.errors import SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.plan.contexts import NamedContext
+from pybuild.remotes.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,18 @@ class InlineFile:
 
     name: str
     content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRemote:
+    """A source of ADD on the network; ``position`` many of the step's patterns come before it.
+
+    With ``unpack`` a tar archive is unpacked.
+    """
+
+    location: Location
+    position: int
+    unpack: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,7 @@ class CopyStep(_Step):
     link: bool = False
     unpack: bool = False
     """Whether local tar archives among the sources are unpacked (ADD)."""
+    remotes: tuple[PlannedRemote, ...] = ()
     instruction: str = "COPY"
 
 

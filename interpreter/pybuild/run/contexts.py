@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pybuild.errors import UsageError
 from pybuild.files.trees import Tree
+from pybuild.oci.http import Activity
 from pybuild.plan.contexts import FilesContext, NamedContext, parse_context
+from pybuild.remotes.fetching import Remotes
 from pybuild.run.inputs import open_files
 
 ContextValue = str | Path | Tree
@@ -28,17 +30,26 @@ def named_contexts(values: Mapping[str, ContextValue]) -> dict[str, NamedContext
 class Contexts:
     """The files of a build's contexts. They can be read until `stack` is closed."""
 
-    def __init__(self, main: Tree, named: Mapping[str, ContextValue], stack: ExitStack) -> None:
+    def __init__(
+        self,
+        main: Tree,
+        named: Mapping[str, ContextValue],
+        remotes: Remotes,
+        stack: ExitStack,
+    ) -> None:
         self._main = main
         self._named = named
+        self._remotes = remotes
         self._stack = stack
 
-    def open(self, name: str | None) -> Tree:
-        """The files of the context `name`, None for the main one, less what its .dockerignore excludes.
+    def open(self, name: str | None, activity: Activity) -> Tree:
+        """The files of the context `name`, None for the main one, less what is excluded.
 
-        Raises ContextError, UsageError.
+        Raises ContextError, UsageError, FetchFailed.
         """
         if name is None:
             return self._main
         value = self._named[name]
-        return value if isinstance(value, Tree) else self._stack.enter_context(open_files(value))
+        if isinstance(value, Tree):
+            return value
+        return self._stack.enter_context(open_files(value, self._remotes, activity))
