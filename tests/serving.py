@@ -53,6 +53,7 @@ class WebServer:
         self.answers: dict[str, Answer | Callable[[], Answer]] = {}
         self.asked: list[Asked] = []
         self.root = root
+        self.otherwise = Answer(status=404)
         self.login: str | None = None  # the Authorization that the files below the root need
         outer = self
 
@@ -109,9 +110,9 @@ class WebServer:
         if self.login is not None and headers.get("authorization") != self.login:
             return Answer(status=401, headers={"WWW-Authenticate": 'Basic realm="test"'})
         if self.root is None:
-            return Answer(status=404)
+            return self.otherwise
         file = self.root / path.lstrip("/")
-        return Answer(file.read_bytes()) if file.is_file() else Answer(status=404)
+        return Answer(file.read_bytes()) if file.is_file() else self.otherwise
 
 
 class Repository:

@@ -170,7 +170,7 @@ class _Repository:
         self._run("checkout", "--quiet", "--force", "--detach", commit, "--")
         if self._location.submodules and (self._work / ".gitmodules").exists():
             self._update_submodules()
-        seconds = int(self._run("show", "--no-patch", "--format=%ct", commit).split()[0])
+        seconds = self._time_of(commit) if self._location.commit_times else None
         if self._location.keep_git_dir and not self._location.subdir:
             if self._name:
                 self._run("update-ref", self._name, commit)
@@ -179,7 +179,7 @@ class _Repository:
             shutil.rmtree(self._work / ".git" / "logs", ignore_errors=True)
         else:
             self._remove_git_dirs()
-        if self._location.commit_times:
+        if seconds is not None:
             self._set_times(seconds)
 
     def _resolve(self) -> str:
@@ -227,6 +227,14 @@ class _Repository:
         for folder, _, files in os.walk(self._work):
             if ".git" in files:
                 (Path(folder) / ".git").unlink()
+
+    def _time_of(self, commit: str) -> int:
+        """When it was committed. By plumbing, which a broken .gitmodules doesn't disturb."""
+        lines = self._run("cat-file", "commit", commit).partition("\n\n")[0].splitlines()
+        words = next((line.split() for line in lines if line.startswith("committer ")), [])
+        if len(words) < 3 or not words[-2].isdigit() or len(words[-2]) > 11:
+            raise FetchFailed(f"the commit {commit} has no time")
+        return int(words[-2])
 
     def _set_times(self, seconds: int) -> None:
         for folder, folders, files in os.walk(self._work, topdown=False):
