@@ -28,6 +28,7 @@ from pybuild.errors import (
     DockerfileError,
     DockerfileSyntaxError,
     ExpansionError,
+    FetchFailed,
     ImageError,
     ImageNotFound,
     InvalidImage,
@@ -44,6 +45,7 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.oci.platform import Platform
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import (
     BuildFinished,
@@ -56,6 +58,7 @@ from pybuild.run.events import (
     Warned,
 )
 from pybuild.run.result import BuildResult, StepResult
+from pybuild.secrets import Secret
 
 __version__ = "0.1.0"
 
@@ -75,6 +78,7 @@ __all__ = [
     "DockerfileSyntaxError",
     "Event",
     "ExpansionError",
+    "FetchFailed",
     "HostEntry",
     "ImageError",
     "ImageNotFound",
@@ -86,8 +90,10 @@ __all__ = [
     "PullPolicy",
     "PybuildError",
     "RegistryError",
+    "RemoteOptions",
     "Reporter",
     "RunFailed",
+    "Secret",
     "SourceRange",
     "StageCycle",
     "StageNotFound",

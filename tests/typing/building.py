@@ -9,6 +9,7 @@ from typing import assert_type
 import pybuild
 from pybuild.backends import open_backend
 from pybuild.errors import PybuildError, RunFailed
+from pybuild.files.trees import Tree
 from pybuild.oci.platform import Platform
 from pybuild.run.events import BuildFinished, Event, StepLog
 
@@ -53,6 +54,16 @@ def build_and_explain(folder: str) -> int:
     except PybuildError as error:
         return error.exit_code
     return 0
+
+
+def build_with_sources_from_elsewhere(folder: Path, tree: Tree) -> None:
+    pybuild.build(
+        "https://host.example/repository.git#main:sub",
+        contexts={"src": folder, "base": "docker-image://busybox", "made": tree},
+        secrets={"GIT_AUTH_TOKEN": pybuild.Secret(b"token")},
+        remotes=pybuild.RemoteOptions(public_only=True),
+        no_cache_filter=["test"],
+    )
 
 
 def wrong_arguments(folder: Path) -> None:

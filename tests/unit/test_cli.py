@@ -23,6 +23,7 @@ from pybuild.arguments import (
     parse_arguments,
     parse_build_args,
     parse_host,
+    parse_secret,
     parse_size,
     parse_ulimit,
 )
@@ -35,6 +36,7 @@ from pybuild.errors import (
     PybuildError,
     UsageError,
 )
+from pybuild.secrets import Secret
 from pybuild_containerd.options import parse_options
 
 ENVIRONMENT = [
@@ -643,6 +645,66 @@ def test_version_is_printed() -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert version("pybuild-oci") == __version__
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("id=a,src=/p", SecretArgument("a", "/p")),
+        ("type=file,id=a,source=/p", SecretArgument("a", "/p")),
+        ("id=a,env=B", SecretArgument("a", None, "B")),
+        ("type=env,id=a,src=B", SecretArgument("a", None, "B")),
+        ("type=env,id=SET", SecretArgument("SET", None, "SET")),
+        ("id=SET", SecretArgument("SET", None, "SET")),
+        ("id=unset", SecretArgument("unset", "unset")),
+    ],
+)
+def test_a_secret_is_in_a_file_or_in_the_environment(text: str, expected: SecretArgument) -> None:
+    assert parse_secret(text, {"SET": "x"}) == expected
+
+
+def test_secrets_are_read_where_they_are(context: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xffbytes\n")
+    found = cli._secrets(parsed("--secret=id=a,src=file", "--secret=id=b,env=HOME", str(context)))
+    assert (found["a"], found["b"]) == (Secret(b"\xffbytes\n"), Secret(str(tmp_path).encode()))
+    assert "bytes" not in repr(found)
+    (tmp_path / "large").write_bytes(bytes(600_000))
+    for wrong in ("id=a,src=nowhere", "id=a,env=NOT_SET", "id=a,src=large"):
+        with pytest.raises(UsageError):
+            cli._secrets(parsed(f"--secret={wrong}", str(context)))
+
+
+def test_build_args_of_a_file_give_way_to_those_of_the_command_line(
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROM_OUTSIDE", "outside")
+    (tmp_path / "one").write_bytes(b"# A=0\r\nA=1\r\n\n  \nB= x y \nFROM_OUTSIDE\nNOT_SET\n")
+    (tmp_path / "two").write_text("A=2\nC=#3\n")
+    files = ("--build-arg-file=one", "--build-arg-file=two")
+    found = cli._build_args(parsed(*files, "--build-arg=C=4", str(context)))
+    assert found == {"A": "2", "B": " x y ", "FROM_OUTSIDE": "outside", "C": "4"}
+    (tmp_path / "one").write_text("=x\n")
+    with pytest.raises(UsageError):
+        cli._build_args(parsed(*files, str(context)))
+
+
+def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.request import getproxies_environment  # noqa: PLC0415  (what it is compared to)
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    given = {
+        "HTTP_PROXY": "http://a",
+        "http_proxy": "http://b",
+        "NO_PROXY": "c",
+        "Ftp_Proxy": "http://d",
+    }
+    for name, value in {**given, "https_proxy": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert cli._proxies() == getproxies_environment()
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.setenv("REQUEST_METHOD", "GET")
+    assert cli._proxies() == getproxies_environment() == {"no": "c", "ftp": "http://d"}
 
 
 def test_a_usage_error_exits_with_2_and_a_hint() -> None:

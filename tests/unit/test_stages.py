@@ -402,7 +402,6 @@ def test_images_that_are_only_copied_from_trigger_nothing() -> None:
         "",
         "NONSENSE",
         "RUN --mont=x y",
-        "ADD https://example.org/x /",
         "COPY --from=self / /",
         "COPY --from=9 / /",
         "RUN <<EOF",
