@@ -31,7 +31,7 @@ LAYERS = {
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},
-    "diagnostics": {"errors", "run"},
+    "diagnostics": {"errors", "remotes", "run"},
     "api": BELOW_API,
     "doctor": {"errors", "backend", "backends", "oci"},
     "__init__": {*BELOW_API, "api"},

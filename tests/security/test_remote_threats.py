@@ -13,7 +13,9 @@ from threatening import host_state
 import pybuild
 from pybuild.errors import ContextError, FetchFailed, PybuildError, UsageError
 from pybuild.files.trees import walk
+from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.layerindex import Kind
+from pybuild.remotes.locations import parse_git
 from pybuild.remotes.options import RemoteOptions
 from pybuild.testkit.memory import MemoryBackend
 from pybuild.testkit.workbench import RecordingActivity
@@ -144,7 +146,7 @@ def test_a_repository_of_links_gives_nothing_even_where_files_may_be_read(
     with pytest.raises(FetchFailed):
         add(source)  # ssh, where nothing listens
     with pytest.raises(UsageError):
-        pybuild.remotes.locations.parse_git(f"file://{repository.folder}")
+        parse_git(f"file://{repository.folder}")
 
 
 def test_nothing_that_a_repository_brings_is_executed(
@@ -213,9 +215,7 @@ def test_a_trigger_of_a_base_image_fetches_as_the_caller_allows() -> None:
     """An ONBUILD ADD of an address inside the network, which the image's author can't reach."""
     with WebServer() as server, MemoryBackend() as backend:
         server.answers["/x"] = Answer(b"internal")
-        config = pybuild.oci.image_config.ImageConfig(
-            backend.platforms[0], onbuild=(f"ADD {server.url}/x /",)
-        )
+        config = ImageConfig(backend.platforms[0], onbuild=(f"ADD {server.url}/x /",))
         backend.add_image("base", config)
         with pytest.raises(FetchFailed, match="no public address"):
             pybuild.build(

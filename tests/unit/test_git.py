@@ -273,8 +273,18 @@ def test_submodules_are_fetched_unless_told_otherwise(root: Path, daemon: str) -
     assert found["mod/deep"] == "d"
     assert not any(path.endswith(".git") for path in found)
     assert "mod/deep" not in fetched(f"{daemon}/outer.git?submodules=false")
-    with pytest.raises(FetchFailed):
-        fetched(f"{daemon}/outer.git", public_only=True)
+
+
+def test_submodules_are_refused_where_addresses_matter(
+    root: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Repository(root / "modules.git")
+    made.commit({".gitmodules": '[submodule "x"]\n\tpath = x\n\turl = http://127.0.0.1:1/x\n'})
+    made.publish()
+    monkeypatch.setattr("pybuild.remotes.git.is_public", lambda address: True)
+    with pytest.raises(FetchFailed, match="whose addresses can't be checked"):
+        fetched(f"{web.url}/modules.git", public_only=True)
+    assert fetched(f"{web.url}/modules.git?submodules=false", public_only=True)["commit"]
 
 
 def test_a_login_reaches_the_server_and_no_argument(
@@ -371,6 +381,19 @@ def test_only_public_addresses_are_read_from_if_so_asked(web: WebServer) -> None
     with pytest.raises(FetchFailed, match="can't be held to public addresses"):
         fetched("git://127.0.0.1:1/a", public_only=True)
     assert web.asked == []
+
+
+def test_an_old_git_is_not_trusted_with_public_addresses(
+    web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pybuild.remotes.git.is_public", lambda address: True)
+    assert fetched(f"{web.url}/a.git", public_only=True)["file"] == "3"
+    (tmp_path / "git").write_text("#!/bin/sh\necho git version 2.36.9\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(FetchFailed, match="this git") as caught:
+        fetched(f"{web.url}/a.git", public_only=True)
+    assert "2.37" in (caught.value.hint or "")
 
 
 def test_the_environment_of_the_caller_does_not_reach_git(

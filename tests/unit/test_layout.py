@@ -172,6 +172,9 @@ def test_what_is_no_layout_is_refused(tmp_path: Path, layout: Path) -> None:
         found_digest(tmp_path / "nowhere")
     with pytest.raises(InvalidImage, match="no OCI image layout"):
         found_digest(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidImage, match="neither a folder nor a file"):
+        found_digest(tmp_path / "pipe")
     (tmp_path / "text").write_text("no tar")
     with pytest.raises(InvalidImage, match="can't be read"):
         found_digest(tmp_path / "text")

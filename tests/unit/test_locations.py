@@ -11,6 +11,7 @@ from pybuild.remotes.locations import (
     GitLocation,
     WebLocation,
     is_git,
+    masked,
     parse_context_location,
     parse_git,
     parse_web,
@@ -185,3 +186,4 @@ def test_logins_in_a_text_are_replaced() -> None:
         "ADD https://xxxxx:xxxxx@h.example/x http://xxxxx:xxxxx@h.example/y "
         "ssh://git@h.example/z a@b /"
     )
+    assert masked("ADD https://a:b@h.example/x /") == "ADD https://xxx@h.example/x /"

@@ -15,6 +15,7 @@ import pytest
 from building import Recorder, build, config_of, files_of, image_of, memory_backend
 
 import pybuild
+from pybuild.diagnostics import describe_error
 from pybuild.errors import BuildCancelled, ContextError, FetchFailed
 from pybuild.oci.http import is_public
 from pybuild.oci.session import Retry
@@ -334,4 +335,6 @@ def test_a_login_is_in_nothing_that_a_build_leaves_or_tells(
     assert "canary" not in repr(recorder.events) + repr(result) + repr(config_of(backend, result))
     with pytest.raises(FetchFailed) as caught:
         build(backend, f"FROM scratch\nADD {url}y /\n", secrets=secrets)
-    assert "canary" not in str(caught.value)
+    said = describe_error(caught.value, caught.value.files)
+    assert "ADD http://xxx" in said
+    assert "canary" not in said

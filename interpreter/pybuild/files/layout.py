@@ -223,6 +223,8 @@ def open_layout(path: str | os.PathLike[str]) -> Iterator[ImageLayout]:
         if where.is_dir():
             with open_context_directory(where) as tree:
                 yield ImageLayout(tree, name)
+        elif not where.is_file():  # opening a pipe would wait
+            raise InvalidImage(f"{name} is neither a folder nor a file")
         else:
             with where.open("rb") as stream, open_context_tar(stream) as tree:
                 yield ImageLayout(tree, name)

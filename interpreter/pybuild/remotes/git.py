@@ -8,6 +8,7 @@ and speaks the listed protocols alone, in submodules too (git-config(1), git(1)
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ from pybuild.secrets import Secret
 
 _PROTOCOLS = "http:https:git:ssh"
 _PORTS = {"http": 80, "https": 443}
+_PINNING = (2, 37)  # the version of git that knows http.curloptResolve
 _MOST_OUTPUT = 4 << 20
 _SLOWEST = "100"  # bytes a second
 _SSH = "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o ForwardAgent=no"
@@ -150,9 +152,11 @@ class _Repository:
 
     def fetch(self) -> str:
         """Get the commit's objects; the commit's id."""
+        if self._options.public_only:
+            self._require(_PINNING)
         remote, wanted = self._location.remote, self._resolve()
         hashes = "sha256" if len(wanted) == 64 else "sha1"
-        self._run("init", "--quiet", "--template=", f"--object-format={hashes}")
+        self._run("init", "--quiet", f"--object-format={hashes}")
         self._run("remote", "add", "--", "origin", remote)
         if self._try(*_FETCH, "--depth=1", "--", remote, wanted)[0] != 0:
             # not every server gives a single commit, or one without its history
@@ -181,6 +185,14 @@ class _Repository:
             self._remove_git_dirs()
         if seconds is not None:
             self._set_times(seconds)
+
+    def _require(self, version: tuple[int, int]) -> None:
+        found = re.search(r"(\d+)\.(\d+)", self._run("version"))
+        if found is None or (int(found[1]), int(found[2])) < version:
+            raise FetchFailed(
+                "this git can't be held to public addresses",
+                hint=f"that needs version {version[0]}.{version[1]} or newer",
+            )
 
     def _resolve(self) -> str:
         """The commit's id, as far as the ref tells it, or a tag's."""
@@ -273,6 +285,7 @@ def _environment(
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_TEMPLATE_DIR": "",  # none
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ALLOW_PROTOCOL": f"{_PROTOCOLS}:file" if options.allow_file else _PROTOCOLS,
         "GIT_SSH_COMMAND": _SSH,

@@ -170,6 +170,11 @@ def redacted(text: str) -> str:
     return _LOGIN.sub(r"\1xxxxx:xxxxx@", text)
 
 
+def masked(text: str) -> str:
+    """As :func:`redacted`, in as many characters as `text` has."""
+    return _LOGIN.sub(lambda found: f"{found[1]}{'x' * (len(found[0]) - len(found[1]) - 1)}@", text)
+
+
 def _without_login(url: str) -> tuple[str, str]:
     found = _LOGIN.match(url)
     if found is None:
