@@ -23,14 +23,16 @@ LAYERS = {
     "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
     "backend": {"errors", "oci", "files", "imagestore"},
-    "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
+    "secrets": set[str](),
+    "remotes": {"errors", "oci", "files", "secrets", "remotes"},
+    "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
+    "run": {"errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run"},
 }
 LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},
-    "diagnostics": {"errors", "run"},
+    "diagnostics": {"errors", "remotes", "run"},
     "api": BELOW_API,
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "api"},
@@ -60,9 +62,10 @@ LAYERS |= {
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 
-# Imports for annotations alone, where a module above is named: (module, imported).
+# Imports for annotations alone, of a module above or a heavy one: (module, imported).
 FOR_TYPES_ONLY = {
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
+    ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
 }
 
 # Imported in functions, or in modules that are only imported in functions.

@@ -39,6 +39,7 @@ from pybuild.errors import (
     DockerfileSyntaxError,
     ExpansionError,
     ExportFailed,
+    FetchFailed,
     ImageError,
     ImageNotFound,
     InvalidImage,
@@ -56,6 +57,7 @@ from pybuild.errors import (
 )
 from pybuild.oci.platform import Platform
 from pybuild.plan.outline import Outline, OutlineArg, OutlineMount
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import (
     BuildFinished,
@@ -69,6 +71,7 @@ from pybuild.run.events import (
     Warned,
 )
 from pybuild.run.result import BuildResult, OutputResult, StepResult
+from pybuild.secrets import Secret
 
 __version__ = "0.1.0"
 
@@ -90,6 +93,7 @@ __all__ = [
     "Event",
     "ExpansionError",
     "ExportFailed",
+    "FetchFailed",
     "HostEntry",
     "ImageError",
     "ImageNotFound",
@@ -108,8 +112,10 @@ __all__ = [
     "PullPolicy",
     "PybuildError",
     "RegistryError",
+    "RemoteOptions",
     "Reporter",
     "RunFailed",
+    "Secret",
     "SourceRange",
     "StageCycle",
     "StageNotFound",
