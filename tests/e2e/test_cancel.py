@@ -12,17 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commandline import PROGRAM, CommandLine
+from commandline import PROGRAM, CommandLine, OnContainerd, OnEmbedded
 from test_docker_registry import layer
 from test_pulls import add_busybox
 
+from embedding import orphans
 from pybuild.oci.descriptor import digest_of
 from pybuild.testkit.registry import Fault, Registry
 
-pytestmark = [pytest.mark.root, pytest.mark.containerd]
-
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 SECONDS = 2.0
+
+
+@pytest.fixture(params=["containerd", "embedded"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 class Running:
@@ -205,7 +210,7 @@ def test_a_slow_pull(elsewhere: CommandLine, registry: Registry, fault: str) -> 
         time.sleep(0.3)
         seconds = build.stop(signal.SIGINT)
     check_stopped(elsewhere, build, seconds)
-    assert elsewhere.ctr("images", "ls", "-q") == ""
+    assert elsewhere.images() == set()
 
 
 def test_a_context_that_never_comes(pybuild: CommandLine) -> None:
@@ -235,29 +240,53 @@ def test_a_context_that_never_comes(pybuild: CommandLine) -> None:
 
 
 def test_what_a_killed_build_left_is_swept_and_a_live_one_left_alone(
-    pybuild: CommandLine,
+    on_containerd: OnContainerd,
 ) -> None:
     dead, alive = f"sleep {unusual()}", f"sleep {unusual()}"
-    gate = pybuild.context("FROM busybox\nRUN true\n")
+    gate = on_containerd.context("FROM busybox\nRUN true\n")
     live_dockerfile = f"FROM busybox\nRUN echo started; {alive} & sleep 6; echo survived > /file\n"
     # the tasks of a killed build go on
-    with running(pybuild, "--runner=task", "-t", "live", pybuild.context(live_dockerfile)) as live:
+    with running(
+        on_containerd, "--runner=task", "-t", "live", on_containerd.context(live_dockerfile)
+    ) as live:
         live.wait_for_line("started")
-        context = pybuild.context(f"FROM busybox\nCOPY . /c\nRUN echo started; {dead}\n")
-        with running(pybuild, "--runner=task", context) as killed:
+        context = on_containerd.context(f"FROM busybox\nCOPY . /c\nRUN echo started; {dead}\n")
+        with running(on_containerd, "--runner=task", context) as killed:
             killed.wait_for_line("started")
             killed.stop(signal.SIGKILL)
         assert processes_with(dead)
-        assert len(pybuild.ctr("tasks", "ls", "-q").split()) == 2
-        pybuild.build("-q", gate)
+        assert len(on_containerd.ctr("tasks", "ls", "-q").split()) == 2
+        on_containerd.build("-q", gate)
         assert processes_with(dead) == []
         assert processes_with(alive)
-        assert len(pybuild.ctr("tasks", "ls", "-q").split()) == 1
-        assert len(pybuild.ctr("leases", "ls", "-q").split()) == 1
+        assert len(on_containerd.ctr("tasks", "ls", "-q").split()) == 1
+        assert len(on_containerd.ctr("leases", "ls", "-q").split()) == 1
         live.process.wait(60)
         assert live.process.returncode == 0, live.said
-    assert pybuild.run("live:latest", "cat", "/file") == "survived\n"
-    pybuild.check_nothing_left()
+    assert on_containerd.run("live:latest", "cat", "/file") == "survived\n"
+    on_containerd.check_nothing_left()
+
+
+def test_a_killed_build_takes_its_processes_along_and_a_live_one_goes_on(
+    on_embedded: OnEmbedded,
+) -> None:
+    dead, alive = f"sleep {unusual()}", f"sleep {unusual()}"
+    live_dockerfile = f"FROM busybox\nRUN echo started; {alive} & sleep 6; echo survived > /file\n"
+    with running(on_embedded, "-t", "live", on_embedded.context(live_dockerfile)) as live:
+        live.wait_for_line("started")
+        dockerfile = f"FROM busybox\nCOPY . /c\nRUN echo started; setsid {dead} & {dead}\n"
+        with running(on_embedded, on_embedded.context(dockerfile)) as killed:
+            killed.wait_for_line("started")
+            killed.wait_for(lambda: len(processes_with(dead)) >= 2)
+            killed.stop(signal.SIGKILL)
+        assert orphans() == []
+        assert processes_with(dead) == []
+        on_embedded.build("-q", on_embedded.context("FROM busybox\nRUN true\n"))
+        assert len(list((on_embedded.root / "sessions").iterdir())) == 1
+        assert processes_with(alive)
+        live.process.wait(60)
+        assert live.process.returncode == 0, live.said
+    assert on_embedded.run("live:latest", "cat", "/file") == "survived\n"
 
 
 def test_a_kill_in_the_middle_of_anything_is_swept(
