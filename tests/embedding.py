@@ -102,7 +102,7 @@ def check_store(root: Path) -> None:
             left.append(f"layers/{folder.name}/work")
     left += [f"mount {point}" for point in mounts_below(root)]
     left += [f"process {process}" for process in orphans()]
-    assert left == []
+    assert left == [], left
 
 
 def orphans(patience: float = 5) -> list[str]:

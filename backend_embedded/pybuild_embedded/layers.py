@@ -154,7 +154,7 @@ class EmbeddedRWLayer(RWLayer):
             mode = stat.S_IMODE(lowers[-1].fs.stat().st_mode) if lowers else 0o755
             self._folder.fs.chmod(mode)
         work = self._folder.work / str(self._run_count)
-        work.mkdir()
+        work.mkdir(mode=0o700)
         self._run_count += 1
         return Overlay(
             lowers=tuple(os.fsencode(lower.fs) for lower in reversed(lowers)),

@@ -55,7 +55,7 @@ class CommandLine(ABC):
 
     @abstractmethod
     def run(self, image: str, *command: str) -> str:
-        """What a container of an image without entrypoint prints."""
+        """What a process in the image prints. For ctr, `command` begins with the entrypoint."""
 
     @abstractmethod
     def images(self) -> set[str]:
