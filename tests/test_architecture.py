@@ -22,9 +22,12 @@ LAYERS = {
     "files": {"errors", "oci", "files"},
     "sandbox": {"errors", "sandbox"},
     "imagestore": {"errors", "oci"},
+    "secrets": set[str](),
+    "lendingflags": {"errors"},
     "backend": {"errors", "oci", "files", "imagestore"},
     "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
+    "cacheslots": {"backend"},
+    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run", "secrets"},
 }
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
@@ -37,7 +40,7 @@ LAYERS |= {
     "cli": {*BELOW_API, "api", "arguments", "diagnostics", "doctor", "__init__"},
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
-    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
+    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend", "cacheslots"},
 }
 
 # Imports for annotations alone, where a module above is named: (module, imported).

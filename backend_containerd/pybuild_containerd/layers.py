@@ -16,6 +16,7 @@ from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
 from pybuild_containerd.changes import changes_of
+from pybuild_containerd.lentfiles import with_secret_variables
 from pybuild_containerd.mountpoints import resolve_cwd
 from pybuild_containerd.runtime_spec import any_machine, runtime_spec
 from pybuild_containerd.snapshots import Mount as SnapshotMount
@@ -108,6 +109,9 @@ class ContainerdRWLayer(RWLayer):
     def _run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
         space = self._space
         near = space.outputs.shared
+        process, variables = with_secret_variables(process)
+        if variables is not None:
+            mounts = [*mounts, variables]
         with (
             space.mounts.prepared(process, mounts, self.tree(), activity, near=near) as prepared,
             space.outputs.open(activity, shared=near) as output,

@@ -8,24 +8,37 @@ this process shares no files with the daemon.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
 
-from pybuild.backend import Activity, BindMount, Mount, Network, Process, TmpfsMount
+from pybuild.backend import (
+    Activity,
+    BindMount,
+    CacheMount,
+    Mount,
+    Network,
+    Process,
+    SecretMount,
+    SshMount,
+    TmpfsMount,
+)
 from pybuild.errors import StepFailed
 from pybuild.files.keyedlocks import KeyedLocks
+from pybuild.files.mountsource import TOP, copied, source_entry
 from pybuild.files.namefiles import host_resolv_conf, hosts_file
-from pybuild.files.trees import NewEntry, Tree, walk
+from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import write_layer
+from pybuild_containerd.cachefolders import CacheFolders
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import CallFailed
+from pybuild_containerd.lentfiles import give, memory_folder, write_secret
 from pybuild_containerd.mountpoints import (
     ANYONES_FOLDER,
     FOLDER,
@@ -40,10 +53,9 @@ from pybuild_containerd.mountpoints import (
 )
 from pybuild_containerd.runtime_spec import SpecMount
 from pybuild_containerd.snapshots import Mount as SnapshotMount
-from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.snapshots import Snapshots, bound_folder
 from pybuild_containerd.unpack import Unpacker, apply_layer
 
-_TOP = b"m"
 _HOSTS = b"hosts"
 _RESOLV_CONF = b"resolv.conf"
 _RESOLV_CONF_THERE = "/etc/resolv.conf"
@@ -78,6 +90,7 @@ class RunMounts:
         # the tree is kept with its folder, so that its identity isn't used again
         self._copies: dict[tuple[int, bytes], tuple[Tree, str]] = {}
         self._folders: dict[Hashable, str] = {}
+        self._caches = CacheFolders(client, snapshots, self.new_folder)
 
     @contextlib.contextmanager
     def prepared(
@@ -94,6 +107,8 @@ class RunMounts:
         `near` says that containerd is on this machine, so that its resolv.conf is ours.
         Raises StepFailed for a mount that the root or its source doesn't allow.
         """
+        if not near:
+            _refuse_lent(mounts)
         check_system_mountpoints(tree)
         wanted = [Wanted("/etc/hosts", PLAIN_FILE), Wanted("/etc/resolv.conf", PLAIN_FILE)]
         wanted += map(_wanted, mounts)
@@ -104,8 +119,18 @@ class RunMounts:
                 _bind(points[0], f"{files}/{_HOSTS.decode()}", readonly=True),
                 _bind(points[1], _resolv_conf(process, files, near=near), readonly=True),
             ]
+            caches = undo.enter_context(self._caches.taken(mounts, activity))
+            lent = None
+            if any(isinstance(mount, SecretMount) for mount in mounts):
+                lent = undo.enter_context(memory_folder())
             for mount, point in zip(mounts, points[2:], strict=True):
-                made.append(self._mount(mount, point, undo, activity))
+                match mount:
+                    case CacheMount(ident=ident, readonly=readonly):
+                        made.append(_bind(point, caches[ident], readonly=readonly))
+                    case SecretMount() | SshMount():
+                        made.append(_lent(mount, point, lent))
+                    case BindMount() | TmpfsMount():
+                        made.append(self._mount(mount, point, undo, activity))
             # outer before inner; of two at one place the later one is seen
             made.sort(key=lambda mount: mount.destination.count("/"))
             missing = missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
@@ -116,7 +141,11 @@ class RunMounts:
         return self._kept_folder(tuple(missing), [NewEntry(entry) for entry in missing], activity)
 
     def _mount(
-        self, mount: Mount, point: Mountpoint, undo: contextlib.ExitStack, activity: Activity
+        self,
+        mount: BindMount | TmpfsMount,
+        point: Mountpoint,
+        undo: contextlib.ExitStack,
+        activity: Activity,
     ) -> SpecMount:
         match mount:
             case TmpfsMount():
@@ -130,9 +159,11 @@ class RunMounts:
                     return whole
                 if mount.readonly:
                     return _bind(point, self._kept_copy(mount, activity), readonly=True)
-                key, folder = self.new_folder(_copied(mount), activity)
+                key, folder = self.new_folder(
+                    copied(mount.tree, mount.path, mount.target), activity
+                )
                 undo.callback(self.remove_folder, key)
-                return _bind(point, f"{folder}/{_TOP.decode()}", readonly=False)
+                return _bind(point, f"{folder}/{TOP.decode()}", readonly=False)
 
     def _whole_layer(
         self, mount: BindMount, point: Mountpoint, undo: contextlib.ExitStack, activity: Activity
@@ -158,8 +189,8 @@ class RunMounts:
         key = (id(mount.tree), mount.path)
         with self._locks.holding(key):
             if key not in self._copies:
-                _, folder = self.new_folder(_copied(mount), activity)
-                self._copies[key] = mount.tree, f"{folder}/{_TOP.decode()}"
+                _, folder = self.new_folder(copied(mount.tree, mount.path, mount.target), activity)
+                self._copies[key] = mount.tree, f"{folder}/{TOP.decode()}"
             return self._copies[key][1]
 
     def _name_files(self, process: Process, activity: Activity) -> str:
@@ -177,16 +208,22 @@ class RunMounts:
             return self._folders[key]
 
     def new_folder(
-        self, entries: Iterable[NewEntry], activity: Activity, *, unique: bool = False
+        self,
+        entries: Iterable[NewEntry],
+        activity: Activity,
+        *,
+        key: str = "",
+        unique: bool = False,
     ) -> tuple[str, str]:
         """A new snapshot with these entries: its key, and its path on the daemon's machine.
 
+        A `key` that nobody else uses is made unless one is given.
         `unique` says that nobody else has the same entries: then no blob of them is kept.
         """
         with self._content.writer(activity=activity) as writer:
             layer = write_layer(entries, writer.write, Compression.NONE)
             writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
-        key = f"pybuild-{secrets.token_hex(16)}"
+        key = key or f"pybuild-{secrets.token_hex(16)}"
         mounts = self._snapshots.prepare(key)
         try:
             apply_layer(self._client, layer.diff, mounts, activity)
@@ -195,7 +232,7 @@ class RunMounts:
         except BaseException:
             self.remove_folder(key)
             raise
-        return key, _source_of(mounts)
+        return key, bound_folder(mounts)
 
     def remove_folder(self, key: str) -> None:
         """Remove what `new_folder` made."""
@@ -223,61 +260,46 @@ def _wanted(mount: Mount) -> Wanted:
     match mount:
         case TmpfsMount():
             return Wanted(mount.target, ANYONES_FOLDER)
+        case CacheMount():
+            if mount.inside:
+                raise StepFailed(
+                    f"the cache mount at {mount.target} can't show a part of its cache",
+                    hint="a source without from needs another way to run steps than "
+                    "containerd's tasks: leave it out",
+                )
+            return Wanted(mount.target, FOLDER)
+        case SecretMount() | SshMount():
+            return Wanted(mount.target, PLAIN_FILE)
         case BindMount():
-            stub = FOLDER if _source_entry(mount).kind is Kind.DIRECTORY else PLAIN_FILE
+            stub = (
+                FOLDER
+                if source_entry(mount.tree, mount.path, mount.target).kind is Kind.DIRECTORY
+                else PLAIN_FILE
+            )
             return Wanted(mount.target, stub, mount.tree, mount.path)
 
 
-def _source_entry(mount: BindMount) -> Entry:
-    """The entry of a bind mount's source; a root need not have one."""
-    entry = mount.tree.get(mount.path)
-    if entry is None and not mount.path:
-        entry = Entry(b"", Kind.DIRECTORY, 0o755)
-    name = os.fsdecode(mount.path)
-    if entry is None:
-        raise StepFailed(f"the source /{name} of the mount at {mount.target} doesn't exist")
-    if entry.kind not in (Kind.DIRECTORY, Kind.FILE):
-        raise StepFailed(
-            f"the source /{name} of the mount at {mount.target} is a {entry.kind.value}"
-        )
-    return entry
+def _refuse_lent(mounts: Sequence[Mount]) -> None:
+    for mount in mounts:
+        if isinstance(mount, SecretMount | SshMount):
+            raise StepFailed(
+                f"{mount.target} can't be mounted: containerd runs on another machine",
+                hint="secrets and SSH agents are lent to steps on this machine only",
+            )
 
 
-def _copied(mount: BindMount) -> Iterator[NewEntry]:
-    """The source and all below it, as entries below one name."""
-    top = _source_entry(mount)
-    yield _moved(mount, top)
-    for entry in walk(mount.tree, mount.path):
-        if entry.path != mount.path and entry.kind is not Kind.SOCKET:
-            yield _moved(mount, entry)
-
-
-def _moved(mount: BindMount, entry: Entry) -> NewEntry:
-    below = entry.path[len(mount.path) :].lstrip(b"/")
-    path = _TOP + b"/" + below if below else _TOP
-    if entry.kind is not Kind.FILE:
-        return NewEntry(replace(entry, path=path))
-    source = entry.path
-
-    def open_content() -> BinaryIO:
-        return mount.tree.open(source)
-
-    # a hard link's other names may lie outside the source: each gets the content
-    return NewEntry(replace(entry, path=path, link=b""), open_content)
+def _lent(mount: SecretMount | SshMount, point: Mountpoint, folder: Path | None) -> SpecMount:
+    """A secret, as a new file in `folder`, or an agent's socket."""
+    if isinstance(mount, SshMount):
+        path = mount.socket
+        give(path, mount.mode, mount.uid, mount.gid, mount.target)
+    else:
+        assert folder is not None  # noqa: S101 - made for them
+        path = write_secret(folder, mount)
+    options = (*_BIND_OPTIONS, "nosuid", "noexec", "ro")
+    return SpecMount(point.destination, "bind", str(path), options)
 
 
 def _bind(point: Mountpoint, source: str, *, readonly: bool) -> SpecMount:
     mode = "ro" if readonly else "rw"
     return SpecMount(point.destination, "bind", source, (*_BIND_OPTIONS, mode))
-
-
-def _source_of(mounts: tuple[SnapshotMount, ...]) -> str:
-    """The folder of a snapshot without a parent, which every snapshotter shows by a bind."""
-    match mounts:
-        case (SnapshotMount(type="bind", source=source),):
-            return source
-        case _:
-            raise StepFailed(
-                "this containerd's snapshotter can't show files to a RUN",
-                hint="use the overlayfs or native snapshotter",
-            )

@@ -9,7 +9,15 @@ from typing import Any
 
 from pybuild.backend import Network, Process, Ulimit
 from pybuild.errors import UsageError
-from pybuild.sandbox.profile import CAPABILITIES, CPUS, DEFAULT_SHM, LIMITS, MASKED, READ_ONLY
+from pybuild.sandbox.profile import (
+    ALL_CAPABILITIES,
+    CAPABILITIES,
+    CPUS,
+    DEFAULT_SHM,
+    LIMITS,
+    MASKED,
+    READ_ONLY,
+)
 from pybuild_containerd.seccomp import default_profile
 
 _MOST_CPUS = 256
@@ -66,13 +74,19 @@ def runtime_spec(
         "mounts": [_mount(m) for m in (*_system_mounts(process, machine), *mounts)],
         "linux": {
             "namespaces": [{"type": kind} for kind in _namespaces(process, machine)],
-            "maskedPaths": [*MASKED, *machine.masked],
-            "readonlyPaths": list(_READ_ONLY),
-            "seccomp": default_profile(machine.architecture),
-            **_control_group(container_id, machine),
+            **({} if process.insecure else _confinement(machine)),
+            **_control_group(process, container_id, machine),
         },
     }
     return json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def _confinement(machine: Machine) -> dict[str, Any]:
+    return {
+        "maskedPaths": [*MASKED, *machine.masked],
+        "readonlyPaths": list(_READ_ONLY),
+        "seccomp": default_profile(machine.architecture),
+    }
 
 
 def _process(process: Process) -> dict[str, Any]:
@@ -88,7 +102,8 @@ def _process(process: Process) -> dict[str, Any]:
         "env": [f"{name}={value}" for name, value in process.env],
         "cwd": process.cwd,
         "capabilities": {
-            kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")
+            kind: list(ALL_CAPABILITIES if process.insecure else CAPABILITIES)
+            for kind in ("bounding", "effective", "permitted")
         },
         # sudo in a RUN has to work
         "noNewPrivileges": False,
@@ -98,14 +113,14 @@ def _process(process: Process) -> dict[str, Any]:
     return body
 
 
-def _control_group(container_id: str, machine: Machine) -> dict[str, Any]:
+def _control_group(process: Process, container_id: str, machine: Machine) -> dict[str, Any]:
     if machine.rootless:
         # runc goes on without a group only if none is named; devices can't be made there
         return {}
     return {
-        # outside the folder of the daemon's own containers, and never a name of the user
-        "cgroupsPath": f"/pybuild/{container_id}",
-        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        # outside the folder of the daemon's own containers
+        "cgroupsPath": f"{process.cgroup_parent or '/pybuild'}/{container_id}",
+        "resources": {"devices": [{"allow": process.insecure, "access": "rwm"}]},
     }
 
 
@@ -136,6 +151,7 @@ def _namespaces(process: Process, machine: Machine) -> list[str]:
 def _system_mounts(process: Process, machine: Machine) -> list[SpecMount]:
     shm = DEFAULT_SHM if process.shm_size is None else process.shm_size
     hidden = ("nosuid", "noexec", "nodev")
+    mode = "rw" if process.insecure else "ro"
     return [
         SpecMount("/proc", "proc", "proc", hidden),
         SpecMount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
@@ -147,8 +163,8 @@ def _system_mounts(process: Process, machine: Machine) -> list[SpecMount]:
         ),
         SpecMount("/dev/shm", "tmpfs", "shm", (*hidden, "mode=1777", f"size={shm}")),  # noqa: S108 - a mount point
         SpecMount("/dev/mqueue", "mqueue", "mqueue", hidden),
-        _sysfs(process, machine, (*hidden, "ro")),
-        SpecMount("/sys/fs/cgroup", "cgroup", "cgroup", ("ro", *hidden)),
+        _sysfs(process, machine, (*hidden, mode)),
+        SpecMount("/sys/fs/cgroup", "cgroup", "cgroup", (mode, *hidden)),
     ]
 
 

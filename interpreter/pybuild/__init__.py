@@ -56,6 +56,7 @@ from pybuild.run.events import (
     Warned,
 )
 from pybuild.run.result import BuildResult, StepResult
+from pybuild.secrets import Secret
 
 __version__ = "0.1.0"
 
@@ -88,6 +89,7 @@ __all__ = [
     "RegistryError",
     "Reporter",
     "RunFailed",
+    "Secret",
     "SourceRange",
     "StageCycle",
     "StageNotFound",

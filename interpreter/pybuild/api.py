@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.files.trees import Tree
+from pybuild.lendingflags import parse_entitlements
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform, host_platform, matches, parse_platform
 from pybuild.oci.reference import Reference, parse_reference, with_default_tag
@@ -51,9 +53,14 @@ from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
+from pybuild.run.lending import Lent, check_lent, wanted_agents
 from pybuild.run.result import BuildResult
 from pybuild.run.schedule import run_stages, sources, workers
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
+from pybuild.secrets import Secret
+
+# names without dots alone, so that nothing leads upwards
+_CGROUP = re.compile(r"/?(?!\.+(?:/|$))[\w.@:-]+(?:/(?!\.+(?:/|$))[\w.@:-]+)*/?", re.ASCII)
 
 Context = str | Path | BinaryIO | None
 DockerfileSource = str | Path | bytes | None
@@ -85,6 +92,11 @@ def build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    cgroup_parent: str | None = None,
+    allow: Sequence[str] = (),
+    secrets: Mapping[str, Secret] | None = None,
+    ssh: Mapping[str, Sequence[str | Path]] | None = None,
+    ca: bytes | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
@@ -98,7 +110,10 @@ def build(
     archive the path is one inside it.
 
     `backend` is a name or an open backend, which stays open; `backend_options` go to the one
-    opened by name. `shm_size` is in bytes. `created`, a time or seconds since 1970, replaces
+    opened by name. `shm_size` is in bytes. `allow` are entitlements: ``network.host``,
+    ``security.insecure``, ``device``, ``device=NAME``. `ssh` has for each id the socket of an
+    agent, or files with private keys. `ca` are certificates, as PEM, that every RUN trusts.
+    Of `secrets`, `ssh` and `ca` nothing gets into the image or a cache key. `created`, a time or seconds since 1970, replaces
     every clock in the image; the build arg SOURCE_DATE_EPOCH does the same. `reporter` gets
     events from one thread at a time. `cancel` may be cancelled from any thread.
 
@@ -106,7 +121,15 @@ def build(
     """
     began, clock = datetime.now(UTC), time.monotonic()
     names = tuple(map(_image_name, tags))
-    run = _run_defaults(network, add_hosts, shm_size, ulimits)
+    run = RunDefaults(
+        network=_network(network),
+        extra_hosts=tuple(add_hosts),
+        shm_size=shm_size,
+        ulimits=tuple(ulimits),
+        allowed=parse_entitlements(allow),
+        cgroup_parent=_cgroup(cgroup_parent),
+    )
+    keys = {ident: tuple(map(Path, paths)) for ident, paths in (ssh or {}).items()}
     wanted, policy = _one_platform(platform), _pull_policy(pull)
     fixed_time = _fixed_time(created, build_args or {})
     cancel = cancel or CancelToken()
@@ -128,6 +151,7 @@ def build(
         )
         lookup = _looked_up(backend, policy)
         plan = _plan(parsed, request, lookup, events=events, cancel=cancel, max_workers=max_workers)
+        check_lent(plan, secrets or {}, keys)
         _check_supported(plan, backend)
         _report_warnings(parsed, plan, backend, events)
         settings = StageSettings(
@@ -135,6 +159,7 @@ def build(
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
+            lent=Lent(secrets or {}, _open_agents(plan, keys, stack), ca),
         )
         stop = CancelToken()
         runner = StageRunner(plan, backend, events, stop, settings)
@@ -189,6 +214,8 @@ def plan_build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    cgroup_parent: str | None = None,
+    allow: Sequence[str] = (),
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
 ) -> PlannedBuild:
@@ -211,7 +238,14 @@ def plan_build(
             target=target,
             build_args=dict(build_args or {}),
             labels=dict(labels or {}),
-            run=_run_defaults(network, add_hosts, shm_size, ulimits),
+            run=RunDefaults(
+                network=_network(network),
+                extra_hosts=tuple(add_hosts),
+                shm_size=shm_size,
+                ulimits=tuple(ulimits),
+                allowed=parse_entitlements(allow),
+                cgroup_parent=_cgroup(cgroup_parent),
+            ),
         )
         lookup = _LazyLookup(backend, backend_options, policy, stack, events)
         plan = _plan(parsed, request, lookup, events=events, cancel=cancel)
@@ -314,6 +348,18 @@ def _load_inputs(
     return inputs
 
 
+def _open_agents(
+    plan: Plan, given: Mapping[str, Sequence[Path]], stack: ExitStack
+) -> Mapping[str, Path]:
+    """The sockets of the agents that steps ask for."""
+    wanted = {ident: given[ident] for ident in sorted(wanted_agents(plan) & given.keys())}
+    if not wanted:
+        return {}
+    from pybuild.run.sshkeys import open_agents  # noqa: PLC0415 - seldom needed
+
+    return stack.enter_context(open_agents(wanted))
+
+
 def _open_context(plan: Plan, inputs: Inputs, events: Events, cancel: CancelToken) -> Tree | None:
     """The context's files, if any step reads them."""
     steps = [step for stage in plan.stages for step in stage.steps]
@@ -410,17 +456,19 @@ def _pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
         raise UsageError(f'the pull policy "{pull}" is not missing, always or never') from None
 
 
-def _run_defaults(
-    network: Network | str | None,
-    hosts: Sequence[HostEntry],
-    shm_size: int | None,
-    ulimits: Sequence[Ulimit],
-) -> RunDefaults:
+def _network(network: Network | str | None) -> Network:
     try:
-        chosen = Network(network or Network.DEFAULT)
+        return Network(network or Network.DEFAULT)
     except ValueError:
         raise UsageError(f'the network "{network}" is not default, none or host') from None
-    return RunDefaults(chosen, tuple(hosts), shm_size, tuple(ulimits))
+
+
+def _cgroup(path: str | None) -> str | None:
+    if path is None:
+        return None
+    if not _CGROUP.fullmatch(path):
+        raise UsageError(f'the control group "{path}" is no path of one', hint="as in /builds/a")
+    return "/" + path.strip("/")
 
 
 def _fixed_time(created: datetime | int | None, build_args: Mapping[str, str]) -> datetime | None:

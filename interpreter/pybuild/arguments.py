@@ -14,18 +14,23 @@ from typing import Any, NoReturn
 
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
+from pybuild.lendingflags import (
+    SecretOption,
+    SshOption,
+    parse_entitlements,
+    parse_secret,
+    parse_ssh,
+)
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 
 _LATER = {
-    "--allow": "entitlements",
     "--attest": "attestations",
     "--build-context": "named contexts",
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
     "--call": "subrequests",
-    "--cgroup-parent": "control groups",
     "--check": "build checks",
     "--load": "loading into Docker",
     "--no-cache-filter": "cache filters",
@@ -35,9 +40,7 @@ _LATER = {
     "--push": "pushing",
     "--resource": "resource limits",
     "--sbom": "SBOMs",
-    "--secret": "secrets",
     "--source-date-epoch": "an epoch as a flag",
-    "--ssh": "SSH agents",
 }
 _SHORT_LATER = {"-o": "--output"}
 # Docker's old builder had these; they mean nothing here and break no script.
@@ -104,6 +107,11 @@ class BuildArguments(BackendArguments):
     add_hosts: tuple[HostEntry, ...]
     shm_size: int | None
     ulimits: tuple[Ulimit, ...]
+    cgroup_parent: str | None
+    allow: tuple[str, ...]
+    secrets: tuple[SecretOption, ...]
+    ssh: tuple[SshOption, ...]
+    ca: tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -167,6 +175,11 @@ def parse_arguments(
         add_hosts=tuple(map(parse_host, found.add_host)),
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
         ulimits=tuple(map(parse_ulimit, found.ulimit)),
+        cgroup_parent=found.cgroup_parent,
+        allow=tuple(sorted(parse_entitlements(found.allow))),
+        secrets=tuple(map(parse_secret, found.secret)),
+        ssh=tuple(map(parse_ssh, found.ssh)),
+        ca=tuple(found.ca),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -359,6 +372,7 @@ def _build_parser(version: str) -> _Parser:
     parser.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
     _add_input(parser)
     _add_run(parser)
+    _add_lending(parser)
     _add_output(parser)
     _add_backend(parser)
     _add_other(parser, version)
@@ -418,6 +432,39 @@ def _add_run(parser: _Parser) -> None:
     )
     add("--shm-size", metavar="SIZE", help="of RUN's /dev/shm (default: 64m)")
     add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="limit of RUN")
+    add("--cgroup-parent", metavar="PATH", help="control group of RUN")
+
+
+def _add_lending(parser: _Parser) -> None:
+    add = parser.add_argument_group("what steps may use").add_argument
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID,src=FILE",
+        help="for RUN --mount=type=secret; or id=ID,env=VARIABLE",
+    )
+    add(
+        "--ssh",
+        action="append",
+        default=[],
+        metavar="ID[=PATH]",
+        help="for RUN --mount=type=ssh: default, or a socket, or keys with commas",
+    )
+    add(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="network.host, security.insecure, device or device=NAME",
+    )
+    add(
+        "--ca",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="certificates that RUN trusts; host for this machine's",
+    )
 
 
 def _add_output(parser: _Parser) -> None:

@@ -36,14 +36,23 @@ from pybuild.arguments import (
 from pybuild.backends import DEFAULT_BACKEND
 from pybuild.diagnostics import describe_error
 from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
+from pybuild.lendingflags import SecretOption, SshOption
 from pybuild.plan import describe_plan, plan_as_json
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, Reporter, Warned
 from pybuild.run.inputs import read_limited
 from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
+from pybuild.secrets import Secret
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
+_CA_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+_LARGEST_LENT = 16 << 20
 _SECONDS_BETWEEN_LOOKS = 0.1
 EXIT_CANCELLED = BuildCancelled.exit_code
 
@@ -127,6 +136,11 @@ def _build(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            cgroup_parent=arguments.cgroup_parent,
+            allow=arguments.allow,
+            secrets=_secrets(arguments.secrets),
+            ssh=_ssh(arguments.ssh),
+            ca=_certificates(arguments.ca),
             reporter=reporter,
             cancel=cancel,
         )
@@ -157,6 +171,8 @@ def _dry_run(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            cgroup_parent=arguments.cgroup_parent,
+            allow=arguments.allow,
             reporter=_Warnings(),
             cancel=cancel,
         )
@@ -249,6 +265,56 @@ def _cache_dir() -> str:
 def _hosts_dir() -> str | None:
     """Where containerd's own tools look for the mirrors of registries."""
     return next((path for path in _HOSTS_DIRS if Path(path).is_dir()), None)
+
+
+def _secrets(options: Sequence[SecretOption]) -> dict[str, Secret]:
+    """The values; an id alone is a variable's name, or a file's if there is no such variable."""
+    found: dict[str, Secret] = {}
+    for option in options:
+        variable, file = option.variable, option.file
+        if variable is None and file is None:
+            variable, file = (option.id, None) if option.id in os.environ else (None, option.id)
+        if variable is not None and variable not in os.environ:
+            raise UsageError(f"--secret {option.id}: there is no variable {variable}")
+        value = os.fsencode(os.environ[variable]) if variable else _read(file or "", "--secret")
+        found[option.id] = Secret(value)
+    return found
+
+
+def _ssh(options: Sequence[SshOption]) -> dict[str, tuple[str, ...]]:
+    """The paths for each id; without any, the agent of the environment."""
+    found = {option.id: option.paths for option in options}
+    for ident, paths in found.items():
+        if not paths and not os.environ.get("SSH_AUTH_SOCK"):
+            raise UsageError(
+                f"--ssh {ident}: no SSH agent is running (SSH_AUTH_SOCK is not set)",
+                hint=f"start one, or give a private key: --ssh {ident}=FILE",
+            )
+    return {ident: paths or (os.environ["SSH_AUTH_SOCK"],) for ident, paths in found.items()}
+
+
+def _certificates(paths: Sequence[str]) -> bytes | None:
+    """All certificates, one after the other; ``host`` stands for this machine's bundle."""
+    bundle = next((path for path in _CA_BUNDLES if Path(path).is_file()), None)
+    if "host" in paths and bundle is None:
+        raise UsageError("--ca host: this machine has no bundle of certificates")
+    named = [bundle if path == "host" and bundle else path for path in paths]
+    texts = [_read(path, "--ca").rstrip(b"\n") + b"\n" for path in named]
+    for path, text in zip(named, texts, strict=True):
+        if b"-----BEGIN CERTIFICATE-----" not in text:
+            raise UsageError(f'--ca: there is no certificate in "{path}"', hint="it must be PEM")
+    return b"".join(texts) if texts else None
+
+
+def _read(path: str, flag: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_LARGEST_LENT + 1)
+    except OSError as error:
+        raise UsageError(f'{flag}: can\'t read "{path}": {error.strerror or error}') from error
+    if len(data) > _LARGEST_LENT:
+        raise UsageError(f'{flag}: "{path}" is larger than {_LARGEST_LENT} bytes')
+    return data
 
 
 def _inputs(

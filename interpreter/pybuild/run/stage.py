@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pybuild.backend import Backend, BaseImage, ROLayer
@@ -30,6 +30,7 @@ from pybuild.run.execute import (
 )
 from pybuild.run.keys import content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
+from pybuild.run.lending import Lent
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
 
@@ -40,12 +41,14 @@ class StageSettings:
 
     ``created`` fixes every time in the image; None for the times at which things happen.
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept.
+    ``lent`` is what steps may see.
     """
 
     context: Tree | None
     created: datetime | None
     began: datetime
     use_cache: bool
+    lent: Lent = field(default_factory=Lent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,8 @@ class StageRunner:
             images: list[SharedLayer] = []
             with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
                 open_source = self._opener(activity, images)
-                prepared = prepare(step, layer, open_source, self._created_seconds())
+                created, lent = self._created_seconds(), self._settings.lent
+                prepared = prepare(step, layer, open_source, created, lent)
                 key = content_key(step, parent_key, prepared) if use_cache else ""
                 made = self._lookup(key)
                 activity.cached = made is not None
