@@ -32,7 +32,7 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
-from pybuild.sandbox.profile import thermal_counters
+from pybuild.sandbox.profile import possible_capabilities, thermal_counters
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
 from pybuild_containerd.client import Client
@@ -312,6 +312,7 @@ def _machine(platform: Platform) -> Machine:
     return Machine(
         architecture=platform.architecture,
         masked=thermal_counters(),
+        capabilities=possible_capabilities(),
         cgroup_namespace=Path("/sys/fs/cgroup/cgroup.controllers").exists(),
     )
 

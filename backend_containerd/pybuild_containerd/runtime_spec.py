@@ -43,20 +43,26 @@ class Machine:
 
     ``masked`` are further paths that the process must not see; ``cgroup_namespace`` says
     that the machine has the unified cgroup hierarchy. ``rootless``: containerd is in a user
-    namespace, where it can't make control groups.
+    namespace, where it can't make control groups. ``capabilities`` are those that it can give.
     """
 
     architecture: str
     masked: tuple[str, ...] = ()
     cgroup_namespace: bool = False
     rootless: bool = False
+    capabilities: tuple[str, ...] = ALL_CAPABILITIES
 
 
 def any_machine(machine: Machine) -> Machine:
     """`machine` as one of which nothing is known but its architecture."""
     # a runtime passes over paths that aren't there
     masked = (f"{CPUS}/cpu{number}/thermal_throttle" for number in range(_MOST_CPUS))
-    return replace(machine, masked=tuple(masked), cgroup_namespace=True)
+    return replace(
+        machine,
+        masked=tuple(masked),
+        cgroup_namespace=True,
+        capabilities=ALL_CAPABILITIES,
+    )
 
 
 def runtime_spec(
@@ -68,7 +74,7 @@ def runtime_spec(
     """
     spec = {
         "ociVersion": "1.0.2",
-        "process": _process(process),
+        "process": _process(process, machine),
         "root": {"path": "rootfs"},
         "hostname": process.hostname,
         "mounts": [_mount(m) for m in (*_system_mounts(process, machine), *mounts)],
@@ -89,7 +95,7 @@ def _confinement(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _process(process: Process) -> dict[str, Any]:
+def _process(process: Process, machine: Machine) -> dict[str, Any]:
     body: dict[str, Any] = {
         "terminal": False,
         "user": {
@@ -102,7 +108,7 @@ def _process(process: Process) -> dict[str, Any]:
         "env": [f"{name}={value}" for name, value in process.env],
         "cwd": process.cwd,
         "capabilities": {
-            kind: list(ALL_CAPABILITIES if process.insecure else CAPABILITIES)
+            kind: list(machine.capabilities if process.insecure else CAPABILITIES)
             for kind in ("bounding", "effective", "permitted")
         },
         # sudo in a RUN has to work

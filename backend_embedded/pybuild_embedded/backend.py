@@ -70,7 +70,7 @@ class EmbeddedBackend(Backend):
     def __init__(self, store: Store, options: Options) -> None:
         """Takes over `store` and closes it."""
         self.platforms = (host_platform(),)
-        self.capabilities = frozenset(Capability)
+        self.capabilities = frozenset(Capability) - {Capability.CGROUP_PARENT}
         self._store = store
         self._images = Images(store)
         machine = Machine(store.root, user_namespace=options.user_namespace)

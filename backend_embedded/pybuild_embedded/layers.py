@@ -26,7 +26,7 @@ from pybuild_embedded.unpacked import MOST_LOWERS, merged, unpacked
 from pybuild_embedded.workers import Pack, PendingPack
 
 # what fails in these is asked for by the Dockerfile or allowed by the image
-_STEPS_OWN = frozenset({"mount point", "working directory", "user", "ulimit"})
+_STEPS_OWN = frozenset({"mount point", "mount source", "working directory", "user", "ulimit"})
 
 
 class Chain:
@@ -236,7 +236,8 @@ class EmbeddedRWLayer(RWLayer):
             spec = RunSpec(
                 root=root,
                 args=process.args,
-                env=process.env,
+                env=process.env + process.secret_env,
+                insecure=process.insecure,
                 cwd=process.cwd,
                 uid=process.user.uid,
                 gid=process.user.gid,

@@ -134,6 +134,15 @@ def capability_mask() -> int:
     return sum(1 << number for number in CAPABILITIES.values())
 
 
+def possible_capabilities() -> tuple[str, ...]:
+    """Those that a process of this machine can have at most, as far as this one can tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # it isn't Linux, and nothing is known
+        return ALL_CAPABILITIES
+    mask = int(status.read_text("ascii", "replace").partition("CapBnd:")[2].split()[0], 16)
+    return tuple(name for number, name in enumerate(ALL_CAPABILITIES) if mask >> number & 1)
+
+
 def thermal_counters() -> tuple[str, ...]:
     """Each processor's counters on this machine: timing of others (GHSA-6fw5-f8r9-fgfm)."""
     return tuple(sorted(map(str, Path(CPUS).glob("cpu[0-9]*/thermal_throttle"))))

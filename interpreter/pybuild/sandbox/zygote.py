@@ -164,6 +164,8 @@ def prepare_mounts(config: Spec) -> None:
     if os.waitpid(helper, 0)[1]:
         _attach_folders()  # without, /sys is an empty folder
         return
+    whole = kernel.copy_mount(rootfs.SYSFS)
+    attach(whole, os.open(rootfs.WHOLE_SYSFS, FOLDER))
     folder = os.open(rootfs.SYSFS, FOLDER)
     os.close(rootfs.step_folders())
     rootfs.mask(folder, b"/sys/", config[b"masked"])
@@ -173,7 +175,7 @@ def prepare_mounts(config: Spec) -> None:
 
 def _attach_folders() -> None:
     folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, kernel.HIDDEN)
-    for path in (rootfs.SYSFS, rootfs.STEP):
+    for path in (rootfs.SYSFS, rootfs.WHOLE_SYSFS, rootfs.STEP):
         os.mkdir(path.removeprefix(b"/sys/"), 0o755, dir_fd=folders)
     attach(folders, os.open("/sys", FOLDER))
 

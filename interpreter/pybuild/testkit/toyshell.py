@@ -181,6 +181,7 @@ def _command(shell: Shell, args: list[str], target: tuple[str, str] | None) -> i
                 shell.out = bytearray()
     except (FileNotFoundError, IsADirectoryError, ReadOnly, CopyFailed) as error:
         code = shell.fail(f"{args[0] if args else 'sh'}: {error}")
+        shell.out = shell.out if target is None else bytearray()
     if shell.out:
         shell.activity.log(1, bytes(shell.out))
     if shell.err:
