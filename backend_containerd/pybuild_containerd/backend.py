@@ -114,7 +114,8 @@ class ContainerdBackend(Backend):
         )
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
-        mounts = RunMounts(client, self._content, snapshots, unpacker)
+        locks = options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
+        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=locks)
         self._space = Workspace(
             folder=folder,
             client=client,

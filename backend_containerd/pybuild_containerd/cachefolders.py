@@ -2,13 +2,11 @@
 
 Their names come from the caches' ids. A label keeps such a snapshot from the garbage
 collector; it gets that once the folder is complete, so that what a killed build has begun
-goes with its lease. Locks in a folder of this user tell who uses one.
+goes with its lease. Locks on files tell who uses one.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +16,6 @@ from typing import Protocol
 
 from pybuild.backend import Activity, CacheMount, Mount, Sharing
 from pybuild.cacheslots import CacheSlots
-from pybuild.errors import BackendFailed
 from pybuild.files.mountsource import TOP, copied
 from pybuild.files.trees import NewEntry
 from pybuild.oci.layerindex import Entry, Kind
@@ -28,7 +25,7 @@ from pybuild_containerd.snapshots import Mount as SnapshotMount
 from pybuild_containerd.snapshots import Snapshots, bound_folder
 
 CACHE_LABEL = "pybuild/cache-mount"
-"""On the snapshot of a cache mount: the beginning of its id."""
+"""On the snapshot of a cache mount: the beginning of its id, in quotes."""
 
 _KEPT = "containerd.io/gc.root"
 _LONGEST_LABEL = 200
@@ -43,8 +40,14 @@ class _MakeFolder(Protocol):
 class CacheFolders:
     """Finds or makes the folders of cache mounts. Safe in threads."""
 
-    def __init__(self, client: Client, snapshots: Snapshots, make: _MakeFolder) -> None:
-        """`make` makes an active snapshot with some entries; its key, and its folder."""
+    def __init__(
+        self, client: Client, snapshots: Snapshots, make: _MakeFolder, locks: Path
+    ) -> None:
+        """`make` makes an active snapshot with some entries; its key, and its folder.
+
+        `locks` is a folder that all processes share which wait for each other.
+        """
+        self._locks = locks
         self._snapshots = snapshots
         self._make = make
         # the daemon's other namespaces and snapshotters have other folders
@@ -60,7 +63,8 @@ class CacheFolders:
         if not caches:
             yield {}
             return
-        slots = CacheSlots(_lock_folder())
+        self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        slots = CacheSlots(self._locks)
         wanted = {self._name(ident): mount.sharing for ident, mount in caches.items()}
         with slots.taken(wanted, activity.raise_if_cancelled) as taken:
             yield {
@@ -81,7 +85,8 @@ class CacheFolders:
                 self._snapshots.remove(key)  # what a killed build may have left of it
                 _, folder = self._make(_first_entries(mount), activity, key=key)
                 shown = ident[:_LONGEST_LABEL].decode("utf-8", "replace")
-                labels = {CACHE_LABEL: shown, _KEPT: datetime.now(UTC).isoformat()}
+                # containerd takes an empty value for none
+                labels = {CACHE_LABEL: f'"{shown}"', _KEPT: datetime.now(UTC).isoformat()}
                 self._snapshots.update_labels(key, labels)
         return f"{folder}/{TOP.decode()}"
 
@@ -99,17 +104,3 @@ def _first_entries(mount: CacheMount) -> Iterable[NewEntry]:
     if mount.tree is not None:
         return copied(mount.tree, mount.path, mount.target)
     return [NewEntry(Entry(TOP, Kind.DIRECTORY, mount.mode, mount.uid, mount.gid))]
-
-
-def _lock_folder() -> Path:
-    """A folder for locks that all processes of this user share and no other user may enter."""
-    user = getattr(os, "geteuid", lambda: 0)()
-    folder = Path(tempfile.gettempdir()) / f"pybuild-locks-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != user or status.st_mode & 0o077:
-        raise BackendFailed(
-            f"{folder} is not this user's alone, so cache mounts can't be locked there",
-            hint="remove it, or set TMPDIR to a folder of your own",
-        )
-    return folder

@@ -16,7 +16,8 @@ class Options:
     ``address`` is the socket's path; without it ``environment_address`` (CONTAINERD_ADDRESS),
     then the well-known places, one of them below ``xdg_runtime_dir``.
     ``pull`` is "auto" to have containerd fetch layers where it can, which is faster, "own" to
-    have pybuild do it. ``cache_dir`` keeps what is found out about layers, ``hosts_dir`` is
+    have pybuild do it. ``cache_dir`` keeps what is found out about layers, and the locks of
+    cache mounts: builds with the same one wait for each other. ``hosts_dir`` is
     containerd's ``certs.d``, ``docker_config`` the path of Docker's config.json, ``proxies``
     maps a URL's scheme to its proxy (``no`` lists what needs none). ``moby_labels`` adds what
     Docker's classic builder leaves; None means in the namespace ``moby``. With ``unpack`` the

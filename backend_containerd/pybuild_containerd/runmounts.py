@@ -80,8 +80,15 @@ class RunMounts:
     """
 
     def __init__(
-        self, client: Client, content: ContentStore, snapshots: Snapshots, unpacker: Unpacker
+        self,
+        client: Client,
+        content: ContentStore,
+        snapshots: Snapshots,
+        unpacker: Unpacker,
+        *,
+        locks: Path,
     ) -> None:
+        """`locks` is a folder for those of cache mounts."""
         self._client = client
         self._content = content
         self._snapshots = snapshots
@@ -90,7 +97,7 @@ class RunMounts:
         # the tree is kept with its folder, so that its identity isn't used again
         self._copies: dict[tuple[int, bytes], tuple[Tree, str]] = {}
         self._folders: dict[Hashable, str] = {}
-        self._caches = CacheFolders(client, snapshots, self.new_folder)
+        self._caches = CacheFolders(client, snapshots, self.new_folder, locks)
 
     @contextlib.contextmanager
     def prepared(

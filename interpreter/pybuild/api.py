@@ -121,15 +121,7 @@ def build(
     """
     began, clock = datetime.now(UTC), time.monotonic()
     names = tuple(map(_image_name, tags))
-    run = RunDefaults(
-        network=_network(network),
-        extra_hosts=tuple(add_hosts),
-        shm_size=shm_size,
-        ulimits=tuple(ulimits),
-        allowed=parse_entitlements(allow),
-        cgroup_parent=_cgroup(cgroup_parent),
-    )
-    keys = {ident: tuple(map(Path, paths)) for ident, paths in (ssh or {}).items()}
+    run = _run_defaults(network, add_hosts, shm_size, ulimits, cgroup=cgroup_parent, allow=allow)
     wanted, policy = _one_platform(platform), _pull_policy(pull)
     fixed_time = _fixed_time(created, build_args or {})
     cancel = cancel or CancelToken()
@@ -151,7 +143,7 @@ def build(
         )
         lookup = _looked_up(backend, policy)
         plan = _plan(parsed, request, lookup, events=events, cancel=cancel, max_workers=max_workers)
-        check_lent(plan, secrets or {}, keys)
+        check_lent(plan, secrets or {}, ssh or {})
         _check_supported(plan, backend)
         _report_warnings(parsed, plan, backend, events)
         settings = StageSettings(
@@ -159,7 +151,7 @@ def build(
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
-            lent=Lent(secrets or {}, _open_agents(plan, keys, stack), ca),
+            lent=Lent(secrets or {}, _open_agents(plan, ssh or {}, stack), ca),
         )
         stop = CancelToken()
         runner = StageRunner(plan, backend, events, stop, settings)
@@ -238,13 +230,8 @@ def plan_build(
             target=target,
             build_args=dict(build_args or {}),
             labels=dict(labels or {}),
-            run=RunDefaults(
-                network=_network(network),
-                extra_hosts=tuple(add_hosts),
-                shm_size=shm_size,
-                ulimits=tuple(ulimits),
-                allowed=parse_entitlements(allow),
-                cgroup_parent=_cgroup(cgroup_parent),
+            run=_run_defaults(
+                network, add_hosts, shm_size, ulimits, cgroup=cgroup_parent, allow=allow
             ),
         )
         lookup = _LazyLookup(backend, backend_options, policy, stack, events)
@@ -349,10 +336,11 @@ def _load_inputs(
 
 
 def _open_agents(
-    plan: Plan, given: Mapping[str, Sequence[Path]], stack: ExitStack
+    plan: Plan, given: Mapping[str, Sequence[str | Path]], stack: ExitStack
 ) -> Mapping[str, Path]:
     """The sockets of the agents that steps ask for."""
-    wanted = {ident: given[ident] for ident in sorted(wanted_agents(plan) & given.keys())}
+    idents = sorted(wanted_agents(plan) & given.keys())
+    wanted = {ident: tuple(map(Path, given[ident])) for ident in idents}
     if not wanted:
         return {}
     from pybuild.run.sshkeys import open_agents  # noqa: PLC0415 - seldom needed
@@ -456,19 +444,29 @@ def _pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
         raise UsageError(f'the pull policy "{pull}" is not missing, always or never') from None
 
 
-def _network(network: Network | str | None) -> Network:
+def _run_defaults(
+    network: Network | str | None,
+    hosts: Sequence[HostEntry],
+    shm_size: int | None,
+    ulimits: Sequence[Ulimit],
+    *,
+    cgroup: str | None,
+    allow: Sequence[str],
+) -> RunDefaults:
     try:
-        return Network(network or Network.DEFAULT)
+        chosen = Network(network or Network.DEFAULT)
     except ValueError:
         raise UsageError(f'the network "{network}" is not default, none or host') from None
-
-
-def _cgroup(path: str | None) -> str | None:
-    if path is None:
-        return None
-    if not _CGROUP.fullmatch(path):
-        raise UsageError(f'the control group "{path}" is no path of one', hint="as in /builds/a")
-    return "/" + path.strip("/")
+    if cgroup is not None and not _CGROUP.fullmatch(cgroup):
+        raise UsageError(f'the control group "{cgroup}" is no path of one', hint="as in /builds/a")
+    return RunDefaults(
+        chosen,
+        tuple(hosts),
+        shm_size,
+        tuple(ulimits),
+        allowed=parse_entitlements(allow),
+        cgroup_parent=cgroup and "/" + cgroup.strip("/"),
+    )
 
 
 def _fixed_time(created: datetime | int | None, build_args: Mapping[str, str]) -> datetime | None:

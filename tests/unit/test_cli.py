@@ -34,6 +34,7 @@ from pybuild.errors import (
     PybuildError,
     UsageError,
 )
+from pybuild.lendingflags import SecretOption, SshOption
 from pybuild_containerd.options import parse_options
 
 ENVIRONMENT = [
@@ -116,7 +117,9 @@ def test_every_option_is_read() -> None:
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
         "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--moby-labels", "--no-unpack",
-        "--hosts-dir", "/h", "--dry-run=json", "-D", "ctx",
+        "--hosts-dir", "/h", "--dry-run=json", "-D", "--cgroup-parent", "/g", "--allow",
+        "security.insecure", "--allow=network.host", "--secret", "id=s,src=f", "--ssh=default",
+        "--ca", "host", "--ca=f", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
     assert found == BuildArguments(
@@ -134,6 +137,11 @@ def test_every_option_is_read() -> None:
         add_hosts=(HostEntry("h", "1.2.3.4"),),
         shm_size=1 << 30,
         ulimits=(Ulimit("nofile", 10, 20),),
+        cgroup_parent="/g",
+        allow=("network.host", "security.insecure"),
+        secrets=(SecretOption("s", file="f"),),
+        ssh=(SshOption("default"),),
+        ca=("host", "f"),
         iidfile="i",
         metadata_file="m",
         quiet=True,
@@ -189,8 +197,9 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--label", "=x", "."], "has no name"),
         (["--annotation", "x", "."], "is not KEY=VALUE"),
         (["--annotation", "index:x=y", "."], "not supported yet"),
-        (["--secret", "id=x", "."], "--secret is not supported yet"),
-        (["--ssh=default", "."], "--ssh is not supported yet"),
+        (["--secret", "x", "."], "is not id=, src=, env= or type="),
+        (["--ssh==x", "."], "is not default, ID=SOCKET"),
+        (["--allow", "all", "."], "no such entitlement"),
         (["-o", "type=local", "."], "-o is not supported yet"),
         (["--output=x", "."], "--output is not supported yet"),
         (["--push", "."], "--push is not supported yet"),
@@ -619,9 +628,9 @@ def test_help_fits_a_reader_in_a_hurry() -> None:
     done = run("--help")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert len(lines) < 60
+    assert len(lines) < 70
     assert max(map(len, lines)) <= 100
-    assert "--secret" not in done.stdout
+    assert "--push" not in done.stdout
     for flag in ("--file", "--tag", "--build-arg", "--dry-run", "--containerd-address"):
         assert flag in done.stdout
 
@@ -635,9 +644,82 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 
 def test_a_usage_error_exits_with_2_and_a_hint() -> None:
-    done = run("--secret", "id=x", ".")
+    done = run("--push", ".")
     assert done.returncode == 2
-    assert done.stderr == "error: --secret is not supported yet (secrets)\n"
+    assert done.stderr == "error: --push is not supported yet (pushing)\n"
+
+
+# What is lent to steps
+
+
+@pytest.fixture
+def lent(kept: Kept, context: Path) -> Path:
+    """A Dockerfile whose step shows what it was given."""
+    del kept
+    text = "FROM busybox\nRUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E "
+    text += "cat /run/secrets/s && echo $E\n"
+    (context / "Dockerfile").write_text(text)
+    return context
+
+
+def test_secrets_come_from_files_and_the_environment(
+    lent: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").write_text("from a file\n")
+    monkeypatch.setenv("V", "from a variable")
+    words = ["--no-cache", "--progress=plain", str(lent)]
+    for secret, name in (
+        ("id=s,src=file", "id=e,env=V"),
+        ("id=s,type=file,src=file", "id=e,type=env,src=V"),
+    ):
+        assert cli.main(["--secret", secret, "--secret", name, *words]) == 0
+        err = capsys.readouterr().err
+        assert "from a file" in err
+        assert "from a variable" in err
+    monkeypatch.setenv("e", "by its name")
+    Path("s").write_text("by its id\n")
+    assert cli.main(["--secret", "id=s", "--secret", "id=e", *words]) == 0
+    err = capsys.readouterr().err
+    assert "by its id" in err
+    assert "by its name" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--secret", "id=s,src=missing"], "missing"),
+        (["--secret", "id=s,src=/"], "directory"),
+        (["--secret", "id=s,env=MISSING"], "there is no variable MISSING"),
+        (["--secret", "id=s,src=large"], "larger than"),
+        (["--ssh", "default"], "SSH_AUTH_SOCK"),
+        (["--ca", "nothing"], "nothing"),
+        (["--ca", "file"], "no certificate"),
+    ],
+)
+def test_what_cant_be_lent_is_told(
+    lent: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: Any,
+    said: Any,
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    Path("file").write_text("no PEM\n")
+    with Path("large").open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    assert cli.main([*words, str(lent)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_certificates_are_lent_to_every_step(
+    kept: Kept, context: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del kept
+    certificate = "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"
+    Path("ca.pem").write_text(certificate)
+    (context / "Dockerfile").write_text("FROM busybox\nRUN cat $SSL_CERT_FILE\n")
+    assert cli.main(["--progress=plain", "--ca=ca.pem", "--ca=ca.pem", str(context)]) == 0
+    assert capsys.readouterr().err.count("BEGIN CERTIFICATE") == 2
 
 
 # Dry runs

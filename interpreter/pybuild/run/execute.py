@@ -208,6 +208,9 @@ def _cache(mount: PlannedCache, open_source: OpenSource) -> CacheMount:
         return replace(made, ident=ident, inside=_tree_path(mount.path))
     files = open_source(mount.source)
     path = _existing(mount.source, files.tree, mount.path, mount.target)
+    top = files.tree.get(path)
+    if top is not None and top.kind is not Kind.DIRECTORY:
+        raise StepFailed(f'source "{mount.path}" of the cache at "{mount.target}" is no folder')
     begun = files_digest(digested(files.tree, path))
     return replace(made, ident=json.dumps([mount.ident, begun]), tree=files.tree, path=path)
 
