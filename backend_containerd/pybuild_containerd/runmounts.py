@@ -32,12 +32,13 @@ from pybuild.files.mountsource import TOP, copied, source_entry
 from pybuild.files.namefiles import host_resolv_conf, hosts_file
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
+from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import write_layer
 from pybuild_containerd.cachefolders import CacheFolders
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
-from pybuild_containerd.errors_table import CallFailed
+from pybuild_containerd.errors_table import CallFailed, NotFound
 from pybuild_containerd.lentfiles import give, memory_folder, write_secret
 from pybuild_containerd.mountpoints import (
     ANYONES_FOLDER,
@@ -62,6 +63,7 @@ _RESOLV_CONF_THERE = "/etc/resolv.conf"
 _BIND_OPTIONS = ("rbind", "nodev")
 # the kernel takes one page of options, runc passes them as they are
 _LONGEST_OPTIONS = 4000
+_MOST_RETRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,19 +229,30 @@ class RunMounts:
         A `key` that nobody else uses is made unless one is given.
         `unique` says that nobody else has the same entries: then no blob of them is kept.
         """
-        with self._content.writer(activity=activity) as writer:
-            layer = write_layer(entries, writer.write, Compression.NONE)
-            writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
+        diff = self._written(list(entries), activity)
         key = key or f"pybuild-{secrets.token_hex(16)}"
         mounts = self._snapshots.prepare(key)
         try:
-            apply_layer(self._client, layer.diff, mounts, activity)
+            apply_layer(self._client, diff, mounts, activity)
             if unique:
-                self._content.delete(layer.diff.blob.digest)
+                self._content.delete(diff.blob.digest)
         except BaseException:
             self.remove_folder(key)
             raise
         return key, bound_folder(mounts)
+
+    def _written(self, entries: Sequence[NewEntry], activity: Activity) -> LayerDiff:
+        """The entries as a blob. An equal one of another build may be collected meanwhile."""
+        for _ in range(_MOST_RETRIES):
+            with contextlib.suppress(NotFound):
+                return self._written_once(entries, activity)
+        return self._written_once(entries, activity)
+
+    def _written_once(self, entries: Sequence[NewEntry], activity: Activity) -> LayerDiff:
+        with self._content.writer(activity=activity) as writer:
+            diff = write_layer(entries, writer.write, Compression.NONE).diff
+            writer.commit(diff.blob.digest, diff.blob.size)
+        return diff
 
     def remove_folder(self, key: str) -> None:
         """Remove what `new_folder` made."""

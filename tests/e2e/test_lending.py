@@ -46,7 +46,7 @@ def test_processes_take_turns_on_a_locked_cache(pybuild: CommandLine, tmp_path: 
     context = pybuild.context(f"FROM busybox\n{step}\n")
     started = [pybuild.start("--progress=plain", context) for _ in range(3)]
     outputs = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], outputs
+    assert [process.returncode for process in started] == [0, 0, 0], "\n".join(outputs)
     assert sorted(said(text)[-1] for text in outputs) == ["1", "2", "3"]
 
 
