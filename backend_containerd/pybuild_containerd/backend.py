@@ -24,6 +24,7 @@ from pybuild.backend import (
 from pybuild.errors import ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.blobs import Blob
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.hosts import load_hosts
@@ -46,6 +47,7 @@ from pybuild_containerd.outputs import Outputs
 from pybuild_containerd.probe import Probe, probe
 from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
+from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
 from pybuild_containerd.transferring import TransferService, WantedImage
@@ -116,6 +118,11 @@ class ContainerdBackend(Backend):
         unpacker = Unpacker(client, snapshots, self._files.check)
         locks = options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
         mounts = RunMounts(client, self._content, snapshots, unpacker, locks=locks)
+        mountable = found.can_mount and _is_root()
+        runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
+        resources.callback(runners.close)
+        if options.runner == "sandbox":
+            runners.sandbox()  # or say at once that there is none
         self._space = Workspace(
             folder=folder,
             client=client,
@@ -125,6 +132,7 @@ class ContainerdBackend(Backend):
             files=self._files,
             mounts=mounts,
             outputs=Outputs(client, self._content, mounts, folder),
+            runners=runners,
             machine=_machine(self.platforms[0]),
             runtime=options.runtime,
             reads_snapshots=found.shared_fs and _is_root(),
@@ -189,6 +197,24 @@ class ContainerdBackend(Backend):
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
             raise RuntimeError("the image's config names other layers than its top layer has")
+        return self._write_image(spec, activity)
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        for layer in spec.layers:
+            digest, size = layer.blob.digest, layer.blob.size
+            if self._has(digest):
+                continue
+            with self._content.writer(total=size, activity=activity) as writer:
+                for piece in Blob(layer.blob, functools.partial(open_blob, digest)).pieces(
+                    activity
+                ):
+                    writer.write(piece)
+                writer.commit(digest, size, {UNCOMPRESSED_LABEL: layer.diff_id})
+        return self._write_image(spec, activity)
+
+    def _write_image(self, spec: ImageSpec, activity: Activity) -> Image:
         labels: dict[str, str] = {}
         if self._options.unpack and spec.layers:
             self._space.unpacker.ensure(spec.layers, activity)
@@ -236,6 +262,7 @@ class ContainerdBackend(Backend):
             ("snapshotter", f"{found.snapshotter} of {', '.join(found.snapshotters)}"),
             ("platforms", ", ".join(map(str, self.platforms))),
             ("reads snapshots itself", yes_no[self._space.reads_snapshots]),
+            ("a RUN is run as", self._space.runners.describe()),
             ("transfer service", yes_no[found.transfer]),
             ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pybuild.backend import Process, SecretMount
+from pybuild.backend import CacheMount, Mount, Process, SecretMount, SshMount
 from pybuild.errors import BackendFailed, StepFailed
 from pybuild_containerd.workfolder import WorkFolder
 
@@ -82,6 +82,21 @@ def with_secret_variables(process: Process) -> tuple[Process, SecretMount | None
     user = process.user
     mount = SecretMount(target, content, 0o400, user.uid, user.gid)
     return replace(process, args=args, secret_env=()), mount
+
+
+def refuse_for_task(mounts: Sequence[Mount], *, near: bool) -> None:
+    """Raise StepFailed for what no task can be shown; `near` says that it runs on this machine."""
+    for mount in mounts:
+        if isinstance(mount, CacheMount) and mount.inside:
+            raise StepFailed(
+                f"the cache mount at {mount.target} can't show a part of its cache",
+                hint="containerd's tasks follow links in it: leave out source, or give a from",
+            )
+        if isinstance(mount, SecretMount | SshMount) and not near:
+            raise StepFailed(
+                f"{mount.target} can't be mounted: containerd runs on another machine",
+                hint="secrets and SSH agents are lent to steps on this machine only",
+            )
 
 
 def _checked(name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +26,6 @@ from pybuild.backend import (
     SshMount,
     TmpfsMount,
 )
-from pybuild.errors import StepFailed
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.mountsource import TOP, copied, source_entry
 from pybuild.files.namefiles import host_resolv_conf, hosts_file
@@ -67,12 +66,28 @@ _MOST_RETRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedMounts:
-    """The mounts of one RUN, what its root lacks for them, and what it shows with them."""
+class Places:
+    """Where a RUN's mounts go: the files of names first, then what it asks for.
 
-    mounts: tuple[SpecMount, ...]
+    ``missing`` is what its root lacks for them, ``tree`` what it shows with them.
+    """
+
+    hosts: Mountpoint
+    resolv_conf: Mountpoint
+    points: tuple[Mountpoint, ...]
     missing: tuple[Entry, ...]
     tree: Tree
+
+
+def resolve_places(tree: Tree, mounts: Sequence[Mount]) -> Places:
+    """Where `mounts` go in a root whose files are `tree`'s. Raises StepFailed."""
+    check_system_mountpoints(tree)
+    wanted = [Wanted("/etc/hosts", PLAIN_FILE), Wanted("/etc/resolv.conf", PLAIN_FILE)]
+    wanted += map(_wanted, mounts)
+    points = resolve_mountpoints(tree, wanted)
+    missing = missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
+    shown = mounted_tree(tree, wanted, points)
+    return Places(points[0], points[1], tuple(points[2:]), missing, shown)
 
 
 class RunMounts:
@@ -103,47 +118,38 @@ class RunMounts:
 
     @contextlib.contextmanager
     def prepared(
-        self,
-        process: Process,
-        mounts: Sequence[Mount],
-        tree: Tree,
-        activity: Activity,
-        *,
-        near: bool,
-    ) -> Iterator[PreparedMounts]:
-        """Everything to mount into a root whose files are `tree`'s, in the order to mount it.
-
-        `near` says that containerd is on this machine, so that its resolv.conf is ours.
-        Raises StepFailed for a mount that the root or its source doesn't allow.
-        """
-        if not near:
-            _refuse_lent(mounts)
-        check_system_mountpoints(tree)
-        wanted = [Wanted("/etc/hosts", PLAIN_FILE), Wanted("/etc/resolv.conf", PLAIN_FILE)]
-        wanted += map(_wanted, mounts)
-        points = resolve_mountpoints(tree, wanted)
+        self, mounts: Sequence[Mount], places: Places, activity: Activity
+    ) -> Iterator[tuple[SpecMount, ...]]:
+        """The mounts that a RUN asks for, in their order; what was made for them ends."""
         with contextlib.ExitStack() as undo:
-            files = self._name_files(process, activity)
-            made = [
-                _bind(points[0], f"{files}/{_HOSTS.decode()}", readonly=True),
-                _bind(points[1], _resolv_conf(process, files, near=near), readonly=True),
-            ]
             caches = undo.enter_context(self._caches.taken(mounts, activity))
             lent = None
             if any(isinstance(mount, SecretMount) for mount in mounts):
                 lent = undo.enter_context(memory_folder())
-            for mount, point in zip(mounts, points[2:], strict=True):
+            made = []
+            for mount, point in zip(mounts, places.points, strict=True):
                 match mount:
-                    case CacheMount(ident=ident, readonly=readonly):
-                        made.append(_bind(point, caches[ident], readonly=readonly))
+                    case CacheMount(ident=ident, readonly=readonly, inside=inside):
+                        bind = _bind(point, caches[ident], readonly=readonly)
+                        made.append(replace(bind, inside=inside))
                     case SecretMount() | SshMount():
                         made.append(_lent(mount, point, lent))
                     case BindMount() | TmpfsMount():
                         made.append(self._mount(mount, point, undo, activity))
-            # outer before inner; of two at one place the later one is seen
-            made.sort(key=lambda mount: mount.destination.count("/"))
-            missing = missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
-            yield PreparedMounts(tuple(made), missing, mounted_tree(tree, wanted, points))
+            yield tuple(made)
+
+    def name_files(
+        self, process: Process, places: Places, activity: Activity, *, near: bool
+    ) -> tuple[SpecMount, SpecMount]:
+        """The mounts of /etc/hosts and /etc/resolv.conf.
+
+        `near` says that containerd is on this machine, so that its resolv.conf is ours.
+        """
+        files = self._name_files(process, activity)
+        return (
+            _bind(places.hosts, f"{files}/{_HOSTS.decode()}", readonly=True),
+            _bind(places.resolv_conf, _resolv_conf(process, files, near=near), readonly=True),
+        )
 
     def skeleton(self, missing: Sequence[Entry], activity: Activity) -> str:
         """A folder on the daemon's machine with empty files and folders as `missing` says."""
@@ -281,12 +287,6 @@ def _wanted(mount: Mount) -> Wanted:
         case TmpfsMount():
             return Wanted(mount.target, ANYONES_FOLDER)
         case CacheMount():
-            if mount.inside:
-                raise StepFailed(
-                    f"the cache mount at {mount.target} can't show a part of its cache",
-                    hint="a source without from needs another way to run steps than "
-                    "containerd's tasks: leave it out",
-                )
             return Wanted(mount.target, FOLDER)
         case SecretMount() | SshMount():
             return Wanted(mount.target, PLAIN_FILE)
@@ -297,15 +297,6 @@ def _wanted(mount: Mount) -> Wanted:
                 else PLAIN_FILE
             )
             return Wanted(mount.target, stub, mount.tree, mount.path)
-
-
-def _refuse_lent(mounts: Sequence[Mount]) -> None:
-    for mount in mounts:
-        if isinstance(mount, SecretMount | SshMount):
-            raise StepFailed(
-                f"{mount.target} can't be mounted: containerd runs on another machine",
-                hint="secrets and SSH agents are lent to steps on this machine only",
-            )
 
 
 def _lent(mount: SecretMount | SshMount, point: Mountpoint, folder: Path | None) -> SpecMount:

@@ -29,12 +29,17 @@ _READ_ONLY = (*READ_ONLY, "/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class SpecMount:
-    """A mount that the runtime makes. ``destination`` is absolute and resolved in the root."""
+    """A mount that the runtime makes. ``destination`` is absolute and resolved in the root.
+
+    ``inside`` is the part of a bind's source that is shown: a sandbox can do that, runc can't
+    without following links.
+    """
 
     destination: str
     type: str
     source: str
     options: tuple[str, ...] = ()
+    inside: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,9 +34,11 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
+from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.images import Images
-from pybuild_embedded.layers import Chain, EmbeddedROLayer
+from pybuild_embedded.layerchain import LayerChain, chain_of
+from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.options import Options, parse_options
 from pybuild_embedded.space import Space
@@ -70,10 +73,9 @@ class EmbeddedBackend(Backend):
     def __init__(self, store: Store, options: Options) -> None:
         """Takes over `store` and closes it."""
         self.platforms = (host_platform(),)
-        self.capabilities = frozenset(Capability) - {Capability.CGROUP_PARENT}
         self._store = store
-        self._images = Images(store)
         machine = Machine(store.root, user_namespace=options.user_namespace)
+        self._images = Images(store, machine.remove, machine.measure)
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
         fetcher = Fetcher(
@@ -82,11 +84,18 @@ class EmbeddedBackend(Backend):
             ),
             store,
         )
-        files = LayerFiles(self.open_blob, store.index_folder, store.session_folder)
+        files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
         self._space = Space(store, machine, files, fetcher)
         self._lock = threading.Lock()
         self._closed = False
         self._warned = False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
+        mapping = self._space.machine.probe().mapping
+        single = mapping is not None and mapping.kind is Kind.SINGLE
+        lacking = {Capability.CGROUP_PARENT} | ({Capability.FILE_OWNERS} if single else set())
+        return frozenset(Capability) - lacking
 
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:
@@ -148,23 +157,25 @@ class EmbeddedBackend(Backend):
 
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
-            return EmbeddedROLayer(self._space, Chain())
+            return EmbeddedROLayer(self._space, LayerChain())
         self._space.remember_origins(base)
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
         self._space.fetch(unknown, activity)
         for layer in unknown:
             activity.raise_if_cancelled()
             self._space.files.index(layer)
-        chain = Chain.of(base.layers)
+        chain = chain_of(base.layers)
         self._store.record_layers(chain.layers)
         return EmbeddedROLayer(self._space, chain)
 
     def lookup(self, key: str) -> ROLayer | None:
-        found = self._store.step(self._space.own_key(key))
+        found = self._store.step(self._space.own_key(key), self._space.origins)
         if found is None:
             return None
-        chain = Chain.of(found.layers)
-        return EmbeddedROLayer(self._space, chain, chain.layers[-1] if found.own else None)
+        chain = chain_of(found.layers)
+        own = chain.layers[-1] if found.own else None
+        made = datetime.fromtimestamp(found.made, UTC)
+        return EmbeddedROLayer(self._space, chain, own, made=made)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
@@ -223,4 +234,3 @@ class EmbeddedBackend(Backend):
             stack.callback(self._space.machine.close)
             stack.callback(self._space.fetcher.close)
             stack.callback(self._space.tidy)
-

@@ -11,8 +11,8 @@ from pybuild.files.mountsource import TOP, copied
 from pybuild.files.trees import NewEntry
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild_embedded.filling import fill
+from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
-from pybuild_embedded.store import LayerFolder
 
 _COMPLETE = "complete"
 

@@ -8,8 +8,8 @@ from pybuild.backend import Activity
 from pybuild.files.trees import NewEntry
 from pybuild.oci.compression import Compression
 from pybuild.oci.layertar import write_layer
+from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
-from pybuild_embedded.store import LayerFolder
 from pybuild_embedded.workers import Unpack
 
 

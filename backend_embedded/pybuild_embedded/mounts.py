@@ -17,14 +17,14 @@ from pybuild.backend import (
 )
 from pybuild.errors import PybuildError, StepFailed
 from pybuild.files.mountsource import TOP, copied
-from pybuild.files.namefiles import host_resolv_conf, hosts_file
 from pybuild.files.trees import Tree, resolve
 from pybuild.oci.layerindex import Kind
 from pybuild.sandbox import spec
+from pybuild.sandbox.process import name_files
 from pybuild_embedded.cachefolders import taken_caches
 from pybuild_embedded.filling import fill
+from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
-from pybuild_embedded.store import LayerFolder
 
 
 @contextmanager
@@ -35,14 +35,8 @@ def prepared_mounts(
 
     Raises StepFailed for a mount whose source or target doesn't allow it.
     """
-    hosts = hosts_file(
-        process.hostname, ((host.name, host.address) for host in process.extra_hosts)
-    )
     with ExitStack() as undo:
-        made: list[spec.Mount] = [
-            spec.SmallFile("/etc/hosts", hosts),
-            spec.SmallFile("/etc/resolv.conf", host_resolv_conf()),
-        ]
+        made: list[spec.Mount] = [*name_files(process)]
         caches = undo.enter_context(taken_caches(space, mounts, activity))
         for mount in sorted(mounts, key=lambda mount: _depth(mount.target)):
             match mount:

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,15 +18,15 @@ from pybuild.backend import (
     BaseImage,
     Capability,
     HostEntry,
-    Image,
     ImageSpec,
     Network,
     PullPolicy,
-    ROLayer,
     Ulimit,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.instructions import Dockerfile
+from pybuild.dockerfile.lint import CHECK_ARG, Lint
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import (
     BackendUnavailable,
@@ -35,12 +36,22 @@ from pybuild.errors import (
     UnsupportedByBackend,
     UsageError,
 )
+from pybuild.export.exporting import (
+    BuiltImage,
+    check_output,
+    describe_output,
+    export,
+    image_name,
+)
+from pybuild.export.outputs import ImageOutput, Output, parse_output
 from pybuild.files.trees import Tree
 from pybuild.lendingflags import parse_entitlements
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform, host_platform, matches, parse_platform
-from pybuild.oci.reference import Reference, parse_reference, with_default_tag
+from pybuild.oci.reference import Reference
+from pybuild.oci.registry import RegistryClient
 from pybuild.plan import make_plan
+from pybuild.plan.resolve import Resolve
 from pybuild.plan.steps import (
     ContextSource,
     Plan,
@@ -50,11 +61,11 @@ from pybuild.plan.steps import (
     needs,
 )
 from pybuild.run.activity import CancelToken, Events, StepActivity
-from pybuild.run.events import BuildFinished, Reporter
+from pybuild.run.events import BuildFinished, LintReported, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, wanted_agents
-from pybuild.run.result import BuildResult
+from pybuild.run.result import BuildResult, OutputResult
 from pybuild.run.schedule import run_stages, sources, workers
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
 from pybuild.secrets import Secret
@@ -101,8 +112,10 @@ def build(
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
     created: datetime | int | None = None,
+    outputs: Sequence[Output | str] = (),
+    registry: RegistryClient | None = None,
 ) -> BuildResult:
-    """Build an image and return its digests and names.
+    """Build an image, write it to its outputs, and return its digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
     context), or None. `dockerfile` is a path, relative to the working directory, or the
@@ -113,23 +126,29 @@ def build(
     opened by name. `shm_size` is in bytes. `allow` are entitlements: ``network.host``,
     ``security.insecure``, ``device``, ``device=NAME``. `ssh` has for each id the socket of an
     agent, or files with private keys. `ca` are certificates, as PEM, that every RUN trusts.
-    Of `secrets`, `ssh` and `ca` nothing gets into the image or a cache key. `created`, a time or seconds since 1970, replaces
-    every clock in the image; the build arg SOURCE_DATE_EPOCH does the same. `reporter` gets
+    Of `secrets`, `ssh` and `ca` nothing gets into the image or a cache key. `created`, a time
+    or seconds since 1970, replaces every clock in the image; the build arg SOURCE_DATE_EPOCH does the same. `reporter` gets
     events from one thread at a time. `cancel` may be cancelled from any thread.
+
+    `outputs` are values of `pybuild.export.outputs` or what ``docker build --output`` takes;
+    without any, the image goes into the backend's store. `registry` pushes and stays open;
+    by default one without logins.
 
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
-    names = tuple(map(_image_name, tags))
+    args = dict(build_args or {})
+    names = tuple(map(image_name, tags))
+    wanted_outputs = _outputs(outputs, names)
     run = _run_defaults(network, add_hosts, shm_size, ulimits, cgroup=cgroup_parent, allow=allow)
-    wanted, policy = _one_platform(platform), _pull_policy(pull)
-    fixed_time = _fixed_time(created, build_args or {})
-    cancel = cancel or CancelToken()
-    events = Events(reporter)
+    wanted, policy = one_platform(platform), pull_policy(pull)
+    fixed_time = _fixed_time(created, args)
+    cancel, events = cancel or CancelToken(), Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        parsed = parse(inputs.dockerfile, inputs.name)
+        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
+        inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         if not isinstance(backend, Backend):
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
@@ -137,21 +156,22 @@ def build(
             platform=wanted or backend.platforms[0],
             build_platform=backend.platforms[0],
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=args,
             labels=dict(labels or {}),
             run=run,
         )
         lookup = _looked_up(backend, policy)
-        plan = _plan(parsed, request, lookup, events=events, cancel=cancel, max_workers=max_workers)
-        check_lent(plan, secrets or {}, ssh or {})
+        plan = _plan(
+            parsed, request, lookup, lint, events=events, cancel=cancel, max_workers=max_workers
+        )
         _check_supported(plan, backend)
-        _report_warnings(parsed, plan, backend, events)
+        _report_warnings(plan, backend, events)
         settings = StageSettings(
             context=_open_context(plan, inputs, events, cancel),
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
-            lent=Lent(secrets or {}, _open_agents(plan, ssh or {}, stack), ca),
+            lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
         )
         stop = CancelToken()
         runner = StageRunner(plan, backend, events, stop, settings)
@@ -165,30 +185,53 @@ def build(
             annotations=dict(annotations or {}),
             base=base_image(plan),
         )
-        image = _export(backend, spec, made.layer.layer, events, cancel)
+        newest = None if fixed_time is None else int(fixed_time.timestamp())
+        image = BuiltImage(backend, spec, made.layer.layer, newest)
+        exported = _export(image, wanted_outputs, registry, events, cancel)
+        documents = spec.documents()
         result = BuildResult(
-            digest=image.manifest.digest,
-            config_digest=image.config_digest,
-            names=tuple(map(str, image.names)),
+            manifest=next((one.manifest for one in exported if one.manifest), documents.manifest),
+            config_digest=documents.config.digest,
+            names=tuple(dict.fromkeys(name for one in exported for name in one.names)),
             platform=spec.config.platform,
             steps=runner.step_results(),
             seconds=time.monotonic() - clock,
+            outputs=exported,
         )
     events.send(BuildFinished(result))
     return result
 
 
 def _export(
-    backend: Backend, spec: ImageSpec, top: ROLayer, events: Events, cancel: CancelToken
-) -> Image:
-    with events.unit("exporting to image", cancel) as activity:
-        activity.raise_if_cancelled()
-        image = backend.create_image(spec, top, activity)
-        activity.note(f"exporting manifest {image.manifest.digest}")
-        activity.note(f"exporting config {image.config_digest}")
-        for name in image.names:
-            activity.note(f"naming to {name}")
-    return image
+    image: BuiltImage,
+    outputs: Sequence[Output],
+    registry: RegistryClient | None,
+    events: Events,
+    cancel: CancelToken,
+) -> tuple[OutputResult, ...]:
+    with ExitStack() as stack:
+
+        def client() -> RegistryClient:
+            return registry or stack.enter_context(RegistryClient())
+
+        results = []
+        for output in outputs:
+            with events.unit(describe_output(output), cancel) as activity:
+                result = export(image, output, client, activity)
+                if result.manifest is not None:
+                    activity.note(f"exporting manifest {result.manifest.digest}")
+                    activity.note(f"exporting config {image.spec.documents().config.digest}")
+                for name in result.names:
+                    activity.note(f"naming to {name}")
+            results.append(result)
+    return tuple(results)
+
+
+def _outputs(outputs: Sequence[Output | str], names: Sequence[Reference]) -> tuple[Output, ...]:
+    parsed = tuple(parse_output(one) if isinstance(one, str) else one for one in outputs)
+    for output in parsed:
+        check_output(output, names)
+    return parsed or (ImageOutput(),)
 
 
 def plan_build(
@@ -216,27 +259,29 @@ def plan_build(
     Images that no backend can look up, because there is none or it can't start, count as
     empty and are listed. A backend given by name is opened only if there is one to look up.
     """
-    wanted, policy = _one_platform(platform), _pull_policy(pull)
+    args = dict(build_args or {})
+    wanted, policy = one_platform(platform), pull_policy(pull)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        parsed = parse(inputs.dockerfile, inputs.name)
+        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
+        inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
             platform=wanted or native,
             build_platform=native,
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=args,
             labels=dict(labels or {}),
             run=_run_defaults(
                 network, add_hosts, shm_size, ulimits, cgroup=cgroup_parent, allow=allow
             ),
         )
-        lookup = _LazyLookup(backend, backend_options, policy, stack, events)
-        plan = _plan(parsed, request, lookup, events=events, cancel=cancel)
-        for message, where in (*parsed.warnings, *plan.warnings):
+        lookup = LazyLookup(backend, backend_options, policy, stack, events)
+        plan = _plan(parsed, request, lookup, lint, events=events, cancel=cancel)
+        for message, where in plan.warnings:
             events.warn(message, where=where)
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
@@ -250,7 +295,7 @@ def _looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
     )
 
 
-class _LazyLookup:
+class LazyLookup:
     """Looks images up in a backend that is opened for the first of them, if it can be."""
 
     def __init__(
@@ -296,12 +341,24 @@ def _plan(
     dockerfile: Dockerfile,
     request: PlanRequest,
     lookup: Lookup,
+    lint: Lint,
     *,
     events: Events,
     cancel: CancelToken,
     max_workers: int | None = None,
 ) -> Plan:
-    """Plan the build; the images of all stages are looked up at the same time."""
+    """Plan the build. Raises DockerfileError also where `lint` found what counts as an error."""
+    with resolving(lookup, events, cancel, max_workers) as (resolve, executor):
+        plan = make_plan(dockerfile, request, resolve, executor=executor, lint=lint)
+    lint.refuse()
+    return plan
+
+
+@contextmanager
+def resolving(
+    lookup: Lookup, events: Events, cancel: CancelToken, max_workers: int | None = None
+) -> Iterator[tuple[Resolve, Executor]]:
+    """How to resolve base images, each a unit of work, and threads to look them up at once."""
     stop = CancelToken()
 
     def resolve(reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
@@ -312,14 +369,14 @@ def _plan(
 
     with cancel.on_cancel(stop.cancel), workers(max_workers) as executor:
         try:
-            return make_plan(dockerfile, request, resolve, executor=executor)
+            yield resolve, executor
         except BaseException:
             # The first failure is the one to report; the other look-ups needn't go on.
             stop.cancel()
             raise
 
 
-def _load_inputs(
+def load_inputs(
     context: Context,
     dockerfile: DockerfileSource,
     files: dict[str, bytes],
@@ -335,17 +392,22 @@ def _load_inputs(
     return inputs
 
 
-def _open_agents(
-    plan: Plan, given: Mapping[str, Sequence[str | Path]], stack: ExitStack
-) -> Mapping[str, Path]:
-    """The sockets of the agents that steps ask for."""
-    idents = sorted(wanted_agents(plan) & given.keys())
-    wanted = {ident: tuple(map(Path, given[ident])) for ident in idents}
-    if not wanted:
-        return {}
+def _lend(
+    plan: Plan,
+    secrets: Mapping[str, Secret],
+    ssh: Mapping[str, Sequence[str | Path]],
+    ca: bytes | None,
+    stack: ExitStack,
+) -> Lent:
+    """What steps of the plan may see; agents of our own end with the stack."""
+    check_lent(plan, secrets, ssh)
+    idents = sorted(wanted_agents(plan) & ssh.keys())
+    if not idents:
+        return Lent(secrets, {}, ca)
     from pybuild.run.sshkeys import open_agents  # noqa: PLC0415 - seldom needed
 
-    return stack.enter_context(open_agents(wanted))
+    wanted = {ident: tuple(map(Path, ssh[ident])) for ident in idents}
+    return Lent(secrets, stack.enter_context(open_agents(wanted)), ca)
 
 
 def _open_context(plan: Plan, inputs: Inputs, events: Events, cancel: CancelToken) -> Tree | None:
@@ -381,8 +443,8 @@ def _check_supported(plan: Plan, backend: Backend) -> None:
             )
 
 
-def _report_warnings(dockerfile: Dockerfile, plan: Plan, backend: Backend, events: Events) -> None:
-    for message, where in (*dockerfile.warnings, *plan.warnings):
+def _report_warnings(plan: Plan, backend: Backend, events: Events) -> None:
+    for message, where in plan.warnings:
         events.warn(message, where=where)
     for stage in plan.stages:
         native = any(matches(platform, stage.platform) for platform in backend.platforms)
@@ -395,7 +457,18 @@ def _report_warnings(dockerfile: Dockerfile, plan: Plan, backend: Backend, event
 
 
 @contextmanager
-def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
+def _reported(inputs: Inputs, build_args: Mapping[str, str], events: Events) -> Iterator[Lint]:
+    """Collect what the build checks find, and report it when all else is done or failed."""
+    lint = Lint(build_args.get(CHECK_ARG), inputs.excluded)
+    try:
+        yield lint
+    finally:
+        if lint.warnings:
+            events.send(LintReported(lint.warnings, inputs.dockerfile))
+
+
+@contextmanager
+def errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
     """Give errors the texts that their places are in, for whoever shows them.
 
     What breaks because the build was cancelled is no error of its own.
@@ -411,16 +484,7 @@ def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Ite
         raise
 
 
-def _image_name(text: str) -> Reference:
-    reference = parse_reference(text)
-    if reference.digest:
-        raise UsageError(
-            f'the image can\'t be named "{text}"', hint="a name has no digest: that is made here"
-        )
-    return with_default_tag(reference)
-
-
-def _one_platform(platform: str | Platform | Sequence[str] | None) -> Platform | None:
+def one_platform(platform: str | Platform | Sequence[str] | None) -> Platform | None:
     if platform is None or isinstance(platform, Platform):
         return platform
     texts = [platform] if isinstance(platform, str) else list(platform)
@@ -433,7 +497,7 @@ def _one_platform(platform: str | Platform | Sequence[str] | None) -> Platform |
     return parse_platform(named[0]) if named else None
 
 
-def _pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
+def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
     if isinstance(pull, PullPolicy):
         return pull
     if isinstance(pull, bool):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
+from pybuild.export.outputs import Output, parse_output
 from pybuild.lendingflags import (
     SecretOption,
     SshOption,
@@ -23,6 +24,9 @@ from pybuild.lendingflags import (
 )
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
+STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")
+"""The commands of :mod:`pybuild.storecommands`."""
+RUNNERS = ("auto", "sandbox", "task")
 
 _LATER = {
     "--attest": "attestations",
@@ -30,23 +34,17 @@ _LATER = {
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
-    "--call": "subrequests",
-    "--check": "build checks",
-    "--load": "loading into Docker",
     "--no-cache-filter": "cache filters",
-    "--output": "other outputs",
     "--policy": "policies",
     "--provenance": "provenance",
-    "--push": "pushing",
     "--resource": "resource limits",
     "--sbom": "SBOMs",
-    "--source-date-epoch": "an epoch as a flag",
 }
-_SHORT_LATER = {"-o": "--output"}
 # Docker's old builder had these; they mean nothing here and break no script.
 _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
-_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true"}
+_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true", "--check": "true"}
+_CALLS = {"check": "check", "lint": "check", "outline": "outline", "targets": "targets"}
 _ULIMITS = frozenset(
     [
         "core",
@@ -78,6 +76,7 @@ class BackendArguments:
     address: str | None
     namespace: str | None
     snapshotter: str | None
+    runner: str | None
     hosts_dir: str | None
     moby_labels: bool
     unpack: bool
@@ -87,6 +86,17 @@ class BackendArguments:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorArguments(BackendArguments):
     """``pybuild doctor``."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """``--call``: ``name`` is check, outline or targets. ``ignore_status`` ends with 0 where
+    a check found something.
+    """
+
+    name: str
+    as_json: bool = False
+    ignore_status: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +122,15 @@ class BuildArguments(BackendArguments):
     secrets: tuple[SecretOption, ...]
     ssh: tuple[SshOption, ...]
     ca: tuple[str, ...]
+    outputs: tuple[Output, ...]
+    push: bool
+    load: bool
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
     progress: str | None
     dry_run: str | None
+    call: CallArguments | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -138,8 +152,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 class _Later(argparse.Action):
     def __call__(self, *arguments: Any) -> None:
         option = arguments[-1]
-        meaning = _LATER[_SHORT_LATER.get(option, option)]
-        raise UsageError(f"{option} is not supported yet ({meaning})")
+        raise UsageError(f"{option} is not supported yet ({_LATER[option]})")
 
 
 def parse_arguments(
@@ -152,19 +165,21 @@ def parse_arguments(
     """
     words = list(argv)
     if words[:1] == ["doctor"]:
-        found = _parse(_doctor_parser(version), words[1:])
-        return DoctorArguments(**_backend_values(found))
+        found = parse_words(_doctor_parser(version), words[1:], {})
+        return DoctorArguments(**backend_values(found))
     if words[:1] == ["build"]:
         words = words[1:]
-    found = _parse(_build_parser(version), words)
+    found = parse_words(_build_parser(version), words, _ALONE)
     if found.context is None:
         raise UsageError("the build context is missing", hint="for this folder: pybuild .")
     return BuildArguments(
-        **_backend_values(found),
+        **backend_values(found),
         context=found.context,
         file=found.file,
         tags=tuple(found.tag),
-        build_args=parse_build_args(found.build_arg, environ),
+        build_args=_with_epoch(
+            parse_build_args(found.build_arg, environ), found.source_date_epoch, environ
+        ),
         target=found.target,
         platforms=tuple(found.platform),
         pull=_pull_policy(found.pull),
@@ -180,11 +195,15 @@ def parse_arguments(
         secrets=tuple(map(parse_secret, found.secret)),
         ssh=tuple(map(parse_ssh, found.ssh)),
         ca=tuple(found.ca),
+        outputs=tuple(map(parse_output, found.output)),
+        push=found.push,
+        load=found.load,
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
         progress=found.progress,
         dry_run=found.dry_run,
+        call=_call(found.call, check=_boolean("--check", found.check)),
     )
 
 
@@ -200,6 +219,14 @@ def parse_build_args(texts: Sequence[str], environ: Mapping[str, str]) -> dict[s
         elif name in environ:
             values[name] = environ[name]
     return values
+
+
+def _with_epoch(
+    build_args: dict[str, str], flag: str | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The build args with SOURCE_DATE_EPOCH: the flag's, else one given, else the environment's."""
+    found = flag or build_args.get("SOURCE_DATE_EPOCH") or environ.get("SOURCE_DATE_EPOCH")
+    return build_args | ({"SOURCE_DATE_EPOCH": found} if found else {})
 
 
 def parse_host(text: str) -> HostEntry:
@@ -253,9 +280,15 @@ def parse_ulimit(text: str) -> Ulimit:
     return Ulimit(name, soft, hard)
 
 
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def parse_words(
+    parser: argparse.ArgumentParser, words: list[str], alone: Mapping[str, str]
+) -> argparse.Namespace:
+    """Parse `words`. Flags in `alone` take that value if none follows behind a ``=``.
+
+    Raises UsageError.
+    """
     end = words.index("--") if "--" in words else len(words)
-    spelled = [f"{word}={_ALONE[word]}" if word in _ALONE else word for word in words[:end]]
+    spelled = [f"{word}={alone[word]}" if word in alone else word for word in words[:end]]
     found, extra = parser.parse_known_args([*spelled, *words[end:]])
     unknown = next((word for word in extra if word.startswith("-") and word != "-"), None)
     if unknown is not None:
@@ -272,18 +305,43 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     return found
 
 
-def _backend_values(found: argparse.Namespace) -> dict[str, Any]:
+def backend_values(found: argparse.Namespace) -> dict[str, Any]:
     return {
         "backend": found.backend,
         "root": found.root,
         "address": found.containerd_address,
         "namespace": found.containerd_namespace,
         "snapshotter": found.snapshotter,
+        "runner": found.runner,
         "hosts_dir": found.hosts_dir,
         "moby_labels": found.moby_labels,
         "unpack": not found.no_unpack,
         "debug": found.debug,
     }
+
+
+def _call(text: str, *, check: bool) -> CallArguments | None:
+    """``NAME[,format=json][,ignorestatus=true]``; None for a build."""
+    names: list[str] = []
+    settings: dict[str, str] = {}
+    for field in text.split(","):
+        key, equals, value = field.partition("=")
+        if equals:
+            settings[key] = value
+        else:
+            names.append(field)
+    wrong = settings.keys() - {"format", "ignorestatus"}
+    if len(names) != 1 or names[0] not in {*_CALLS, "build"} or wrong:
+        raise UsageError(
+            f'--call "{text}" is not known',
+            hint="it is build, check, outline or targets, and format=json may follow a comma",
+        )
+    as_json = settings.get("format", "text")
+    if as_json not in {"text", "json"}:
+        raise UsageError(f'--call "{text}": the format is text or json')
+    ignore = _boolean("--call ignorestatus", settings.get("ignorestatus", "false"))
+    name = names[0] if names[0] != "build" else "check" if check else ""
+    return CallArguments(_CALLS[name], as_json == "json", ignore) if name else None
 
 
 def _pull_policy(text: str) -> str:
@@ -320,7 +378,7 @@ def _annotation(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _new_parser(program: str, usage: str, description: str) -> _Parser:
+def new_parser(program: str, usage: str, description: str) -> _Parser:
     return _Parser(
         prog=program,
         usage=usage,
@@ -331,14 +389,14 @@ def _new_parser(program: str, usage: str, description: str) -> _Parser:
     )
 
 
-def _add_other(parser: _Parser, version: str) -> None:
+def add_other_options(parser: _Parser, version: str) -> None:
     add = parser.add_argument_group("other").add_argument
     add("-h", "--help", action="help", help="show this")
     add("--version", action="version", version=f"pybuild {version}", help="show the version")
     add("-D", "--debug", action="store_true", help="show tracebacks of errors")
 
 
-def _add_backend(parser: _Parser) -> None:
+def add_backend_options(parser: _Parser) -> None:
     group = parser.add_argument_group("backend")
     add = group.add_argument
     add("--backend", metavar="NAME", help="what builds (PYBUILD_BACKEND; default: embedded)")
@@ -346,26 +404,30 @@ def _add_backend(parser: _Parser) -> None:
     add("--containerd-address", metavar="SOCKET", help="containerd's socket (CONTAINERD_ADDRESS)")
     add("--containerd-namespace", metavar="NAME", help="where images go (CONTAINERD_NAMESPACE)")
     add("--snapshotter", metavar="NAME", help="which snapshotter (CONTAINERD_SNAPSHOTTER)")
+    add(
+        "--runner", choices=RUNNERS, help="how a RUN is run (default: auto, the fastest that works)"
+    )
     add("--hosts-dir", metavar="DIR", help="mirrors of registries, as hosts.toml files")
     add("--moby-labels", action="store_true", help="label the image as Docker's builder does")
     add("--no-unpack", action="store_true", help="don't unpack the finished image")
 
 
 def _doctor_parser(version: str) -> _Parser:
-    parser = _new_parser(
+    parser = new_parser(
         "pybuild doctor",
         "pybuild doctor [options]",
         "Say what pybuild found on this machine, and what to do about what is missing.",
     )
-    _add_backend(parser)
-    _add_other(parser, version)
+    add_backend_options(parser)
+    add_other_options(parser, version)
     return parser
 
 
 def _build_parser(version: str) -> _Parser:
-    parser = _new_parser(
+    parser = new_parser(
         "pybuild",
-        "pybuild [options] CONTEXT\n       pybuild doctor",
+        "pybuild [options] CONTEXT\n       pybuild doctor\n       "
+        f"pybuild {'|'.join(STORE_COMMANDS)} ...",
         "Build an image from a Dockerfile. CONTEXT is a folder, or - for a tar archive or a "
         "Dockerfile on standard input.",
     )
@@ -374,9 +436,9 @@ def _build_parser(version: str) -> _Parser:
     _add_run(parser)
     _add_lending(parser)
     _add_output(parser)
-    _add_backend(parser)
-    _add_other(parser, version)
-    for flag in (*_LATER, *_SHORT_LATER):
+    add_backend_options(parser)
+    add_other_options(parser, version)
+    for flag in _LATER:
         parser.add_argument(flag, action=_Later, nargs="?", help=argparse.SUPPRESS)
     for flag in _IGNORED:
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
@@ -437,44 +499,45 @@ def _add_run(parser: _Parser) -> None:
 
 def _add_lending(parser: _Parser) -> None:
     add = parser.add_argument_group("what steps may use").add_argument
-    add(
-        "--secret",
-        action="append",
-        default=[],
-        metavar="id=ID,src=FILE",
-        help="for RUN --mount=type=secret; or id=ID,env=VARIABLE",
-    )
-    add(
-        "--ssh",
-        action="append",
-        default=[],
-        metavar="ID[=PATH]",
-        help="for RUN --mount=type=ssh: default, or a socket, or keys with commas",
-    )
-    add(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="network.host, security.insecure, device or device=NAME",
-    )
-    add(
-        "--ca",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="certificates that RUN trusts; host for this machine's",
-    )
+    for flag, value, text in (
+        ("--secret", "id=ID,src=FILE", "for RUN --mount=type=secret; or id=ID,env=VARIABLE"),
+        ("--ssh", "ID[=PATH]", "for --mount=type=ssh: default, or a socket, or keys with commas"),
+        ("--allow", "NAME", "network.host, security.insecure, device or device=NAME"),
+        ("--ca", "FILE", "certificates that RUN trusts; host for this machine's"),
+    ):
+        add(flag, action="append", default=[], metavar=value, help=text)
 
 
 def _add_output(parser: _Parser) -> None:
     add = parser.add_argument_group("what to show and write").add_argument
+    add(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUTPUT",
+        help="type=image, registry, oci, docker, tar or local, with dest=PATH; repeatable",
+    )
+    add("--push", action="store_true", help="push the image to the registries of its names")
+    add("--load", action="store_true", help="load the image into Docker or containerd")
+    add(
+        "--source-date-epoch",
+        metavar="SECONDS",
+        help="no time in the image is later (SOURCE_DATE_EPOCH)",
+    )
     add(
         "--dry-run",
         choices=("text", "json"),
         metavar="FORMAT",
         help="show the plan, as text or json, and build nothing",
     )
+    add(
+        "--call",
+        default="build",
+        metavar="NAME",
+        help="check, outline or targets instead of building; as JSON with ,format=json",
+    )
+    add("--check", default="false", help="run the build checks and build nothing")
     add("-q", "--quiet", action="store_true", help="show nothing but the image's digest")
     add("--progress", choices=PROGRESS_MODES, metavar="MODE", help=", ".join(PROGRESS_MODES))
     add("--iidfile", metavar="PATH", help="write the image's digest to a file")

@@ -40,10 +40,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
+from pybuild.errors import UnsupportedByBackend
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
@@ -68,6 +70,8 @@ class Capability(StrEnum):
     INSECURE = "insecure"
     CGROUP_PARENT = "cgroup-parent"
     STEP_CACHE = "step-cache"
+    FILE_OWNERS = "file-owners"
+    """A process sees and makes files of several users; otherwise one user has them all."""
 
 
 class PullPolicy(Enum):
@@ -321,6 +325,14 @@ class ROLayer(_Layer):
         """
 
     @property
+    def made(self) -> datetime | None:
+        """When the step ran that made it, the same for the commit and each later lookup.
+
+        None where the backend doesn't know.
+        """
+        return None
+
+    @property
     @abstractmethod
     def diffs(self) -> tuple[LayerDiff, ...]:
         """All layers of this file system, bottom first, the base image's included; waits."""
@@ -423,6 +435,19 @@ class Backend(ABC):
 
         May fetch a base image's blob that nothing needed so far.
         """
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        """Store an image that another backend built; `open_blob` opens its layers' blobs.
+
+        Raises UnsupportedByBackend where that can't be done.
+        """
+        del spec, open_blob, activity
+        raise UnsupportedByBackend(
+            f'the backend "{self.name}" takes no images from elsewhere',
+            hint="write an archive with --output type=oci, and import that",
+        )
 
     def image_store(self) -> ImageStore | None:
         """What the user may do with the images here; None if other tools are there for that."""

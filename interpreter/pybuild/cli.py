@@ -12,13 +12,13 @@ import io
 import json
 import os
 import queue
-import select
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -28,32 +28,45 @@ from pybuild import __version__
 from pybuild.api import build, plan_build
 from pybuild.arguments import (
     PROGRESS_MODES,
+    STORE_COMMANDS,
     BackendArguments,
     BuildArguments,
+    CallArguments,
     DoctorArguments,
     parse_arguments,
 )
-from pybuild.backends import DEFAULT_BACKEND
+from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.checks import CheckResult, OutlineResult, TargetsResult, check, outline, targets
 from pybuild.diagnostics import describe_error
-from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
-from pybuild.lendingflags import SecretOption, SshOption
+from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
+from pybuild.export.outputs import (
+    DEFAULT_DOCKER_HOST,
+    STANDARD_OUTPUT,
+    BackendLoadOutput,
+    DockerLoadOutput,
+    DockerOutput,
+    ImageOutput,
+    OciOutput,
+    Output,
+    RegistryOutput,
+    TarOutput,
+)
+from pybuild.lentvalues import find_agents, read_certificates, read_secrets
+from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.hosts import load_hosts
+from pybuild.oci.manifest import descriptor_as_json
+from pybuild.oci.platform import platform_as_json
+from pybuild.oci.registry import RegistryClient
+from pybuild.pipes import CancellableInput, CancellableOutput
 from pybuild.plan import describe_plan, plan_as_json
 from pybuild.run.activity import CancelToken
-from pybuild.run.events import Event, Reporter, Warned
+from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
+from pybuild.run.progress.lint import short_text
 from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
-from pybuild.secrets import Secret
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
-_CA_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-_LARGEST_LENT = 16 << 20
-_SECONDS_BETWEEN_LOOKS = 0.1
 EXIT_CANCELLED = BuildCancelled.exit_code
 
 
@@ -63,10 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "-D" in words or "--debug" in words
     shows_output = False
     try:
+        if words[:1] and words[0] in STORE_COMMANDS:
+            return _store_command(words)
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
         shows_output = _progress_mode(arguments) in {"plain", "rawjson"}
+        if arguments.call:
+            return _call(arguments, arguments.call)
         if arguments.dry_run:
             return _dry_run(arguments)
         return _build(arguments)
@@ -119,6 +136,7 @@ def _build(arguments: BuildArguments) -> int:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
         context, dockerfile = _inputs(arguments, cancel)
+        outputs = _outputs(arguments, cancel)
         result = build(
             context,
             dockerfile=dockerfile,
@@ -138,13 +156,17 @@ def _build(arguments: BuildArguments) -> int:
             ulimits=arguments.ulimits,
             cgroup_parent=arguments.cgroup_parent,
             allow=arguments.allow,
-            secrets=_secrets(arguments.secrets),
-            ssh=_ssh(arguments.ssh),
-            ca=_certificates(arguments.ca),
+            secrets=read_secrets(arguments.secrets, os.environ),
+            ssh=find_agents(arguments.ssh, os.environ),
+            ca=read_certificates(arguments.ca),
             reporter=reporter,
             cancel=cancel,
+            outputs=outputs,
+            registry=_registry(arguments, outputs, stack),
         )
     _write_files(arguments, result)
+    if _uses_standard_output(arguments.outputs):
+        return 0
     if arguments.quiet or not result.names:
         _print(result.digest)
     else:
@@ -191,6 +213,46 @@ def _dry_run(arguments: BuildArguments) -> int:
     return 0
 
 
+def _call(arguments: BuildArguments, call: CallArguments) -> int:
+    """Print what the Dockerfile tells. Ends with 1 where a check found something."""
+    from pybuild.reports import as_json, describe  # noqa: PLC0415  (a build needs none of it)
+
+    result = _called(arguments, call.name)
+    _encodable(sys.stdout)
+    text = json.dumps(as_json(result), indent=2) if call.as_json else describe(result)
+    if text:
+        _print(text)
+    if not isinstance(result, CheckResult):
+        return 0
+    if result.error is not None:
+        raise result.error
+    return 1 if result.warnings and not call.ignore_status else 0
+
+
+def _called(arguments: BuildArguments, name: str) -> CheckResult | OutlineResult | TargetsResult:
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel):
+        context, dockerfile = _inputs(arguments, cancel)
+        if name == "targets":
+            return targets(
+                context, dockerfile=dockerfile, build_args=arguments.build_args, cancel=cancel
+            )
+        backend = _backend_name(arguments)
+        ask: Callable[..., CheckResult | OutlineResult] = check if name == "check" else outline
+        return ask(
+            context,
+            dockerfile=dockerfile,
+            backend=None if backend == "none" else backend,
+            backend_options=_backend_options(arguments),
+            build_args=arguments.build_args,
+            target=arguments.target,
+            platform=arguments.platforms,
+            pull=arguments.pull,
+            reporter=_Warnings(),
+            cancel=cancel,
+        )
+
+
 def _doctor(arguments: DoctorArguments) -> int:
     from pybuild.doctor import describe_findings, examine  # noqa: PLC0415  (loads every backend)
 
@@ -201,6 +263,27 @@ def _doctor(arguments: DoctorArguments) -> int:
     return 0 if chosen_works else 4
 
 
+def _store_command(words: Sequence[str]) -> int:
+    from pybuild.storecommands import (  # noqa: PLC0415  (no build needs it)
+        parse_store_arguments,
+        run_store_command,
+    )
+
+    arguments = parse_store_arguments(words, __version__)
+    name = _backend_name(arguments)
+    with open_backend(name, _backend_options(arguments)) as backend:
+        store = backend.image_store()
+        if store is None:
+            raise UnsupportedByBackend(
+                f'pybuild {arguments.command} is not for the backend "{name}"',
+                hint="its images are seen to by its own tools: ctr, nerdctl, docker",
+            )
+        text, code = run_store_command(store, arguments)
+    if text:
+        _print(text)
+    return code
+
+
 def _backend_name(arguments: BackendArguments) -> str:
     named = arguments.backend or os.environ.get("PYBUILD_BACKEND")
     # who says where containerd is, means containerd
@@ -208,19 +291,25 @@ def _backend_name(arguments: BackendArguments) -> str:
     return named or ("containerd" if about_containerd else DEFAULT_BACKEND)
 
 
-def _backend_options(arguments: BackendArguments) -> Mapping[str, object]:
-    """What a backend is told of the command line and the environment: it reads neither itself."""
+def _backend_options(
+    arguments: BackendArguments, backend: str | None = None
+) -> Mapping[str, object]:
+    """What a backend is told of the command line and the environment: it reads neither itself.
+
+    `backend` names another one than the arguments do.
+    """
     environ = os.environ
     registries: dict[str, object | None] = {
         "docker_config": _docker_config(environ),
         "proxies": _proxies(),
         "hosts_dir": arguments.hosts_dir or _hosts_dir(),
     }
-    match _backend_name(arguments):
+    match backend or _backend_name(arguments):
         case "containerd":
             options = registries | _containerd_options(arguments, environ)
         case "embedded":
-            options = registries | {"root": arguments.root or environ.get("PYBUILD_ROOT")}
+            root = arguments.root or environ.get("PYBUILD_ROOT")
+            options = registries | {"root": root, "runner": arguments.runner}
         case _:
             return {}
     return {name: value for name, value in options.items() if value is not None and value != ""}
@@ -235,10 +324,65 @@ def _containerd_options(
         "xdg_runtime_dir": environ.get("XDG_RUNTIME_DIR"),
         "namespace": arguments.namespace or environ.get("CONTAINERD_NAMESPACE"),
         "snapshotter": arguments.snapshotter or environ.get("CONTAINERD_SNAPSHOTTER"),
+        "runner": arguments.runner,
         "moby_labels": arguments.moby_labels or None,
         "unpack": arguments.unpack,
         "cache_dir": _cache_dir(),
     }
+
+
+def _outputs(arguments: BuildArguments, cancel: CancelToken) -> list[Output]:
+    """The outputs, with what only the surroundings know: streams, and where Docker is."""
+    outputs = [_placed(output, cancel) for output in arguments.outputs]
+    if sum(map(_uses_standard_output, ([one] for one in arguments.outputs))) > 1:
+        raise UsageError("only one output can go to standard output")
+    if arguments.push:
+        outputs = [replace(o, push=True) if isinstance(o, ImageOutput) else o for o in outputs]
+        if not any(isinstance(o, ImageOutput | RegistryOutput) for o in outputs):
+            outputs.append(RegistryOutput())
+    if arguments.load:
+        loaded = _load_output(arguments)
+        if not any(type(one) is type(loaded) for one in outputs):
+            outputs.append(loaded)
+    return outputs
+
+
+def _uses_standard_output(outputs: Sequence[Output]) -> bool:
+    return any(getattr(output, "dest", None) == STANDARD_OUTPUT for output in outputs)
+
+
+def _placed(output: Output, cancel: CancelToken) -> Output:
+    match output:
+        case DockerLoadOutput():
+            return replace(output, host=os.environ.get("DOCKER_HOST") or output.host)
+        case OciOutput() | DockerOutput() | TarOutput() if output.dest == STANDARD_OUTPUT:
+            return replace(output, dest=_standard_output(cancel))
+        case _:
+            return output
+
+
+def _load_output(arguments: BuildArguments) -> Output:
+    """Where ``--load`` goes: the store itself if it is containerd's, else Docker, else there."""
+    if _backend_name(arguments) == "containerd":
+        return ImageOutput()
+    host = os.environ.get("DOCKER_HOST")
+    here = Path(DEFAULT_DOCKER_HOST.removeprefix("unix://")).exists()
+    if arguments.address is None and (host or here):
+        return DockerLoadOutput(host=host or DEFAULT_DOCKER_HOST)
+    return BackendLoadOutput(
+        backend="containerd", options=_backend_options(arguments, "containerd")
+    )
+
+
+def _registry(
+    arguments: BackendArguments, outputs: Sequence[Output], stack: ExitStack
+) -> RegistryClient | None:
+    """What pushes, if anything is pushed: with the logins of ``docker login``."""
+    if not any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs):
+        return None
+    hosts = load_hosts(arguments.hosts_dir or _hosts_dir())
+    credentials = DockerCredentials(_docker_config(os.environ))
+    return stack.enter_context(RegistryClient(hosts, credentials, proxies=_proxies()))
 
 
 def _docker_config(environ: Mapping[str, str]) -> str | None:
@@ -267,56 +411,6 @@ def _hosts_dir() -> str | None:
     return next((path for path in _HOSTS_DIRS if Path(path).is_dir()), None)
 
 
-def _secrets(options: Sequence[SecretOption]) -> dict[str, Secret]:
-    """The values; an id alone is a variable's name, or a file's if there is no such variable."""
-    found: dict[str, Secret] = {}
-    for option in options:
-        variable, file = option.variable, option.file
-        if variable is None and file is None:
-            variable, file = (option.id, None) if option.id in os.environ else (None, option.id)
-        if variable is not None and variable not in os.environ:
-            raise UsageError(f"--secret {option.id}: there is no variable {variable}")
-        value = os.fsencode(os.environ[variable]) if variable else _read(file or "", "--secret")
-        found[option.id] = Secret(value)
-    return found
-
-
-def _ssh(options: Sequence[SshOption]) -> dict[str, tuple[str, ...]]:
-    """The paths for each id; without any, the agent of the environment."""
-    found = {option.id: option.paths for option in options}
-    for ident, paths in found.items():
-        if not paths and not os.environ.get("SSH_AUTH_SOCK"):
-            raise UsageError(
-                f"--ssh {ident}: no SSH agent is running (SSH_AUTH_SOCK is not set)",
-                hint=f"start one, or give a private key: --ssh {ident}=FILE",
-            )
-    return {ident: paths or (os.environ["SSH_AUTH_SOCK"],) for ident, paths in found.items()}
-
-
-def _certificates(paths: Sequence[str]) -> bytes | None:
-    """All certificates, one after the other; ``host`` stands for this machine's bundle."""
-    bundle = next((path for path in _CA_BUNDLES if Path(path).is_file()), None)
-    if "host" in paths and bundle is None:
-        raise UsageError("--ca host: this machine has no bundle of certificates")
-    named = [bundle if path == "host" and bundle else path for path in paths]
-    texts = [_read(path, "--ca").rstrip(b"\n") + b"\n" for path in named]
-    for path, text in zip(named, texts, strict=True):
-        if b"-----BEGIN CERTIFICATE-----" not in text:
-            raise UsageError(f'--ca: there is no certificate in "{path}"', hint="it must be PEM")
-    return b"".join(texts) if texts else None
-
-
-def _read(path: str, flag: str) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(_LARGEST_LENT + 1)
-    except OSError as error:
-        raise UsageError(f'{flag}: can\'t read "{path}": {error.strerror or error}') from error
-    if len(data) > _LARGEST_LENT:
-        raise UsageError(f'{flag}: "{path}" is larger than {_LARGEST_LENT} bytes')
-    return data
-
-
 def _inputs(
     arguments: BuildArguments, cancel: CancelToken
 ) -> tuple[str | BinaryIO, str | bytes | None]:
@@ -343,31 +437,25 @@ def _standard_input(cancel: CancelToken) -> BinaryIO:
         number = stream.fileno()
     except OSError:  # a replaced stream
         return stream
-    return cast("BinaryIO", io.BufferedReader(_CancellableInput(number, cancel)))
+    return cast("BinaryIO", io.BufferedReader(CancellableInput(number, cancel)))
 
 
-class _CancellableInput(io.RawIOBase):
-    """Reads a file descriptor. Raises BuildCancelled, UsageError."""
-
-    def __init__(self, number: int, cancel: CancelToken) -> None:
-        self._number = number
-        self._cancel = cancel
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
-        while True:
-            self._cancel.raise_if_cancelled()
-            try:
-                if not select.select([self._number], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
-                    continue
-                part = os.read(self._number, len(buffer))
-            except OSError as error:
-                reason = error.strerror or error
-                raise UsageError(f"can't read standard input: {reason}") from error
-            buffer[: len(part)] = part
-            return len(part)
+def _standard_output(cancel: CancelToken) -> BinaryIO:
+    """Standard output for an archive; whoever writes stops waiting when the build is cancelled."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
+    if sys.stdout.isatty():
+        raise UsageError(
+            "an archive isn't written to a terminal", hint="give a file: --output …,dest=FILE"
+        )
+    stream = sys.stdout.buffer
+    try:
+        number = stream.fileno()
+    except OSError:  # a replaced stream
+        return stream
+    if sys.platform == "win32":  # nothing there can wait for a pipe
+        return stream
+    return cast("BinaryIO", CancellableOutput(number, cancel))
 
 
 def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
@@ -376,6 +464,10 @@ def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
     if arguments.metadata_file:
         metadata: dict[str, Any] = {
             "containerimage.config.digest": result.config_digest,
+            "containerimage.descriptor": {
+                **descriptor_as_json(result.manifest),
+                "platform": platform_as_json(result.platform),
+            },
             "containerimage.digest": result.digest,
             "image.name": ",".join(result.names),
         }
@@ -449,6 +541,9 @@ class _Warnings:
     def report(self, event: Event) -> None:
         if isinstance(event, Warned):
             _complain(f"warning: {warning_text(event)}")
+        elif isinstance(event, LintReported):
+            for warning in event.warnings:
+                _complain(f"warning: {short_text(warning)}")
 
 
 class _UntilBroken:

@@ -24,6 +24,7 @@
     │   ├── BackendUnavailable
     │   ├── UnsupportedByBackend
     │   └── BackendFailed
+    ├── ExportFailed          exit 5    an output of the finished image
     └── BuildCancelled        exit 130
 
 Every class carries the exit code that the command line ends with. Anything else that
@@ -195,6 +196,12 @@ class UnsupportedByBackend(BackendError):
 
 class BackendFailed(BackendError):
     """The backend broke in the middle of its work."""
+
+
+class ExportFailed(PybuildError):
+    """The image was built, but an output can't be written; pushing raises a RegistryError."""
+
+    exit_code = 5
 
 
 class BuildCancelled(PybuildError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,13 +85,21 @@ DEFAULT_TLS = TlsOptions()
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """`size` bytes that are sent while `pieces` gives them; once more for each request."""
+
+    size: int
+    pieces: Callable[[], Generator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request; headers may hold secrets, so they stay out of the repr."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes | None = field(default=None, repr=False)
+    body: bytes | Body | None = field(default=None, repr=False)
     tls: TlsOptions = DEFAULT_TLS
     connect_timeout: float | None = None
 

@@ -11,8 +11,8 @@ import ssl
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from pybuild.errors import UsageError
 from pybuild.oci.http import (
     Activity,
+    Body,
     Request,
     RequestFailed,
     TlsOptions,
@@ -33,6 +34,9 @@ from pybuild.oci.http import (
     shown,
     split_url,
 )
+
+# A registry answers an upload once it has stored, and perhaps hashed, all of it.
+_STORING_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +146,11 @@ class Urllib3Transport:
 
     def send(self, request: Request, activity: Activity) -> Urllib3Response:
         """Send `request`, wait for the answer's head. As :class:`pybuild.oci.http.Transport`."""
+        read = self._read_timeout
+        if isinstance(request.body, Body):
+            read = max(read, _STORING_SECONDS)
         timeout = urllib3.Timeout(
-            connect=request.connect_timeout or self._connect_timeout, read=self._read_timeout
+            connect=request.connect_timeout or self._connect_timeout, read=read
         )
         interrupt = _Interrupt()
         with ExitStack() as stack, _translated(request.url, activity):
@@ -151,20 +158,31 @@ class Urllib3Transport:
             stack.enter_context(activity.on_cancel(interrupt.trigger))
             token = _interrupt.set(interrupt)
             try:
-                raw = self._pool(request).request(
-                    request.method,
-                    request.url,
-                    body=request.body,
-                    headers={"Accept-Encoding": "identity", **request.headers},
-                    timeout=timeout,
-                    retries=False,
-                    redirect=False,
-                    preload_content=False,
-                    decode_content=False,
-                )
+                raw = self._request(request, timeout)
             finally:
                 _interrupt.reset(token)
             return Urllib3Response(raw, request.url, activity, stack.pop_all())
+
+    def _request(self, request: Request, timeout: urllib3.Timeout) -> urllib3.BaseHTTPResponse:
+        headers = {"Accept-Encoding": "identity", **request.headers}
+        body: bytes | Generator[bytes] | None
+        with ExitStack() as stack:
+            if isinstance(request.body, Body):
+                headers["Content-Length"] = str(request.body.size)
+                body = stack.enter_context(closing(request.body.pieces()))
+            else:
+                body = request.body
+            return self._pool(request).request(
+                request.method,
+                request.url,
+                body=body,
+                headers=headers,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
 
     def close(self) -> None:
         """Close all connections. Idempotent."""

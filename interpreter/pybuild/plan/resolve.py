@@ -74,21 +74,21 @@ def reference_of(name: str) -> Reference:
 
 def resolve_stages(
     graph: StageGraph,
-    target: Stage,
+    targets: Sequence[Stage],
     default_platform: Platform,
     resolve: Resolve,
     *,
     escape: str,
     executor: Executor | None,
 ) -> Resolved:
-    """Resolve every image that `target` needs and add the triggers to the stages.
+    """Resolve every image that the `targets` need and add the triggers to the stages.
 
     Each reference is asked for once per platform. Triggers may need more stages and images,
     so this goes round until nothing is new.
     """
     search = _Search(graph, default_platform, resolve, escape=escape, executor=executor)
     refuse_cycles(graph, search.file_edges(), search.blame)
-    needed = search.complete(target)
+    needed = search.complete(targets)
     refuse_cycles(graph, {i: search.edges[i] for i in needed}, search.blame)
     search.refuse_forward(needed)
     stages = tuple(graph.stages[i] for i in sorted(needed))
@@ -131,13 +131,13 @@ class _Search:
         """The edges of COPY and RUN alone."""
         return {index: list(found) for index, found in self.edges.items() if found}
 
-    def complete(self, target: Stage) -> set[int]:
+    def complete(self, targets: Sequence[Stage]) -> set[int]:
         """Resolve, trigger, look again; the stages that are needed in the end."""
         for stage in self.graph.stages:
             if isinstance(stage.origin, StageOrigin):
                 self.edges[stage.index].append(stage.origin.index)
         while True:
-            needed = reachable(target.index, self.edges)
+            needed = reachable([target.index for target in targets], self.edges)
             self._resolve_images(needed)
             fresh = sorted(needed - self._triggered)
             if not fresh:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from pybuild.dockerfile.arguments import suggestion
 from pybuild.dockerfile.instructions import Copy, Dockerfile, From, Instruction, Run
 from pybuild.dockerfile.mounts import parse_mount
 from pybuild.dockerfile.words import expand_word
@@ -195,10 +196,10 @@ def origin_of(name: str, contexts: Mapping[str, str], platform: Platform) -> Ori
     return ImageOrigin(name) if context is None else ContextOrigin(context)
 
 
-def reachable(start: int, edges: Mapping[int, Sequence[int]]) -> set[int]:
-    """The stages that `start` needs, itself included."""
+def reachable(starts: Iterable[int], edges: Mapping[int, Sequence[int]]) -> set[int]:
+    """The stages that `starts` need, themselves included."""
     found: set[int] = set()
-    waiting = [start]
+    waiting = list(starts)
     while waiting:
         index = waiting.pop()
         if index not in found:
@@ -266,13 +267,15 @@ def _split(dockerfile: Dockerfile) -> Iterator[tuple[From, tuple[Instruction, ..
 def _platform(head: From, variables: Mapping[str, str], escape: str) -> Platform | None:
     if not head.platform:
         return None
-    text = expand(head.platform, variables, escape)
-    if not text:
-        raise DockerfileError(f"empty platform value from expression {head.platform}")
+    expansion = expand_word(head.platform, variables, escape)
+    slips = (suggestion(name, variables) for name in sorted(expansion.unmatched)[:_MOST_NAMED])
+    slip = next(filter(None, slips), None)
+    if not expansion.text:
+        raise DockerfileError(f"empty platform value from expression {head.platform}", hint=slip)
     try:
-        return parse_platform(text)
+        return parse_platform(expansion.text)
     except UsageError as error:
-        raise DockerfileError(error.message, hint=error.hint) from error
+        raise DockerfileError(error.message, hint=slip or error.hint) from error
 
 
 def _check_constant(name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,14 @@ _HEAD = 512
 class Inputs:
     """What a build reads. ``name`` is the Dockerfile's for messages.
 
-    ``context`` is what `.dockerignore` leaves of the build context.
+    ``context`` is what `.dockerignore` leaves of the build context; ``excluded`` tells whether
+    it leaves nothing of a source of COPY.
     """
 
     name: str
     dockerfile: bytes
     context: Tree
+    excluded: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,11 @@ def read_inputs(
             tree = stack.enter_context(open_context_tar(stream))
             text = _find_in_tree(tree, dockerfile, "the tar archive")
         ignore = text.ignore if text.ignore is not None else read_file(tree, _IGNORE_FILE)
-        if ignore is not None:
-            tree = tree.ignoring(IgnoreMatcher(read_patterns(ignore)))
-        yield Inputs(text.name, text.data, tree)
+        if ignore is None:
+            yield Inputs(text.name, text.data, tree)
+        else:
+            matcher = IgnoreMatcher(read_patterns(ignore))
+            yield Inputs(text.name, text.data, tree.ignoring(matcher), matcher.excludes_source)
 
 
 def read_limited(stream: BinaryIO, what: str) -> bytes:

@@ -203,8 +203,9 @@ class StageRunner:
                 activity.cached = made is not None
                 if made is None:
                     made = perform(prepared, layer, key or None, activity, self._newest())
-            now = datetime.now(UTC)
-            return _Done(step, made, activity.seconds, activity.cached, now), key
+            # a step that isn't run again happened when it was run
+            ended = (made.made if made is not None else None) or datetime.now(UTC)
+            return _Done(step, made, activity.seconds, activity.cached, ended), key
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source) -> SourceFiles:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 
 from pybuild.backend import Backend, BaseImage, Capability, ImageSpec, PullPolicy
-from pybuild.errors import BuildCancelled, ImageError, ImageNotFound
+from pybuild.errors import BuildCancelled, ImageError, ImageNotFound, UnsupportedByBackend
 from pybuild.files.trees import walk
 from pybuild.oci.compression import Compression, Packing
 from pybuild.oci.descriptor import DOCKER_LAYER_TAR, DOCKER_MANIFEST, is_digest
 from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
 from pybuild.oci.layerindex import Kind
+from pybuild.oci.layertar import write_layer
 from pybuild.oci.manifest import parse_manifest
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
@@ -186,6 +188,27 @@ class ImageSuite(SuiteBase):
         found = _resolve(bench, "localhost/plain:1")
         assert [x.blob.digest for x in found.layers] == [layers[0].diff_id]
 
+    def test_an_image_made_elsewhere_is_stored_and_built_upon(self, bench: Workbench) -> None:
+        parts: list[bytes] = []
+        layer = write_layer([folder(b"d"), file(b"d/a", b"from elsewhere")], parts.append).diff
+        config = ImageConfig(
+            bench.backend.platforms[0],
+            history=(HistoryEntry("COPY a /d/a"),),
+            diff_ids=(layer.diff_id,),
+        )
+        spec = ImageSpec(config, (layer,), (parse_reference("localhost/elsewhere:1"),))
+        blob = b"".join(parts)
+        for _ in range(2):
+            try:
+                image = bench.backend.load_image(spec, lambda _: BytesIO(blob), bench.activity)
+            except UnsupportedByBackend:
+                pytest.skip("inherent: the backend takes no images from elsewhere")
+            assert image.manifest.digest == spec.documents().manifest.digest
+            validate(bench.backend, image)
+        found = _resolve(bench, "localhost/elsewhere:1")
+        below = bench.hold(bench.backend.checkout(found, bench.activity))
+        assert content(bench.put(below, file(b"d/b", b"")), b"d/a") == b"from elsewhere"
+
     def test_the_config_comes_back_as_it_was(self, bench: Workbench) -> None:
         top = bench.put(bench.scratch(), file(b"a", b"x"))
         config = ImageConfig(  # noqa: S604  (a value, no process)
@@ -241,6 +264,8 @@ class ImageSuite(SuiteBase):
         assert found is not None
         bench.hold(found)
         assert (found.diff, found.diffs) == (made.diff, made.diffs)
+        assert found.made is not None
+        assert found.made == made.made
         made.release()
         assert content(bench.put(found, file(b"b", b"")), b"a") == b"cached"
 

@@ -101,6 +101,7 @@ class LendingSuite(SuiteBase):
     def test_a_cache_has_the_given_owner_and_mode(
         self, bench: Workbench, cache: CacheMount
     ) -> None:
+        needs(bench.backend, Capability.FILE_OWNERS)
         owned = replace(cache, mode=0o750, uid=77, gid=78)
         ran = bench.run(
             bench.base(), "stat -c '%u %g %a' /c; touch /c/x", [owned], user=User(77, 78)
@@ -171,6 +172,7 @@ class LendingSuite(SuiteBase):
     def test_a_secret_is_in_memory_with_the_given_owner_and_mode(
         self, bench: Workbench, secret: SecretMount
     ) -> None:
+        needs(bench.backend, Capability.FILE_OWNERS)
         owned = replace(secret, target="/s", mode=0o440, uid=77, gid=78)
         script = "stat -c '%u %g %a' /s; grep ' /s ' /proc/mounts"
         stat, mount = bench.run(bench.base(), script, [owned]).out.splitlines()
@@ -235,6 +237,7 @@ class LendingSuite(SuiteBase):
     def test_an_agents_socket_has_the_given_owner_and_mode(
         self, bench: Workbench, agent: Path
     ) -> None:
+        needs(bench.backend, Capability.FILE_OWNERS)
         mount = SshMount("/a", agent, 0o620, 77, 78)
         ran = bench.run(bench.base(), "stat -c '%u %g %a' /a", [mount])
         assert ran.out == "77 78 620\n"
