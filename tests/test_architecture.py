@@ -24,17 +24,20 @@ LAYERS = {
     "imagestore": {"errors", "oci"},
     "secrets": set[str](),
     "lendingflags": {"errors"},
-    "lentvalues": {"errors", "lendingflags", "secrets"},
+    "lentvalues": {"errors", "lendingflags"},
     "backend": {"errors", "oci", "files", "imagestore"},
-    "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
+    "remotes": {"errors", "oci", "files", "secrets", "remotes"},
+    "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
     "cacheslots": {"backend"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run", "secrets"},
+    "run": {
+        *("errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run", "secrets"),
+    },
 }
 LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},
-    "diagnostics": {"errors", "run"},
+    "diagnostics": {"errors", "remotes", "run"},
     "api": BELOW_API,
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "api"},
@@ -66,9 +69,10 @@ LAYERS |= {
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 
-# Imports for annotations alone, where a module above is named: (module, imported).
+# Imports for annotations alone, of a module above or a heavy one: (module, imported).
 FOR_TYPES_ONLY = {
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
+    ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
 }
 
 # Imported in functions, or in modules that are only imported in functions.

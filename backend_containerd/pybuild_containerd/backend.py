@@ -23,6 +23,7 @@ from pybuild.backend import (
 )
 from pybuild.errors import ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
+from pybuild.files.layout import LayoutImage
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.blobs import Blob
 from pybuild.oci.compression import Packing
@@ -183,6 +184,18 @@ class ContainerdBackend(Backend):
                 "tell the image's author to correct its config",
             )
         return found
+
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        blobs = {layer.blob.digest: layer.blob for layer in image.layers}
+        for digest, blob in blobs.items():
+            if self._has(digest):
+                continue
+            with self._content.writer(total=blob.size, activity=activity) as writer:
+                image.layout.copy(blob, writer.write, activity)
+                writer.commit(digest, blob.size)
+            with self._lock:
+                self._kept.add(digest)
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
 
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:

@@ -39,6 +39,7 @@ from pybuild.errors import (
     DockerfileSyntaxError,
     ExpansionError,
     ExportFailed,
+    FetchFailed,
     ImageError,
     ImageNotFound,
     InvalidImage,
@@ -56,6 +57,7 @@ from pybuild.errors import (
 )
 from pybuild.oci.platform import Platform
 from pybuild.plan.outline import Outline, OutlineArg, OutlineMount
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import (
     BuildFinished,
@@ -91,6 +93,7 @@ __all__ = [
     "Event",
     "ExpansionError",
     "ExportFailed",
+    "FetchFailed",
     "HostEntry",
     "ImageError",
     "ImageNotFound",
@@ -109,6 +112,7 @@ __all__ = [
     "PullPolicy",
     "PybuildError",
     "RegistryError",
+    "RemoteOptions",
     "Reporter",
     "RunFailed",
     "Secret",

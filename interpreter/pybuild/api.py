@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +45,7 @@ from pybuild.export.exporting import (
     image_name,
 )
 from pybuild.export.outputs import ImageOutput, Output, parse_output
+from pybuild.files.layout import open_layout
 from pybuild.files.trees import Tree
 from pybuild.lendingflags import parse_entitlements
 from pybuild.oci.image_config import ImageConfig
@@ -51,7 +53,7 @@ from pybuild.oci.platform import Platform, host_platform, matches, parse_platfor
 from pybuild.oci.reference import Reference
 from pybuild.oci.registry import RegistryClient
 from pybuild.plan import make_plan
-from pybuild.plan.resolve import Resolve
+from pybuild.plan.resolve import ImageName, Resolve
 from pybuild.plan.steps import (
     ContextSource,
     Plan,
@@ -60,7 +62,10 @@ from pybuild.plan.steps import (
     RunStep,
     needs,
 )
+from pybuild.remotes.fetching import Remotes
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events, StepActivity
+from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, LintReported, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
@@ -97,6 +102,7 @@ def build(
     platform: str | Platform | Sequence[str] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     no_cache: bool = False,
+    no_cache_filter: Collection[str] = (),
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
     network: Network | str | None = None,
@@ -105,9 +111,11 @@ def build(
     ulimits: Sequence[Ulimit] = (),
     cgroup_parent: str | None = None,
     allow: Sequence[str] = (),
+    contexts: Mapping[str, ContextValue] | None = None,
     secrets: Mapping[str, Secret] | None = None,
     ssh: Mapping[str, Sequence[str | Path]] | None = None,
     ca: bytes | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
@@ -118,17 +126,22 @@ def build(
     """Build an image, write it to its outputs, and return its digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
-    context), or None. `dockerfile` is a path, relative to the working directory, or the
-    text itself; by default ``Dockerfile``, else ``Containerfile``, of the context. In a tar
-    archive the path is one inside it.
+    context), the URL of a git repository, of an archive or of a Dockerfile, or None.
+    `dockerfile` is a path, relative to the working directory, or the text itself; by default
+    ``Dockerfile``, else ``Containerfile``, of the context. In an archive or a repository the
+    path is one inside it. `contexts` are named contexts: what stands in for the
+    images and stages of these names, in the forms of ``--build-context`` or as a tree.
+    The stages named in `no_cache_filter` run again although their results may be kept.
+    `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
+    says how, fetches sources on the network.
 
     `backend` is a name or an open backend, which stays open; `backend_options` go to the one
     opened by name. `shm_size` is in bytes. `allow` are entitlements: ``network.host``,
     ``security.insecure``, ``device``, ``device=NAME``. `ssh` has for each id the socket of an
     agent, or files with private keys. `ca` are certificates, as PEM, that every RUN trusts.
     Of `secrets`, `ssh` and `ca` nothing gets into the image or a cache key. `created`, a time
-    or seconds since 1970, replaces every clock in the image; the build arg SOURCE_DATE_EPOCH does the same. `reporter` gets
-    events from one thread at a time. `cancel` may be cancelled from any thread.
+    or seconds since 1970, replaces every clock in the image; the build arg SOURCE_DATE_EPOCH
+    does the same. `reporter` gets events from one thread at a time. `cancel` may be cancelled from any thread.
 
     `outputs` are values of `pybuild.export.outputs` or what ``docker build --output`` takes;
     without any, the image goes into the backend's store. `registry` pushes and stays open;
@@ -140,13 +153,14 @@ def build(
     args = dict(build_args or {})
     names = tuple(map(image_name, tags))
     wanted_outputs = _outputs(outputs, names)
-    run = _run_defaults(network, add_hosts, shm_size, ulimits, cgroup=cgroup_parent, allow=allow)
     wanted, policy = one_platform(platform), pull_policy(pull)
     fixed_time = _fixed_time(created, args)
     cancel, events = cancel or CancelToken(), Events(reporter)
     with ExitStack() as stack:
         stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
+        load = partial(load_inputs, stack=stack, events=events, cancel=cancel)
+        inputs = load(context, dockerfile, args, fetched, files)
         lint = stack.enter_context(_reported(inputs, args, events))
         parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         if not isinstance(backend, Backend):
@@ -158,7 +172,8 @@ def build(
             target=target,
             build_args=args,
             labels=dict(labels or {}),
-            run=run,
+            run=_run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
+            contexts=named_contexts(contexts or {}),
         )
         lookup = _looked_up(backend, policy)
         plan = _plan(
@@ -166,12 +181,15 @@ def build(
         )
         _check_supported(plan, backend)
         _report_warnings(plan, backend, events)
+        opened = Contexts(inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
-            context=_open_context(plan, inputs, events, cancel),
+            contexts=_open_contexts(plan, opened, events, cancel),
+            remotes=fetched,
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
+            fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
         stop = CancelToken()
         runner = StageRunner(plan, backend, events, stop, settings)
@@ -251,6 +269,9 @@ def plan_build(
     ulimits: Sequence[Ulimit] = (),
     cgroup_parent: str | None = None,
     allow: Sequence[str] = (),
+    contexts: Mapping[str, ContextValue] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
 ) -> PlannedBuild:
@@ -265,7 +286,9 @@ def plan_build(
     events = Events(reporter)
     with ExitStack() as stack:
         stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
+        load = partial(load_inputs, stack=stack, events=events, cancel=cancel)
+        inputs = load(context, dockerfile, args, fetched, files)
         lint = stack.enter_context(_reported(inputs, args, events))
         parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
@@ -275,9 +298,8 @@ def plan_build(
             target=target,
             build_args=args,
             labels=dict(labels or {}),
-            run=_run_defaults(
-                network, add_hosts, shm_size, ulimits, cgroup=cgroup_parent, allow=allow
-            ),
+            run=_run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
+            contexts=named_contexts(contexts or {}),
         )
         lookup = LazyLookup(backend, backend_options, policy, stack, events)
         plan = _plan(parsed, request, lookup, lint, events=events, cancel=cancel)
@@ -286,13 +308,18 @@ def plan_build(
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
 
-Lookup = Callable[[Reference, Platform, StepActivity], BaseImage]
+Lookup = Callable[[ImageName, Platform, StepActivity], BaseImage]
 
 
 def _looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
-    return lambda reference, platform, activity: backend.resolve(
-        reference, platform, policy, activity
-    )
+    def look_up(name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
+        if isinstance(name, Reference):
+            return backend.resolve(name, platform, policy, activity)
+        with open_layout(name.path) as layout:
+            image = layout.find(platform, tag=name.tag, digest=name.digest)
+            return backend.import_image(image, activity)
+
+    return look_up
 
 
 class LazyLookup:
@@ -315,15 +342,17 @@ class LazyLookup:
         self._events = events
         self._lock = threading.Lock()
 
-    def __call__(
-        self, reference: Reference, platform: Platform, activity: StepActivity
-    ) -> BaseImage:
+    def __call__(self, name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
+        if not isinstance(name, Reference):
+            with open_layout(name.path) as layout:
+                image = layout.find(platform, tag=name.tag, digest=name.digest)
+            return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
         with self._lock:
             self._open()
             if self._backend is None:
-                self.unresolved[reference] = None
-                return BaseImage(reference, "", ImageConfig(platform), ())
-        return self._backend.resolve(reference, platform, self._policy, activity)
+                self.unresolved[name] = None
+                return BaseImage(name, "", ImageConfig(platform), ())
+        return self._backend.resolve(name, platform, self._policy, activity)
 
     def _open(self) -> None:
         if self._backend is not None or self._name is None:
@@ -361,11 +390,11 @@ def resolving(
     """How to resolve base images, each a unit of work, and threads to look them up at once."""
     stop = CancelToken()
 
-    def resolve(reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
-        title = f"[internal] load metadata for {reference}"
+    def resolve(name: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
+        title = f"[internal] load metadata for {name}"
         with events.unit(title, stop, where=where) as activity:
             activity.raise_if_cancelled()
-            return lookup(reference, platform, activity)
+            return lookup(name, platform, activity)
 
     with cancel.on_cancel(stop.cancel), workers(max_workers) as executor:
         try:
@@ -379,6 +408,8 @@ def resolving(
 def load_inputs(
     context: Context,
     dockerfile: DockerfileSource,
+    build_args: Mapping[str, str],
+    remotes: Remotes,
     files: dict[str, bytes],
     *,
     stack: ExitStack,
@@ -386,8 +417,12 @@ def load_inputs(
     cancel: CancelToken,
 ) -> Inputs:
     cancel.raise_if_cancelled()
-    with events.unit("[internal] load build definition from Dockerfile", cancel):
-        inputs = stack.enter_context(read_inputs(context, dockerfile))
+    keep = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in {"1", "t", "true"}
+    title = "[internal] load build definition from Dockerfile"
+    with events.unit(title, cancel) as activity:
+        inputs = stack.enter_context(
+            read_inputs(context, dockerfile, remotes, activity, keep_git_dir=keep)
+        )
     files[inputs.name] = inputs.dockerfile
     return inputs
 
@@ -410,16 +445,26 @@ def _lend(
     return Lent(secrets, stack.enter_context(open_agents(wanted)), ca)
 
 
-def _open_context(plan: Plan, inputs: Inputs, events: Events, cancel: CancelToken) -> Tree | None:
-    """The context's files, if any step reads them."""
+def _open_contexts(
+    plan: Plan, contexts: Contexts, events: Events, cancel: CancelToken
+) -> dict[str | None, Tree]:
+    """The files of the contexts that any step reads."""
     steps = [step for stage in plan.stages for step in stage.steps]
-    if not any(isinstance(source, ContextSource) for step in steps for source in sources(step)):
-        return None
-    with events.unit("[internal] load build context", cancel) as activity:
-        activity.raise_if_cancelled()
-        # Reads the first folder, so that a context that can't be read fails here.
-        inputs.context.children(b"")
-    return inputs.context
+    used = {
+        source.name
+        for step in steps
+        for source in sources(step)
+        if isinstance(source, ContextSource)
+    }
+    found: dict[str | None, Tree] = {}
+    for name in sorted(used, key=lambda name: name or ""):
+        title = f"[context {name}] load" if name else "[internal] load build context"
+        with events.unit(title, cancel) as activity:
+            activity.raise_if_cancelled()
+            found[name] = contexts.open(name, activity)
+            # Reads the first folder, so that a context that can't be read fails here.
+            found[name].children(b"")
+    return found
 
 
 def _check_supported(plan: Plan, backend: Backend) -> None:
@@ -508,12 +553,11 @@ def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
         raise UsageError(f'the pull policy "{pull}" is not missing, always or never') from None
 
 
-def _run_defaults(
+def _run_defaults(  # noqa: PLR0917 - what the command line says of RUN, in its order
     network: Network | str | None,
     hosts: Sequence[HostEntry],
     shm_size: int | None,
     ulimits: Sequence[Ulimit],
-    *,
     cgroup: str | None,
     allow: Sequence[str],
 ) -> RunDefaults:

@@ -16,10 +16,8 @@ from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
 from pybuild.export.outputs import Output, parse_output
 from pybuild.lendingflags import (
-    SecretOption,
     SshOption,
     parse_entitlements,
-    parse_secret,
     parse_ssh,
 )
 
@@ -30,11 +28,9 @@ RUNNERS = ("auto", "sandbox", "task")
 
 _LATER = {
     "--attest": "attestations",
-    "--build-context": "named contexts",
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
-    "--no-cache-filter": "cache filters",
     "--policy": "policies",
     "--provenance": "provenance",
     "--resource": "resource limits",
@@ -83,6 +79,15 @@ class BackendArguments:
     debug: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SecretArgument:
+    """Where a secret is: in the file `path`, or in the variable `env` of the environment."""
+
+    id: str
+    path: str | None = None
+    env: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorArguments(BackendArguments):
     """``pybuild doctor``."""
@@ -101,7 +106,10 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildArguments(BackendArguments):
-    """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input."""
+    """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input.
+
+    ``build_arg_files`` are paths of files with more build args, which ``build_args`` override.
+    """
 
     context: str
     file: str | None
@@ -119,12 +127,16 @@ class BuildArguments(BackendArguments):
     ulimits: tuple[Ulimit, ...]
     cgroup_parent: str | None
     allow: tuple[str, ...]
-    secrets: tuple[SecretOption, ...]
     ssh: tuple[SshOption, ...]
     ca: tuple[str, ...]
     outputs: tuple[Output, ...]
     push: bool
     load: bool
+    contexts: Mapping[str, str]
+    secrets: tuple[SecretArgument, ...]
+    public_only: bool
+    build_arg_files: tuple[str, ...]
+    no_cache_filter: tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -192,12 +204,18 @@ def parse_arguments(
         ulimits=tuple(map(parse_ulimit, found.ulimit)),
         cgroup_parent=found.cgroup_parent,
         allow=tuple(sorted(parse_entitlements(found.allow))),
-        secrets=tuple(map(parse_secret, found.secret)),
         ssh=tuple(map(parse_ssh, found.ssh)),
         ca=tuple(found.ca),
         outputs=tuple(map(parse_output, found.output)),
         push=found.push,
         load=found.load,
+        contexts=dict(_named_context(text) for text in found.build_context),
+        secrets=tuple(parse_secret(text, environ) for text in found.secret),
+        public_only=found.public_only,
+        build_arg_files=tuple(found.build_arg_file),
+        no_cache_filter=tuple(
+            name for text in found.no_cache_filter for name in text.split(",") if name
+        ),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -227,6 +245,35 @@ def _with_epoch(
     """The build args with SOURCE_DATE_EPOCH: the flag's, else one given, else the environment's."""
     found = flag or build_args.get("SOURCE_DATE_EPOCH") or environ.get("SOURCE_DATE_EPOCH")
     return build_args | ({"SOURCE_DATE_EPOCH": found} if found else {})
+
+
+def parse_build_arg_file(text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Lines as :func:`parse_build_args` takes them; empty ones and those from ``#`` on don't count."""
+    lines = [line.strip("\r") for line in text.split("\n")]
+    return parse_build_args([x for x in lines if x.strip() and not x.startswith("#")], environ)
+
+
+def parse_secret(text: str, environ: Mapping[str, str]) -> SecretArgument:
+    """``[type=file|env,]id=NAME[,src=PATH|,env=VARIABLE]``; NAME alone is a variable or a file."""
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        name = {"source": "src"}.get(name.lower(), name.lower())
+        if not equals or name not in {"type", "id", "src", "env"} or name in fields:
+            raise UsageError(
+                f'--secret "{name}" isn\'t understood',
+                hint="write id=NAME,src=PATH or id=NAME,env=VARIABLE",
+            )
+        fields[name] = value
+    ident, kind = fields.get("id", ""), fields.get("type", "")
+    path, variable = fields.get("src"), fields.get("env")
+    if not ident or kind not in {"", "file", "env"} or (path and variable):
+        raise UsageError("--secret needs an id, and either src or env")
+    if kind == "env" and not variable:
+        return SecretArgument(ident, env=path or ident)
+    if path or variable:
+        return SecretArgument(ident, path or None, variable or None)
+    return SecretArgument(ident, env=ident) if ident in environ else SecretArgument(ident, ident)
 
 
 def parse_host(text: str) -> HostEntry:
@@ -365,6 +412,15 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+def _named_context(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise UsageError(
+            f'--build-context "{text}" is not NAME=VALUE', hint="the value is a folder, say"
+        )
+    return name, value
+
+
 def _annotation(text: str) -> tuple[str, str]:
     """``[manifest:]key=value``: only the manifest can be annotated as long as there is no index."""
     if "=" not in text:
@@ -428,8 +484,8 @@ def _build_parser(version: str) -> _Parser:
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...",
-        "Build an image from a Dockerfile. CONTEXT is a folder, or - for a tar archive or a "
-        "Dockerfile on standard input.",
+        "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
+        "Dockerfile on standard input, or the URL of a git repository or a tar archive.",
     )
     parser.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
     _add_input(parser)
@@ -463,6 +519,28 @@ def _add_input(parser: _Parser) -> None:
         metavar="NAME[=VALUE]",
         help="value of an ARG; without one, the environment's",
     )
+    add(
+        "--build-context",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what stands in for the image or stage NAME: a folder, an URL, docker-image://NAME, "
+        "oci-layout://PATH[:TAG][@DIGEST] or target:STAGE",
+    )
+    add(
+        "--build-arg-file",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file with a build arg in each line",
+    )
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID,src=PATH",
+        help="secret from a file, or with env=NAME from the environment",
+    )
     add("--target", metavar="STAGE", help="build this stage instead of the last one")
     add("--platform", action="append", default=[], metavar="OS/ARCH", help="as linux/arm64")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
@@ -484,6 +562,18 @@ def _add_run(parser: _Parser) -> None:
         help="missing (the default), always or never; alone, always",
     )
     add("--no-cache", default="false", help="use no result of earlier builds")
+    add(
+        "--no-cache-filter",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run all steps of this stage again",
+    )
+    add(
+        "--public-only",
+        action="store_true",
+        help="fetch ADD's sources and contexts from public addresses alone",
+    )
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(
         "--add-host",
@@ -500,7 +590,6 @@ def _add_run(parser: _Parser) -> None:
 def _add_lending(parser: _Parser) -> None:
     add = parser.add_argument_group("what steps may use").add_argument
     for flag, value, text in (
-        ("--secret", "id=ID,src=FILE", "for RUN --mount=type=secret; or id=ID,env=VARIABLE"),
         ("--ssh", "ID[=PATH]", "for --mount=type=ssh: default, or a socket, or keys with commas"),
         ("--allow", "NAME", "network.host, security.insecure, device or device=NAME"),
         ("--ca", "FILE", "certificates that RUN trusts; host for this machine's"),

@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 from pybuild.errors import UnsupportedByBackend
+from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
@@ -404,6 +405,14 @@ class Backend(ABC):
         """Find the image and its config. Layers may be fetched later.
 
         Raises ImageNotFound, PlatformMismatch, RegistryError, InvalidImage.
+        """
+
+    @abstractmethod
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        """Have the layers of an image in a layout as if it had been pulled, under no name.
+
+        Its reference finds nothing afterwards; it is kept as long as this build, and as the
+        images made from it. Raises InvalidImage for blobs that aren't what they should be.
         """
 
     @abstractmethod

@@ -29,9 +29,13 @@ from pybuild.oci.platform import Platform, host_platform
 from pybuild.plan import make_plan
 from pybuild.plan.outline import Outline, make_outline
 from pybuild.plan.steps import PlanRequest
+from pybuild.remotes.fetching import Remotes
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events
+from pybuild.run.contexts import ContextValue, named_contexts
 from pybuild.run.events import Reporter
 from pybuild.run.inputs import Inputs
+from pybuild.secrets import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,9 @@ def check(
     target: str | None = None,
     platform: str | Platform | Sequence[str] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
+    contexts: Mapping[str, ContextValue] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
 ) -> CheckResult:
@@ -86,10 +93,11 @@ def check(
     """
     args = dict(build_args or {})
     cancel = cancel or CancelToken()
-    with _reading(context, dockerfile, Events(reporter), cancel) as reading:
+    fetched = Remotes(remotes, secrets or {})
+    with _reading(context, dockerfile, fetched, Events(reporter), cancel) as reading:
         inputs = reading.inputs
         lint = Lint(args.get(CHECK_ARG), inputs.excluded)
-        request = _request(backend, platform, target, args)
+        request = _request(backend, platform, target, args, contexts)
         lookup = reading.lookup(backend, backend_options, pull)
         error: PybuildError | None = None
         try:
@@ -117,6 +125,9 @@ def outline(
     target: str | None = None,
     platform: str | Platform | Sequence[str] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
+    contexts: Mapping[str, ContextValue] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
 ) -> OutlineResult:
@@ -127,10 +138,11 @@ def outline(
     """
     args = dict(build_args or {})
     cancel = cancel or CancelToken()
-    with _reading(context, dockerfile, Events(reporter), cancel) as reading:
+    fetched = Remotes(remotes, secrets or {})
+    with _reading(context, dockerfile, fetched, Events(reporter), cancel) as reading:
         inputs = reading.inputs
         parsed = parse(inputs.dockerfile, inputs.name, syntax=args.get(SYNTAX_ARG))
-        request = _request(backend, platform, target, args)
+        request = _request(backend, platform, target, args, contexts)
         lookup = reading.lookup(backend, backend_options, pull)
         with resolving(lookup, reading.events, cancel) as (resolve, executor):
             found = make_outline(parsed, request, resolve, executor=executor)
@@ -142,13 +154,16 @@ def targets(
     *,
     dockerfile: DockerfileSource = None,
     build_args: Mapping[str, str] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     cancel: CancelToken | None = None,
 ) -> TargetsResult:
     """List the stages that can be built. No image is looked up.
 
     Of `build_args` only BUILDKIT_SYNTAX counts. Raises a :class:`~pybuild.errors.PybuildError`.
     """
-    with _reading(context, dockerfile, Events(None), cancel or CancelToken()) as reading:
+    fetched, cancel = Remotes(remotes, secrets or {}), cancel or CancelToken()
+    with _reading(context, dockerfile, fetched, Events(None), cancel) as reading:
         inputs = reading.inputs
         syntax = (build_args or {}).get(SYNTAX_ARG)
         parsed = parse(inputs.dockerfile, inputs.name, syntax=syntax)
@@ -174,11 +189,19 @@ class _Reading:
 
 @contextmanager
 def _reading(
-    context: Context, dockerfile: DockerfileSource, events: Events, cancel: CancelToken
+    context: Context,
+    dockerfile: DockerfileSource,
+    remotes: Remotes,
+    events: Events,
+    cancel: CancelToken,
 ) -> Iterator[_Reading]:
+    """Open the inputs; `remotes` are closed at the end."""
     with ExitStack() as stack:
         stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
+        stack.enter_context(remotes)
+        inputs = load_inputs(
+            context, dockerfile, {}, remotes, files, stack=stack, events=events, cancel=cancel
+        )
         yield _Reading(inputs, events, stack)
 
 
@@ -187,6 +210,13 @@ def _request(
     platform: str | Platform | Sequence[str] | None,
     target: str | None,
     build_args: dict[str, str],
+    contexts: Mapping[str, ContextValue] | None,
 ) -> PlanRequest:
     native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
-    return PlanRequest(one_platform(platform) or native, native, target, build_args)
+    return PlanRequest(
+        one_platform(platform) or native,
+        native,
+        target,
+        build_args,
+        contexts=named_contexts(contexts or {}),
+    )

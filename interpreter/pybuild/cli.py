@@ -34,6 +34,7 @@ from pybuild.arguments import (
     CallArguments,
     DoctorArguments,
     parse_arguments,
+    parse_build_arg_file,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
 from pybuild.checks import CheckResult, OutlineResult, TargetsResult, check, outline, targets
@@ -51,7 +52,7 @@ from pybuild.export.outputs import (
     RegistryOutput,
     TarOutput,
 )
-from pybuild.lentvalues import find_agents, read_certificates, read_secrets
+from pybuild.lentvalues import find_agents, read_certificates
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.hosts import load_hosts
 from pybuild.oci.manifest import descriptor_as_json
@@ -59,14 +60,17 @@ from pybuild.oci.platform import platform_as_json
 from pybuild.oci.registry import RegistryClient
 from pybuild.pipes import CancellableInput, CancellableOutput
 from pybuild.plan import describe_plan, plan_as_json
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
 from pybuild.run.progress.lint import short_text
 from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
+from pybuild.secrets import Secret
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
+_LARGEST_SECRET = 500 * 1024
 EXIT_CANCELLED = BuildCancelled.exit_code
 
 
@@ -143,11 +147,12 @@ def _build(arguments: BuildArguments) -> int:
             tags=arguments.tags,
             backend=_backend_name(arguments),
             backend_options=_backend_options(arguments),
-            build_args=arguments.build_args,
+            build_args=_build_args(arguments),
             target=arguments.target,
             platform=arguments.platforms,
             pull=arguments.pull,
             no_cache=arguments.no_cache,
+            no_cache_filter=arguments.no_cache_filter,
             labels=arguments.labels,
             annotations=arguments.annotations,
             network=arguments.network,
@@ -156,9 +161,11 @@ def _build(arguments: BuildArguments) -> int:
             ulimits=arguments.ulimits,
             cgroup_parent=arguments.cgroup_parent,
             allow=arguments.allow,
-            secrets=read_secrets(arguments.secrets, os.environ),
+            contexts=arguments.contexts,
+            secrets=_secrets(arguments),
             ssh=find_agents(arguments.ssh, os.environ),
             ca=read_certificates(arguments.ca),
+            remotes=_remote_options(arguments),
             reporter=reporter,
             cancel=cancel,
             outputs=outputs,
@@ -184,7 +191,7 @@ def _dry_run(arguments: BuildArguments) -> int:
             dockerfile=dockerfile,
             backend=None if name == "none" else name,
             backend_options=_backend_options(arguments),
-            build_args=arguments.build_args,
+            build_args=_build_args(arguments),
             target=arguments.target,
             platform=arguments.platforms,
             pull=arguments.pull,
@@ -195,6 +202,9 @@ def _dry_run(arguments: BuildArguments) -> int:
             ulimits=arguments.ulimits,
             cgroup_parent=arguments.cgroup_parent,
             allow=arguments.allow,
+            contexts=arguments.contexts,
+            secrets=_secrets(arguments),
+            remotes=_remote_options(arguments),
             reporter=_Warnings(),
             cancel=cancel,
         )
@@ -385,6 +395,47 @@ def _registry(
     return stack.enter_context(RegistryClient(hosts, credentials, proxies=_proxies()))
 
 
+def _build_args(arguments: BuildArguments) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for path in arguments.build_arg_files:
+        text = _read(path, "the file of build args").decode("utf-8", "surrogateescape")
+        values |= parse_build_arg_file(text, os.environ)
+    return values | dict(arguments.build_args)
+
+
+def _secrets(arguments: BuildArguments) -> dict[str, Secret]:
+    found: dict[str, Secret] = {}
+    for secret in arguments.secrets:
+        if secret.path is not None:
+            value = _read(secret.path, f"the secret {secret.id}")
+        elif secret.env is None or secret.env not in os.environ:
+            raise UsageError(f"the secret {secret.id} is not in the environment")
+        else:
+            value = os.fsencode(os.environ[secret.env])
+        if len(value) > _LARGEST_SECRET:
+            raise UsageError(f"the secret {secret.id} has more than {_LARGEST_SECRET} bytes")
+        found[secret.id] = Secret(value)
+    return found
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        with Path(path).open("rb") as stream:
+            return read_limited(stream, what)
+    except OSError as error:
+        raise UsageError(f'can\'t read {what} "{path}": {error.strerror or error}') from error
+
+
+def _remote_options(arguments: BuildArguments) -> RemoteOptions:
+    environ = os.environ
+    return RemoteOptions(
+        proxies=_proxies(),
+        public_only=arguments.public_only,
+        search_path=environ.get("PATH"),
+        ssh_agent=environ.get("SSH_AUTH_SOCK"),
+    )
+
+
 def _docker_config(environ: Mapping[str, str]) -> str | None:
     folder = environ.get("DOCKER_CONFIG")
     try:
@@ -394,10 +445,16 @@ def _docker_config(environ: Mapping[str, str]) -> str | None:
     return str(path) if path.is_file() else None
 
 
-def _proxies() -> dict[str, str] | None:
-    from urllib.request import getproxies_environment  # noqa: PLC0415  (30 ms)
-
-    return getproxies_environment() or None
+def _proxies() -> dict[str, str]:
+    """As :func:`urllib.request.getproxies_environment`, whose module takes 30 ms to load."""
+    # lower case goes before upper; in a CGI program HTTP_PROXY is a client's header
+    names = sorted(
+        (name for name in os.environ if name.lower().endswith("_proxy")), key=str.islower
+    )
+    if "REQUEST_METHOD" in os.environ:
+        names = [name for name in names if name != "HTTP_PROXY"]
+    found = {name.lower().removesuffix("_proxy"): os.environ[name] for name in names}
+    return {kind: value for kind, value in found.items() if kind and value}
 
 
 def _cache_dir() -> str:

@@ -14,6 +14,7 @@
     │   ├── StageNotFound
     │   └── StageCycle
     ├── ContextError          exit 3    the build context
+    ├── FetchFailed           exit 3    a source on the network
     ├── ImageError            exit 3
     │   ├── ImageNotFound
     │   ├── InvalidImage
@@ -150,6 +151,12 @@ class StageCycle(DockerfileError):
 
 class ContextError(PybuildError):
     """The build context is missing, unreadable, or has no Dockerfile."""
+
+    exit_code = 3
+
+
+class FetchFailed(PybuildError):
+    """A file or repository on the network can't be fetched, or isn't what it should be."""
 
     exit_code = 3
 

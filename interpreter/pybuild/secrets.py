@@ -1,4 +1,4 @@
-"""A value that a build may use and must not keep."""
+"""Secret values that a caller passes into a build."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """What ``--secret`` gives: its bytes, which no text of it shows."""
+    """A secret's bytes; its repr doesn't show them."""
 
     value: bytes = field(repr=False)

@@ -10,6 +10,7 @@ import pybuild
 from pybuild.backends import open_backend
 from pybuild.errors import PybuildError, RunFailed
 from pybuild.export.outputs import OciOutput, RegistryOutput
+from pybuild.files.trees import Tree
 from pybuild.oci.platform import Platform
 from pybuild.oci.registry import RegistryClient
 from pybuild.run.events import BuildFinished, Event, StepLog
@@ -79,6 +80,16 @@ def build_to_several_outputs(archive: BinaryIO) -> list[str]:
         )
     assert_type(result.outputs, tuple[pybuild.OutputResult, ...])
     return [output.manifest.digest for output in result.outputs if output.manifest is not None]
+
+
+def build_with_sources_from_elsewhere(folder: Path, tree: Tree) -> None:
+    pybuild.build(
+        "https://host.example/repository.git#main:sub",
+        contexts={"src": folder, "base": "docker-image://busybox", "made": tree},
+        secrets={"GIT_AUTH_TOKEN": pybuild.Secret(b"token")},
+        remotes=pybuild.RemoteOptions(public_only=True),
+        no_cache_filter=["test"],
+    )
 
 
 def wrong_arguments(folder: Path) -> None:

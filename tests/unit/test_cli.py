@@ -20,9 +20,11 @@ from pybuild import __version__, cli
 from pybuild.arguments import (
     BuildArguments,
     CallArguments,
+    SecretArgument,
     parse_arguments,
     parse_build_args,
     parse_host,
+    parse_secret,
     parse_size,
     parse_ulimit,
 )
@@ -36,7 +38,8 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.export.outputs import LocalOutput, TarOutput
-from pybuild.lendingflags import SecretOption, SshOption
+from pybuild.lendingflags import SshOption
+from pybuild.secrets import Secret
 from pybuild.testkit.layouts import LayoutReader
 from pybuild.testkit.registry import Registry
 from pybuild.testkit.validate import validate
@@ -125,10 +128,12 @@ def test_every_option_is_read() -> None:
         "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--runner", "task",
         "--moby-labels", "--no-unpack",
-        "--hosts-dir", "/h", "--dry-run=json", "--call",
+        "--hosts-dir", "/h", "--build-context", "c=d=e", "--secret", "id=s,src=p", "--public-only",
+        "--build-arg-file", "af", "--no-cache-filter", "x,y", "--no-cache-filter=z",
+        "--dry-run=json", "--call",
         "lint,format=json,ignorestatus=1", "-D", "-o", "out", "--output", "type=tar,dest=t",
         "--push", "--load", "--cgroup-parent", "/g", "--allow", "security.insecure",
-        "--allow=network.host", "--secret", "id=s,src=f", "--ssh=default", "--ca", "host",
+        "--allow=network.host", "--ssh=default", "--ca", "host",
         "--ca=f", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
@@ -149,7 +154,6 @@ def test_every_option_is_read() -> None:
         ulimits=(Ulimit("nofile", 10, 20),),
         cgroup_parent="/g",
         allow=("network.host", "security.insecure"),
-        secrets=(SecretOption("s", file="f"),),
         ssh=(SshOption("default"),),
         ca=("host", "f"),
         outputs=(LocalOutput(dest="out"), TarOutput(dest="t")),
@@ -159,6 +163,11 @@ def test_every_option_is_read() -> None:
         metadata_file="m",
         quiet=True,
         progress="rawjson",
+        contexts={"c": "d=e"},
+        secrets=(SecretArgument("s", "p"),),
+        public_only=True,
+        build_arg_files=("af",),
+        no_cache_filter=("x", "y", "z"),
         dry_run="json",
         call=CallArguments("check", as_json=True, ignore_status=True),
         backend="memory",
@@ -218,7 +227,11 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--label", "=x", "."], "has no name"),
         (["--annotation", "x", "."], "is not KEY=VALUE"),
         (["--annotation", "index:x=y", "."], "not supported yet"),
-        (["--secret", "x", "."], "is not id=, src=, env= or type="),
+        (["--secret", "x", "."], "isn't understood"),
+        (["--secret", "src=x", "."], "needs an id"),
+        (["--secret", "id=x,src=y,env=z", "."], "either src or env"),
+        (["--secret", "id=x,type=other", "."], "needs an id"),
+        (["--build-context", "x", "."], "is not NAME=VALUE"),
         (["--ssh==x", "."], "is not default, ID=SOCKET"),
         (["--allow", "all", "."], "no such entitlement"),
         (["-o", "type=local", "."], "type=local needs dest"),
@@ -800,9 +813,9 @@ def test_help_fits_a_reader_in_a_hurry() -> None:
     done = run("--help")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert len(lines) < 80
+    assert len(lines) < 100
     assert max(map(len, lines)) <= 100
-    assert "--sbom" not in done.stdout
+    assert "--cache-to" not in done.stdout
     for flag in ("--file", "--tag", "--build-arg", "--dry-run", "--containerd-address"):
         assert flag in done.stdout
 
@@ -813,6 +826,66 @@ def test_version_is_printed() -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert version("pybuild-oci") == __version__
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("id=a,src=/p", SecretArgument("a", "/p")),
+        ("type=file,id=a,source=/p", SecretArgument("a", "/p")),
+        ("id=a,env=B", SecretArgument("a", None, "B")),
+        ("type=env,id=a,src=B", SecretArgument("a", None, "B")),
+        ("type=env,id=SET", SecretArgument("SET", None, "SET")),
+        ("id=SET", SecretArgument("SET", None, "SET")),
+        ("id=unset", SecretArgument("unset", "unset")),
+    ],
+)
+def test_a_secret_is_in_a_file_or_in_the_environment(text: str, expected: SecretArgument) -> None:
+    assert parse_secret(text, {"SET": "x"}) == expected
+
+
+def test_secrets_are_read_where_they_are(context: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xffbytes\n")
+    found = cli._secrets(parsed("--secret=id=a,src=file", "--secret=id=b,env=HOME", str(context)))
+    assert (found["a"], found["b"]) == (Secret(b"\xffbytes\n"), Secret(str(tmp_path).encode()))
+    assert "bytes" not in repr(found)
+    (tmp_path / "large").write_bytes(bytes(600_000))
+    for wrong in ("id=a,src=nowhere", "id=a,env=NOT_SET", "id=a,src=large"):
+        with pytest.raises(UsageError):
+            cli._secrets(parsed(f"--secret={wrong}", str(context)))
+
+
+def test_build_args_of_a_file_give_way_to_those_of_the_command_line(
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROM_OUTSIDE", "outside")
+    (tmp_path / "one").write_bytes(b"# A=0\r\nA=1\r\n\n  \nB= x y \nFROM_OUTSIDE\nNOT_SET\n")
+    (tmp_path / "two").write_text("A=2\nC=#3\n")
+    files = ("--build-arg-file=one", "--build-arg-file=two")
+    found = cli._build_args(parsed(*files, "--build-arg=C=4", str(context)))
+    assert found == {"A": "2", "B": " x y ", "FROM_OUTSIDE": "outside", "C": "4"}
+    (tmp_path / "one").write_text("=x\n")
+    with pytest.raises(UsageError):
+        cli._build_args(parsed(*files, str(context)))
+
+
+def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.request import getproxies_environment  # noqa: PLC0415  (what it is compared to)
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    given = {
+        "HTTP_PROXY": "http://a",
+        "http_proxy": "http://b",
+        "NO_PROXY": "c",
+        "Ftp_Proxy": "http://d",
+    }
+    for name, value in {**given, "https_proxy": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert cli._proxies() == getproxies_environment()
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.setenv("REQUEST_METHOD", "GET")
+    assert cli._proxies() == getproxies_environment() == {"no": "c", "ftp": "http://d"}
 
 
 def test_a_usage_error_exits_with_2_and_a_hint() -> None:
@@ -861,8 +934,7 @@ def test_secrets_come_from_files_and_the_environment(
     [
         (["--secret", "id=s,src=missing"], "missing"),
         (["--secret", "id=s,src=/"], "directory"),
-        (["--secret", "id=s,env=MISSING"], "there is no variable MISSING"),
-        (["--secret", "id=s,src=large"], "larger than"),
+        (["--secret", "id=s,env=MISSING"], "not in the environment"),
         (["--ssh", "default"], "SSH_AUTH_SOCK"),
         (["--ca", "nothing"], "nothing"),
         (["--ca", "file"], "no certificate"),
@@ -877,8 +949,6 @@ def test_what_cant_be_lent_is_told(
 ) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     Path("file").write_text("no PEM\n")
-    with Path("large").open("wb") as file:
-        file.truncate((16 << 20) + 1)
     assert cli.main([*words, str(lent)]) == 2
     assert said in capsys.readouterr().err
 

@@ -1,41 +1,13 @@
-"""--secret, --ssh and --allow as words."""
+"""--ssh and --allow as words."""
 
 import pytest
 
 from pybuild.errors import UsageError
 from pybuild.lendingflags import (
-    SecretOption,
     SshOption,
     parse_entitlements,
-    parse_secret,
     parse_ssh,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("id=a", SecretOption("a")),
-        ("id=a,src=b c", SecretOption("a", file="b c")),
-        ("source=b,id=a", SecretOption("a", file="b")),
-        ("type=file,id=a", SecretOption("a", file="a")),
-        ("id=a,env=B", SecretOption("a", variable="B")),
-        ("id=a,type=env", SecretOption("a", variable="a")),
-        ("id=a,type=env,src=B", SecretOption("a", variable="B")),
-        ("ID=a,SRC=b=c", SecretOption("a", file="b=c")),
-    ],
-)
-def test_a_secret_comes_from_a_file_or_a_variable(text: str, expected: SecretOption) -> None:
-    assert parse_secret(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "a", "id=", "src=a", "id=a,b=c", "id=a,src=b,env=C", "id=a,type=vault", "id=a,required"],
-)
-def test_other_secrets_are_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_secret(text)
 
 
 def test_an_agent_is_the_usual_one_a_socket_or_keys() -> None:

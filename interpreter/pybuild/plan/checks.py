@@ -48,10 +48,10 @@ from pybuild.dockerfile.words import Expansion, expand_word
 from pybuild.errors import ExpansionError, SourceRange, UsageError
 from pybuild.oci.platform import Platform, parse_platform
 from pybuild.oci.reference import parse_reference
-from pybuild.plan.copies import is_git, is_url
 from pybuild.plan.scope import expand, global_variables
 from pybuild.plan.state import StageState
 from pybuild.plan.steps import PlanRequest
+from pybuild.remotes.locations import is_git, is_url
 
 _SECRET = re.compile(
     r"(?:_|\A)(?:apikey|auth|credentials?|key|password|passwd|pword|secret|token)(?:_|\Z)",

@@ -31,12 +31,7 @@ from pybuild.dockerfile.instructions import (
     Workdir,
 )
 from pybuild.dockerfile.lint import Lint
-from pybuild.errors import (
-    DockerfileError,
-    SourceRange,
-    UnsupportedByBackend,
-    located,
-)
+from pybuild.errors import DockerfileError, SourceRange, located
 from pybuild.oci import image_config
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
@@ -61,6 +56,7 @@ from pybuild.plan.stages import (
 from pybuild.plan.state import Allowance, StageState
 from pybuild.plan.steps import (
     ContextSource,
+    CopyStep,
     ImageSource,
     Plan,
     PlannedHistory,
@@ -76,7 +72,6 @@ def make_plan(
     dockerfile: Dockerfile,
     request: PlanRequest,
     resolve: Resolve,
-    contexts: frozenset[str] = frozenset(),
     *,
     executor: Executor | None = None,
     lint: Lint | None = None,
@@ -84,9 +79,8 @@ def make_plan(
 ) -> Plan:
     """Plan the build of `request.target` and of all stages that it needs, or of `all_stages`.
 
-    `resolve` finds the image of a reference for a platform; it is called once for each
-    pair, from threads of `executor` if there is one. `contexts` are the names of the named
-    local contexts. `lint` takes what the build checks find, also if planning fails.
+    `resolve` finds an image for a platform; it is called once for each pair, from threads of
+    `executor` if there is one. `lint` takes what the build checks find, also if planning fails.
 
     Raises DockerfileError, UnsupportedByBackend, and what `resolve` raises, all with the
     place in the Dockerfile.
@@ -94,7 +88,7 @@ def make_plan(
     lint = lint or Lint()
     variables = global_variables(dockerfile, request)
     check_stage_heads(dockerfile, request, variables, lint)
-    graph = build_graph(dockerfile, variables, request.platform, contexts)
+    graph = build_graph(dockerfile, variables, request.platform, request.contexts)
     target = graph.target(request.target)
     resolved = resolve_stages(
         graph,
@@ -184,8 +178,8 @@ class _Evaluation:
             case StageOrigin(index):
                 below = self.planned[index]
                 return self._on_stage(below), StageSource(index), self._history_of(below)
-            case ImageOrigin(name):
-                image = self._resolved.image(name, stage.platform)
+            case ImageOrigin(name) as origin:
+                image = self._resolved.image(origin, stage.platform)
                 platform = stage.platform or self._request.platform
                 check_base_platform(name, image, platform, stage.head.where, self._lint)
                 state = self._on_image(image, platform)
@@ -193,10 +187,9 @@ class _Evaluation:
             case ScratchOrigin():
                 return self._on_image(None, self._request.platform), ImageSource(None), ()
             case ContextOrigin(name):
-                raise UnsupportedByBackend(
-                    f'a stage on the named context "{name}" can\'t be built yet',
-                    hint="COPY --from and RUN --mount=from can read the context",
-                )
+                state = self._on_image(None, stage.platform or self._request.platform)
+                _copy_all(name, stage, state)
+                return state, ImageSource(None), ()
 
     def _run_body(self, stage: Stage, state: StageState) -> None:
         graph = self._resolved.graph
@@ -213,8 +206,8 @@ class _Evaluation:
         match stage.origin:
             case StageOrigin(index):
                 return StageChecks(state, self._lint, self._checks[index])
-            case ImageOrigin(name):
-                image = self._resolved.image(name, stage.platform)
+            case ImageOrigin() as origin:
+                image = self._resolved.image(origin, stage.platform)
                 # without a digest nobody looked the image up
                 return StageChecks(state, self._lint, knows_env=bool(image.digest))
             case ScratchOrigin() | ContextOrigin():
@@ -262,10 +255,24 @@ class _Evaluation:
                 return StageSource(index)
             case ContextOrigin(name):
                 return ContextSource(name)
-            case ImageOrigin(name):
-                return ImageSource(self._resolved.image(name, None))
+            case ImageOrigin():
+                return ImageSource(self._resolved.image(origin, None))
             case ScratchOrigin():
                 return ImageSource(None)
+
+
+def _copy_all(name: str, stage: Stage, state: StageState) -> None:
+    """Begin a stage on the files of a named context: a layer that has them all."""
+    step = CopyStep(
+        where=stage.head.where,
+        title=f"FROM {name}",
+        key="",
+        source=ContextSource(name),
+        patterns=("/",),
+        files=(),
+        destination="/",
+    )
+    state.add_step(step, f"COPY --from={name} / / # buildkit")
 
 
 def _inheritable(config: ImageConfig) -> ImageConfig:

@@ -52,13 +52,12 @@ def make_outline(
     dockerfile: Dockerfile,
     request: PlanRequest,
     resolve: Resolve,
-    contexts: frozenset[str] = frozenset(),
     *,
     executor: Executor | None = None,
 ) -> Outline:
     """Outline `request.target`; the arguments and errors are those of `make_plan`."""
     variables = global_variables(dockerfile, request)
-    graph = build_graph(dockerfile, variables, request.platform, contexts)
+    graph = build_graph(dockerfile, variables, request.platform, request.contexts)
     target = graph.target(request.target)
     escape = dockerfile.directives.escape
     resolved = resolve_stages(
@@ -128,8 +127,8 @@ class _Outliner:
             case StageOrigin(index):
                 below = self._scopes[index]
                 return Scope(below.env, self._request.platform, self._escape, below)
-            case ImageOrigin(name):
-                env = dict(self._resolved.image(name, stage.platform).config.env)
+            case ImageOrigin() as origin:
+                env = dict(self._resolved.image(origin, stage.platform).config.env)
                 return Scope(env, stage.platform or self._request.platform, self._escape)
             case _:
                 return Scope({}, self._request.platform, self._escape)

@@ -28,8 +28,9 @@ from pybuild.backend import (
     ROLayer,
     RWLayer,
 )
-from pybuild.errors import ImageNotFound, PlatformMismatch, UsageError
+from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch, UsageError
 from pybuild.files.layertree import LayerTree
+from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import NewEntry, Tree, parent_of
 from pybuild.oci.compression import Decompressed, Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
@@ -40,6 +41,7 @@ from pybuild.oci.manifest import ImageDocuments, image_documents, parse_manifest
 from pybuild.oci.platform import Platform, best, host_platform
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
 from pybuild.oci.repack import is_packed, repack
+from pybuild.oci.tarformat import Limits
 from pybuild.testkit.memorycaches import MemoryCaches
 from pybuild.testkit.toyshell import RunOutcome
 from pybuild.testkit.toyshell import run as toyshell_run
@@ -141,6 +143,15 @@ class MemoryBackend(Backend):
         config = parse_config(self._store.blob(_config_digest(self._store, image)))
         return replace(image, reference=reference, config=config)
 
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        for layer in image.layers:
+            parts: list[bytes] = []
+            image.layout.copy(layer.blob, parts.append, activity)
+            self._store.add_blob(layer, b"".join(parts))
+        self._store.add(image.manifest_bytes)
+        self._store.add(image.config_bytes)
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+
     @staticmethod
     def _find(
         names: Mapping[Reference, Mapping[Platform, BaseImage]], name: Reference
@@ -180,7 +191,7 @@ class MemoryBackend(Backend):
             activity.raise_if_cancelled()
             with closing(open_blob(layer.blob.digest)) as stream:
                 data = stream.read()
-            self._store.adopt(layer, data)
+            self._store.add_blob(layer, data)
         return self._add_image(spec)
 
     def _add_image(self, spec: ImageSpec) -> Image:
@@ -257,13 +268,12 @@ class _Store:
         self.layers[written.diff.diff_id] = (digest, written.index)
         return written.diff
 
-    def adopt(self, layer: LayerDiff, data: bytes) -> None:
-        """Add a layer that was written elsewhere."""
-        digest = self.add(data)
-        diff_id, index = read_index(BytesIO(data))
-        if (digest, diff_id) != (layer.blob.digest, layer.diff_id):
-            raise RuntimeError(f"the blob {layer.blob.digest} is another")
-        self.layers[diff_id] = (digest, index)
+    def add_blob(self, layer: LayerDiff, blob: bytes) -> None:
+        """Add a layer that was made elsewhere. Raises InvalidImage."""
+        diff_id, index = read_index(BytesIO(blob), Limits(compressed_size=len(blob)))
+        if diff_id != layer.diff_id:
+            raise InvalidImage(f"layer {layer.blob.digest} holds {diff_id}, not {layer.diff_id}")
+        self.layers[diff_id] = (self.add(blob), index)
 
     def add_documents(self, documents: ImageDocuments) -> tuple[Descriptor, str]:
         self.add(documents.manifest_bytes)
