@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -40,6 +40,7 @@ from pybuild.errors import (
 from pybuild.oci import image_config
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
+from pybuild.oci.reference import Reference
 from pybuild.plan import cachekey, paths
 from pybuild.plan.copies import plan_add, plan_copy
 from pybuild.plan.history import healthcheck_text, listed, quoted
@@ -47,6 +48,7 @@ from pybuild.plan.ports import exposed_ports
 from pybuild.plan.resolve import Body, Resolve, Resolved, resolve_stages
 from pybuild.plan.runs import plan_run
 from pybuild.plan.scope import Scope, global_variables, predefined
+from pybuild.plan.sharing import SharedStages
 from pybuild.plan.signals import is_signal
 from pybuild.plan.stages import (
     ContextOrigin,
@@ -82,7 +84,24 @@ def make_plan(
     *,
     executor: Executor | None = None,
 ) -> Plan:
-    """Plan the build of `request.target` and of all stages that it needs.
+    """Plan the build of `request.target` and of all stages that it needs, for one platform.
+
+    See :func:`make_plans`.
+    """
+    platforms = (request.platform,)
+    return make_plans(dockerfile, request, platforms, resolve, contexts, executor=executor)
+
+
+def make_plans(
+    dockerfile: Dockerfile,
+    request: PlanRequest,
+    platforms: Sequence[Platform],
+    resolve: Resolve,
+    contexts: frozenset[str] = frozenset(),
+    *,
+    executor: Executor | None = None,
+) -> Plan:
+    """Plan `request.target` for each of `platforms`, whatever the platform of `request`.
 
     `resolve` finds the image of a reference for a platform; it is called once for each
     pair, from threads of `executor` if there is one. `contexts` are the names of the named
@@ -92,6 +111,39 @@ def make_plan(
     place in the Dockerfile.
     """
     _check_syntax(dockerfile, request)
+    resolve = _once(resolve)
+    shared = SharedStages(sum(isinstance(line, From) for line in dockerfile.instructions))
+    warnings: dict[tuple[str, SourceRange | None], None] = {}
+    for platform in platforms:
+        own = replace(request, platform=platform)
+        warnings |= dict.fromkeys(
+            _plan_platform(dockerfile, own, resolve, contexts, shared, executor)
+        )
+    return shared.plan(tuple(warnings))
+
+
+def _once(resolve: Resolve) -> Resolve:
+    """`resolve` that remembers: the platforms must get the same image where they share one."""
+    found: dict[tuple[Reference, Platform], BaseImage] = {}
+
+    def resolve_once(reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
+        key = (reference, platform)
+        if key not in found:
+            found[key] = resolve(reference, platform, where)
+        return found[key]
+
+    return resolve_once
+
+
+def _plan_platform(
+    dockerfile: Dockerfile,
+    request: PlanRequest,
+    resolve: Resolve,
+    contexts: frozenset[str],
+    shared: SharedStages,
+    executor: Executor | None,
+) -> list[tuple[str, SourceRange | None]]:
+    """Add the stages for one platform to `shared`, and return the warnings."""
     variables = global_variables(dockerfile, request)
     graph = build_graph(dockerfile, variables, request.platform, contexts)
     target = graph.target(request.target)
@@ -103,13 +155,12 @@ def make_plan(
         escape=dockerfile.directives.escape,
         executor=executor,
     )
-    evaluation = _Evaluation(dockerfile, request, variables, resolved)
+    evaluation = _Evaluation(dockerfile, request, variables, resolved, shared)
     for stage in resolved.stages:
-        evaluation.evaluate(stage)
-    planned = [evaluation.planned[stage.index] for stage in resolved.stages]
-    planned[-1] = replace(planned[-1], config=_target_config(planned[-1].config, request))
-    warnings = (*evaluation.warnings, *_unused_args(dockerfile, request, resolved.bodies.values()))
-    return Plan(tuple(planned), warnings)
+        evaluation.evaluate(stage, is_target=stage is target)
+    shared.add_target(request.platform, evaluation.planned[target.index])
+    unused = _unused_args(dockerfile, request, resolved.bodies.values())
+    return [*evaluation.warnings, *unused]
 
 
 def _check_syntax(dockerfile: Dockerfile, request: PlanRequest) -> None:
@@ -154,7 +205,10 @@ def _unused_args(
 
 
 class _Evaluation:
-    """The stages of one plan, evaluated in the order of the file."""
+    """The stages for one platform, evaluated in the order of the file.
+
+    ``planned``, and all that is kept beside it, is by a stage's position in the file.
+    """
 
     def __init__(
         self,
@@ -162,6 +216,7 @@ class _Evaluation:
         request: PlanRequest,
         variables: dict[str, str],
         resolved: Resolved,
+        shared: SharedStages,
     ) -> None:
         self.planned: dict[int, PlannedStage] = {}
         self.warnings: list[tuple[str, SourceRange | None]] = []
@@ -169,12 +224,13 @@ class _Evaluation:
         self._request = request
         self._variables = variables
         self._resolved = resolved
+        self._shared = shared
         self._scopes: dict[int, Scope] = {}
         self._keys: dict[int, str] = {}
         self._histories: dict[int, tuple[HistoryEntry, ...]] = {}
         self._allowance = Allowance()
 
-    def evaluate(self, stage: Stage) -> None:
+    def evaluate(self, stage: Stage, *, is_target: bool) -> None:
         """Plan one stage; what it needs was planned before."""
         where = stage.head.where
         with located(where):
@@ -182,9 +238,12 @@ class _Evaluation:
             self._run_body(stage, state)
             self._scopes[stage.index] = state.scope
             self._keys[stage.index] = state.key
-            self.planned[stage.index] = state.finish(
-                stage.index, stage.head.stage, parent, inherited, where
+            planned = state.finish(
+                stage.index, stage.head.stage, stage.label, parent, inherited, where
             )
+            if is_target:
+                planned = replace(planned, config=_target_config(planned.config, self._request))
+            self.planned[stage.index] = self._shared.add(planned, self._request.platform)
 
     def _begin(
         self, stage: Stage
@@ -192,8 +251,8 @@ class _Evaluation:
         """The state before the first instruction, what it starts on, and its history."""
         match stage.origin:
             case StageOrigin(index):
-                below = self.planned[index]
-                return self._on_stage(below), StageSource(index), self._history_of(below)
+                below = StageSource(self.planned[index].index)
+                return self._on_stage(index), below, self._history_of(index)
             case ImageOrigin(name):
                 image = self._resolved.image(name, stage.platform)
                 platform = stage.platform or self._request.platform
@@ -231,11 +290,12 @@ class _Evaluation:
         key = cachekey.base_key(image, platform)
         return self._state(config, scope, key, platform)
 
-    def _on_stage(self, below: PlannedStage) -> StageState:
+    def _on_stage(self, index: int) -> StageState:
+        below = self.planned[index]
         scope = Scope(
-            dict(below.config.env), below.platform, self._escape, below=self._scopes[below.index]
+            dict(below.config.env), below.platform, self._escape, below=self._scopes[index]
         )
-        return self._state(below.config, scope, self._keys[below.index], below.platform)
+        return self._state(below.config, scope, self._keys[index], below.platform)
 
     def _state(self, config: ImageConfig, scope: Scope, key: str, platform: Platform) -> StageState:
         return StageState(
@@ -248,20 +308,21 @@ class _Evaluation:
             allowance=self._allowance,
         )
 
-    def _history_of(self, stage: PlannedStage) -> tuple[HistoryEntry, ...]:
-        """All lines up to the end of `stage`, made once for all stages that start from it."""
-        found = self._histories.get(stage.index)
+    def _history_of(self, index: int) -> tuple[HistoryEntry, ...]:
+        """All lines up to the end of a stage, made once for all stages that start from it."""
+        found = self._histories.get(index)
         if found is None:
+            stage = self.planned[index]
             own = tuple(map(_entry, stage.history))
             if own:
                 self._allowance.spend(len(stage.inherited) + len(own))
-            found = self._histories[stage.index] = stage.inherited + own
+            found = self._histories[index] = stage.inherited + own
         return found
 
     def _source(self, origin: Origin) -> Source:
         match origin:
             case StageOrigin(index):
-                return StageSource(index)
+                return StageSource(self.planned[index].index)
             case ContextOrigin(name):
                 return ContextSource(name)
             case ImageOrigin(name):

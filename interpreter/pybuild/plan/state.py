@@ -136,6 +136,7 @@ class StageState:
         self,
         index: int,
         name: str | None,
+        label: str,
         parent: ImageSource | StageSource,
         inherited: tuple[HistoryEntry, ...],
         where: SourceRange,
@@ -158,6 +159,7 @@ class StageState:
         return PlannedStage(
             index=index,
             name=name,
+            label=label,
             platform=self.platform,
             parent=parent,
             steps=tuple(self.steps),
