@@ -55,7 +55,7 @@ from pybuild.run.events import (
     StepStarted,
     Warned,
 )
-from pybuild.run.result import BuildResult, StepResult
+from pybuild.run.result import BuildResult, BuiltImage, StepResult
 
 __version__ = "0.1.0"
 
@@ -68,6 +68,7 @@ __all__ = [
     "BuildCancelled",
     "BuildFinished",
     "BuildResult",
+    "BuiltImage",
     "CancelToken",
     "ContextError",
     "CopyFailed",

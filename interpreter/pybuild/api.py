@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -16,11 +16,8 @@ from pybuild.backend import (
     BaseImage,
     Capability,
     HostEntry,
-    Image,
-    ImageSpec,
     Network,
     PullPolicy,
-    ROLayer,
     Ulimit,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
@@ -36,9 +33,9 @@ from pybuild.errors import (
 )
 from pybuild.files.trees import Tree
 from pybuild.oci.image_config import ImageConfig
-from pybuild.oci.platform import Platform, host_platform, matches, parse_platform
+from pybuild.oci.platform import Platform, host_platform, parse_platform
 from pybuild.oci.reference import Reference, parse_reference, with_default_tag
-from pybuild.plan import make_plan
+from pybuild.plan import make_plans
 from pybuild.plan.steps import (
     ContextSource,
     Plan,
@@ -49,11 +46,13 @@ from pybuild.plan.steps import (
 )
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.events import BuildFinished, Reporter
+from pybuild.run.export import ExportRequest, export
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
 from pybuild.run.result import BuildResult
 from pybuild.run.schedule import run_stages, sources, workers
-from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
+from pybuild.run.stage import StageRunner, StageSettings
+from pybuild.sandbox import emulation
 
 Context = str | Path | BinaryIO | None
 DockerfileSource = str | Path | bytes | None
@@ -76,11 +75,12 @@ def build(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     no_cache: bool = False,
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
+    index_annotations: Mapping[str, str] | None = None,
     network: Network | str | None = None,
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
@@ -90,12 +90,16 @@ def build(
     max_workers: int | None = None,
     created: datetime | int | None = None,
 ) -> BuildResult:
-    """Build an image and return its digests and names.
+    """Build an image, for one platform or several, and return its digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
     context), or None. `dockerfile` is a path, relative to the working directory, or the
     text itself; by default ``Dockerfile``, else ``Containerfile``, of the context. In a tar
     archive the path is one inside it.
+
+    `platform` is one or several, as ``linux/amd64``; several, which may stand in one text
+    with commas between, become one image index. The build arg BUILDKIT_MULTI_PLATFORM makes
+    an index of one as well. `annotations` are of each manifest.
 
     `backend` is a name or an open backend, which stays open; `backend_options` go to the one
     opened by name. `shm_size` is in bytes. `created`, a time or seconds since 1970, replaces
@@ -105,10 +109,16 @@ def build(
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
-    names = tuple(map(_image_name, tags))
     run = _run_defaults(network, add_hosts, shm_size, ulimits)
-    wanted, policy = _one_platform(platform), _pull_policy(pull)
+    platforms, policy = _platforms(platform), _pull_policy(pull)
     fixed_time = _fixed_time(created, build_args or {})
+    exporting = ExportRequest(
+        tuple(map(_image_name, tags)),
+        dict(annotations or {}),
+        dict(index_annotations or {}),
+        fixed_time,
+        _as_index(platforms, build_args or {}, index_annotations),
+    )
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
@@ -119,17 +129,18 @@ def build(
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
         request = PlanRequest(
-            platform=wanted or backend.platforms[0],
+            platform=backend.platforms[0],
             build_platform=backend.platforms[0],
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=_with_epoch(build_args or {}, fixed_time),
             labels=dict(labels or {}),
             run=run,
         )
-        lookup = _looked_up(backend, policy)
-        plan = _plan(parsed, request, lookup, events=events, cancel=cancel, max_workers=max_workers)
+        asked, lookup = _for_each(platforms, request), _looked_up(backend, policy)
+        plan = _plan(parsed, asked, lookup, events=events, cancel=cancel, max_workers=max_workers)
         _check_supported(plan, backend)
-        _report_warnings(parsed, plan, backend, events)
+        _report_warnings(parsed, plan, events)
+        _check_emulation(plan, backend, events)
         settings = StageSettings(
             context=_open_context(plan, inputs, events, cancel),
             created=fixed_time,
@@ -140,38 +151,17 @@ def build(
         runner = StageRunner(plan, backend, events, stop, settings)
         stack.enter_context(releasing(runner.release, events.warn))
         run_stages(plan.stages, runner.run, cancel=cancel, stop=stop, max_workers=max_workers)
-        made = runner.finished(plan.target.index)
-        spec = ImageSpec(
-            config=final_config(plan.target, made, fixed_time),
-            layers=made.layer.layer.diffs,
-            names=names,
-            annotations=dict(annotations or {}),
-            base=base_image(plan),
-        )
-        image = _export(backend, spec, made.layer.layer, events, cancel)
+        with events.unit("exporting to image", cancel) as activity:
+            exported = export(plan, runner, backend, exporting, activity)
         result = BuildResult(
-            digest=image.manifest.digest,
-            config_digest=image.config_digest,
-            names=tuple(map(str, image.names)),
-            platform=spec.config.platform,
+            descriptor=exported.descriptor,
+            names=exported.names,
+            images=exported.images,
             steps=runner.step_results(),
             seconds=time.monotonic() - clock,
         )
     events.send(BuildFinished(result))
     return result
-
-
-def _export(
-    backend: Backend, spec: ImageSpec, top: ROLayer, events: Events, cancel: CancelToken
-) -> Image:
-    with events.unit("exporting to image", cancel) as activity:
-        activity.raise_if_cancelled()
-        image = backend.create_image(spec, top, activity)
-        activity.note(f"exporting manifest {image.manifest.digest}")
-        activity.note(f"exporting config {image.config_digest}")
-        for name in image.names:
-            activity.note(f"naming to {name}")
-    return image
 
 
 def plan_build(
@@ -182,7 +172,7 @@ def plan_build(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     labels: Mapping[str, str] | None = None,
     network: Network | str | None = None,
@@ -197,7 +187,7 @@ def plan_build(
     Images that no backend can look up, because there is none or it can't start, count as
     empty and are listed. A backend given by name is opened only if there is one to look up.
     """
-    wanted, policy = _one_platform(platform), _pull_policy(pull)
+    platforms, policy = _platforms(platform), _pull_policy(pull)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
@@ -206,7 +196,7 @@ def plan_build(
         parsed = parse(inputs.dockerfile, inputs.name)
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
-            platform=wanted or native,
+            platform=native,
             build_platform=native,
             target=target,
             build_args=dict(build_args or {}),
@@ -214,9 +204,9 @@ def plan_build(
             run=_run_defaults(network, add_hosts, shm_size, ulimits),
         )
         lookup = _LazyLookup(backend, backend_options, policy, stack, events)
-        plan = _plan(parsed, request, lookup, events=events, cancel=cancel)
-        for message, where in (*parsed.warnings, *plan.warnings):
-            events.warn(message, where=where)
+        asked = _for_each(platforms, request)
+        plan = _plan(parsed, asked, lookup, events=events, cancel=cancel)
+        _report_warnings(parsed, plan, events)
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
 
@@ -273,7 +263,7 @@ class _LazyLookup:
 
 def _plan(
     dockerfile: Dockerfile,
-    request: PlanRequest,
+    requests: Sequence[PlanRequest],
     lookup: Lookup,
     *,
     events: Events,
@@ -291,7 +281,7 @@ def _plan(
 
     with cancel.on_cancel(stop.cancel), workers(max_workers) as executor:
         try:
-            return make_plan(dockerfile, request, resolve, executor=executor)
+            return make_plans(dockerfile, requests, resolve, executor=executor)
         except BaseException:
             # The first failure is the one to report; the other look-ups needn't go on.
             stop.cancel()
@@ -347,17 +337,34 @@ def _check_supported(plan: Plan, backend: Backend) -> None:
             )
 
 
-def _report_warnings(dockerfile: Dockerfile, plan: Plan, backend: Backend, events: Events) -> None:
+def _report_warnings(dockerfile: Dockerfile, plan: Plan, events: Events) -> None:
     for message, where in (*dockerfile.warnings, *plan.warnings):
         events.warn(message, where=where)
+
+
+def _check_emulation(plan: Plan, backend: Backend, events: Events) -> None:
+    """Refuse, before anything runs, a RUN for a processor that the machine can't emulate."""
+    runs: dict[Platform, RunStep] = {}
     for stage in plan.stages:
-        native = any(matches(platform, stage.platform) for platform in backend.platforms)
-        if not native and any(isinstance(step, RunStep) for step in stage.steps):
-            events.warn(
-                f"RUN for {stage.platform} needs this machine to emulate it",
-                where=stage.where,
-                hint="without qemu-user registered in binfmt_misc it ends with exec format error",
-            )
+        first = next((step for step in stage.steps if isinstance(step, RunStep)), None)
+        if first is not None:
+            runs.setdefault(stage.platform, first)
+    for platform, step in runs.items():
+        match backend.executes(platform):
+            case True:
+                pass
+            case False:
+                raise UnsupportedByBackend(
+                    f"RUN for {platform} needs an emulator, and this machine has none",
+                    where=step.where,
+                    hint=emulation.INSTALL_HINT,
+                )
+            case None:
+                events.warn(
+                    f"RUN for {platform} needs the machine that runs it to emulate it",
+                    where=step.where,
+                    hint="without that it ends with exec format error",
+                )
 
 
 @contextmanager
@@ -386,17 +393,40 @@ def _image_name(text: str) -> Reference:
     return with_default_tag(reference)
 
 
-def _one_platform(platform: str | Platform | Sequence[str] | None) -> Platform | None:
-    if platform is None or isinstance(platform, Platform):
-        return platform
-    texts = [platform] if isinstance(platform, str) else list(platform)
-    named = [part for text in texts for part in text.split(",") if part]
-    if len(named) > 1:
-        raise UnsupportedByBackend(
-            "building for several platforms at once is not supported yet",
-            hint="build once for each, under different names",
+def _platforms(platform: str | Platform | Sequence[str | Platform] | None) -> tuple[Platform, ...]:
+    """The platforms asked for, each once; none is the backend's own."""
+    if platform is None:
+        return ()
+    found: dict[Platform, None] = {}
+    for each in [platform] if isinstance(platform, str | Platform) else platform:
+        if isinstance(each, Platform):
+            found[each] = None
+        else:
+            found |= dict.fromkeys(parse_platform(part) for part in each.split(",") if part)
+    return tuple(found)
+
+
+def _for_each(platforms: Sequence[Platform], request: PlanRequest) -> list[PlanRequest]:
+    """The request for each of the platforms asked for; as it is if none was."""
+    return [replace(request, platform=each) for each in platforms] or [request]
+
+
+def _as_index(
+    platforms: Sequence[Platform],
+    build_args: Mapping[str, str],
+    annotations: Mapping[str, str] | None,
+) -> bool:
+    """Whether there will be an index. Raises UsageError for annotations of one that there won't."""
+    text = build_args.get("BUILDKIT_MULTI_PLATFORM", "")
+    if text.lower() not in {"", "0", "f", "false", "1", "t", "true"}:
+        raise UsageError(f'the build arg BUILDKIT_MULTI_PLATFORM "{text}" is not true or false')
+    as_index = len(platforms) > 1 or text.lower() in {"1", "t", "true"}
+    if annotations and not as_index:
+        raise UsageError(
+            "an image for one platform has no index that could be annotated",
+            hint="build for several, or with the build arg BUILDKIT_MULTI_PLATFORM=1",
         )
-    return parse_platform(named[0]) if named else None
+    return as_index
 
 
 def _pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
@@ -421,6 +451,13 @@ def _run_defaults(
     except ValueError:
         raise UsageError(f'the network "{network}" is not default, none or host') from None
     return RunDefaults(chosen, tuple(hosts), shm_size, tuple(ulimits))
+
+
+def _with_epoch(build_args: Mapping[str, str], fixed_time: datetime | None) -> dict[str, str]:
+    """The build args, in which stages that declare SOURCE_DATE_EPOCH see the image's time."""
+    if fixed_time is None:
+        return dict(build_args)
+    return {**build_args, "SOURCE_DATE_EPOCH": str(int(fixed_time.timestamp()))}
 
 
 def _fixed_time(created: datetime | int | None, build_args: Mapping[str, str]) -> datetime | None:

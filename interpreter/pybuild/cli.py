@@ -2,8 +2,9 @@
 
 Exit codes are those of :mod:`pybuild.errors`. Standard output gets the result alone: for each
 name of the image a line ``NAME DIGEST``, for an unnamed one the digest, with ``-q`` only the
-digest. All else goes to standard error. Digests are the manifest's, which is what
-containerd, and Docker on containerd, know an image by; the config's is in ``--metadata-file``.
+digest. All else goes to standard error. Digests are the manifest's, or the index's of several
+platforms, which is what containerd, and Docker on containerd, know an image by; the config's
+is in ``--metadata-file``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pybuild.arguments import (
 from pybuild.backends import DEFAULT_BACKEND
 from pybuild.diagnostics import describe_error
 from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
+from pybuild.oci.manifest import descriptor_as_json
 from pybuild.plan import describe_plan, plan_as_json
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, Reporter, Warned
@@ -123,6 +125,7 @@ def _build(arguments: BuildArguments) -> int:
             no_cache=arguments.no_cache,
             labels=arguments.labels,
             annotations=arguments.annotations,
+            index_annotations=arguments.index_annotations,
             network=arguments.network,
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
@@ -309,10 +312,12 @@ def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
         _write(arguments.iidfile, result.digest)
     if arguments.metadata_file:
         metadata: dict[str, Any] = {
-            "containerimage.config.digest": result.config_digest,
+            "containerimage.descriptor": descriptor_as_json(result.descriptor),
             "containerimage.digest": result.digest,
             "image.name": ",".join(result.names),
         }
+        if not result.is_index:
+            metadata["containerimage.config.digest"] = result.config_digest
         _write(arguments.metadata_file, json.dumps(metadata, indent=2) + "\n")
 
 

@@ -14,6 +14,7 @@ import pytest
 from commandline import PROGRAM, CommandLine
 
 from pybuild import __version__
+from pybuild.oci.descriptor import OCI_MANIFEST
 from pybuild.oci.platform import host_platform
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
@@ -70,6 +71,11 @@ def test_digests_and_names_are_written_to_files(pybuild: CommandLine) -> None:
     config = pybuild.manifest(ended.digest)["config"]["digest"]
     assert json.loads((pybuild.folder / "meta.json").read_text()) == {
         "containerimage.config.digest": config,
+        "containerimage.descriptor": {
+            "mediaType": OCI_MANIFEST,
+            "digest": ended.digest,
+            "size": len(pybuild.blob(ended.digest)),
+        },
         "containerimage.digest": ended.digest,
         "image.name": "docker.io/library/a:latest,docker.io/library/b:latest",
     }

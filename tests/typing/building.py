@@ -34,6 +34,7 @@ def build_simply(folder: Path) -> str:
     assert_type(result, pybuild.BuildResult)
     assert_type(result.platform, Platform)
     assert_type(result.names, tuple[str, ...])
+    assert_type(result.images[result.platform].digest, str)
     assert_type([step.seconds for step in result.steps], list[float])
     return result.digest
 

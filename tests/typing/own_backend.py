@@ -16,6 +16,7 @@ from pybuild.backend import (
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     Mount,
     Process,
     PullPolicy,
@@ -25,7 +26,7 @@ from pybuild.backend import (
 from pybuild.errors import ImageNotFound
 from pybuild.files.trees import Tree
 from pybuild.oci.compression import Packing
-from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
 from pybuild.testkit.memory import MemoryBackend, RunOutcome
@@ -56,6 +57,9 @@ class NoBackend(Backend):
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         raise NotImplementedError
+
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        return spec.document().index
 
     def open_blob(self, digest: str) -> BinaryIO:
         return BytesIO()

@@ -17,6 +17,7 @@ from pybuild.errors import InvalidImage, PlatformMismatch
 from pybuild.oci.compression import Compression, compression_of
 from pybuild.oci.descriptor import (
     DOCKER_CONFIG,
+    DOCKER_INDEX,
     DOCKER_LAYER_GZIP,
     DOCKER_LAYER_TAR,
     DOCKER_MANIFEST,
@@ -210,6 +211,50 @@ def image_documents(
         manifest,
         named,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDocument:
+    """What names images of several platforms: a document and its descriptor."""
+
+    index: Descriptor
+    index_bytes: bytes
+
+
+def index_document(
+    manifests: Sequence[tuple[Descriptor, Platform]],
+    annotations: Mapping[str, str] | None = None,
+    *,
+    docker: bool = False,
+) -> IndexDocument:
+    """The index of these manifests, in this order; equal arguments give equal bytes.
+
+    It is an OCI image index, or with `docker` what came before it, a Docker manifest list.
+    """
+    media_type = DOCKER_INDEX if docker else OCI_INDEX
+    document: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": media_type,
+        "manifests": [
+            {**descriptor_as_json(manifest), "platform": platform_as_json(platform)}
+            for manifest, platform in manifests
+        ],
+    }
+    if annotations:
+        document["annotations"] = dict(sorted(annotations.items()))
+    data = canonical_json(document)
+    return IndexDocument(Descriptor(media_type, digest_of(data), len(data)), data)
+
+
+def platform_as_json(platform: Platform) -> dict[str, str]:
+    """The JSON object of a platform, in the specification's member order."""
+    members = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "os.version": platform.os_version,
+        "variant": platform.variant,
+    }
+    return {name: value for name, value in members.items() if value}
 
 
 def _layer_type(blob: Descriptor, *, docker: bool) -> str:

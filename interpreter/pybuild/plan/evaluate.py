@@ -88,20 +88,18 @@ def make_plan(
 
     See :func:`make_plans`.
     """
-    platforms = (request.platform,)
-    return make_plans(dockerfile, request, platforms, resolve, contexts, executor=executor)
+    return make_plans(dockerfile, [request], resolve, contexts, executor=executor)
 
 
 def make_plans(
     dockerfile: Dockerfile,
-    request: PlanRequest,
-    platforms: Sequence[Platform],
+    requests: Sequence[PlanRequest],
     resolve: Resolve,
     contexts: frozenset[str] = frozenset(),
     *,
     executor: Executor | None = None,
 ) -> Plan:
-    """Plan `request.target` for each of `platforms`, whatever the platform of `request`.
+    """Plan one or more `requests`, which differ in nothing but their platform.
 
     `resolve` finds the image of a reference for a platform; it is called once for each
     pair, from threads of `executor` if there is one. `contexts` are the names of the named
@@ -110,15 +108,15 @@ def make_plans(
     Raises DockerfileError, UnsupportedByBackend, and what `resolve` raises, all with the
     place in the Dockerfile.
     """
-    _check_syntax(dockerfile, request)
+    _check_syntax(dockerfile, requests[0])
     resolve = _once(resolve)
     shared = SharedStages(sum(isinstance(line, From) for line in dockerfile.instructions))
     warnings: dict[tuple[str, SourceRange | None], None] = {}
-    for platform in platforms:
-        own = replace(request, platform=platform)
-        warnings |= dict.fromkeys(
-            _plan_platform(dockerfile, own, resolve, contexts, shared, executor)
+    for request in requests:
+        found = _plan_platform(
+            dockerfile, request, resolve, contexts, shared=shared, executor=executor
         )
+        warnings |= dict.fromkeys(found)
     return shared.plan(tuple(warnings))
 
 
@@ -140,6 +138,7 @@ def _plan_platform(
     request: PlanRequest,
     resolve: Resolve,
     contexts: frozenset[str],
+    *,
     shared: SharedStages,
     executor: Executor | None,
 ) -> list[tuple[str, SourceRange | None]]:
@@ -238,9 +237,7 @@ class _Evaluation:
             self._run_body(stage, state)
             self._scopes[stage.index] = state.scope
             self._keys[stage.index] = state.key
-            planned = state.finish(
-                stage.index, stage.head.stage, stage.label, parent, inherited, where
-            )
+            planned = state.finish(stage.index, stage.head.stage, parent, inherited, where)
             if is_target:
                 planned = replace(planned, config=_target_config(planned.config, self._request))
             self.planned[stage.index] = self._shared.add(planned, self._request.platform)

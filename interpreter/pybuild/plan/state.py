@@ -136,7 +136,6 @@ class StageState:
         self,
         index: int,
         name: str | None,
-        label: str,
         parent: ImageSource | StageSource,
         inherited: tuple[HistoryEntry, ...],
         where: SourceRange,
@@ -159,7 +158,7 @@ class StageState:
         return PlannedStage(
             index=index,
             name=name,
-            label=label,
+            label=name or f"stage-{index}",
             platform=self.platform,
             parent=parent,
             steps=tuple(self.steps),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pybuild.errors import SourceRange
+from pybuild.oci.descriptor import INDEX_TYPES, Descriptor
 from pybuild.oci.platform import Platform
 
 
@@ -21,15 +23,43 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class BuildResult:
-    """A finished build: ``digest`` is of the image's manifest, ``config_digest`` of its config.
-
-    ``names`` are normalised: ``docker.io/library/app:1``.
-    """
+class BuiltImage:
+    """The image for one platform: ``digest`` is of its manifest."""
 
     digest: str
     config_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A finished build: ``descriptor`` is of the image's manifest, or of the index of several.
+
+    ``names`` are normalised: ``docker.io/library/app:1``. ``images`` are by the platforms
+    asked for, in their order.
+    """
+
+    descriptor: Descriptor
     names: tuple[str, ...]
-    platform: Platform
+    images: Mapping[Platform, BuiltImage]
     steps: tuple[StepResult, ...]
     seconds: float
+
+    @property
+    def digest(self) -> str:
+        """The digest of :attr:`descriptor`, by which the image is known."""
+        return self.descriptor.digest
+
+    @property
+    def is_index(self) -> bool:
+        """Whether an index was made, which may have a single image."""
+        return self.descriptor.media_type in INDEX_TYPES
+
+    @property
+    def platform(self) -> Platform:
+        """The platform that was built for, the first of several."""
+        return next(iter(self.images))
+
+    @property
+    def config_digest(self) -> str:
+        """The digest of the config for :attr:`platform`."""
+        return self.images[self.platform].config_digest

@@ -88,8 +88,8 @@ class StageRunner:
         self._images = BaseImages(backend)
         self._finished: dict[int, FinishedStage] = {}
         self._lock = threading.Lock()
-        # How many stages still need each; the image itself needs the target.
-        self._needed = Counter([plan.target.index])
+        # How many stages still need each; the images themselves need the targets.
+        self._needed = Counter(target.stage.index for target in plan.targets)
         for stage in plan.stages:
             self._needed.update(stages_needed(stage))
 
@@ -277,10 +277,10 @@ def final_config(
     )
 
 
-def base_image(plan: Plan) -> BaseImage | None:
-    """The image that the target's chain of stages starts from; None for scratch."""
+def base_image(plan: Plan, target: PlannedStage) -> BaseImage | None:
+    """The image that the chain of stages below `target` starts from; None for scratch."""
     by_index = {stage.index: stage for stage in plan.stages}
-    parent = plan.target.parent
+    parent = target.parent
     while isinstance(parent, StageSource):
         parent = by_index[parent.index].parent
     return parent.image
