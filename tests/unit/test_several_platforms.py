@@ -20,7 +20,7 @@ from building import (
 )
 
 import pybuild
-from pybuild.backend import PullPolicy
+from pybuild.backend import Capability, PullPolicy
 from pybuild.errors import BackendFailed, RunFailed, UnsupportedByBackend, UsageError
 from pybuild.oci.descriptor import OCI_INDEX, OCI_MANIFEST
 from pybuild.oci.platform import Platform
@@ -104,6 +104,119 @@ def test_a_stage_that_is_the_same_for_all_runs_once(backend: MemoryBackend) -> N
         "linux/amd64->linux/arm64 build: RUN echo for $TARGETARCH > /out",
     ]
     assert len(result.steps) == len(runs) + 2
+
+
+def counting_runner(backend: MemoryBackend) -> list[str]:
+    """Make `backend` note the script of each process that it runs."""
+    ran: list[str] = []
+
+    def run(process: Any, *arguments: Any) -> RunOutcome:
+        ran.append(process.args[-1])
+        return toyshell_run(process, *arguments)
+
+    backend.runner = run
+    backend.capabilities -= {Capability.STEP_CACHE}
+    return ran
+
+
+def test_the_steps_before_stages_part_are_done_once(backend: MemoryBackend) -> None:
+    ran = counting_runner(backend)
+    text = """\
+FROM --platform=$BUILDPLATFORM busybox AS build
+RUN echo a > /a
+RUN echo b > /b
+ARG TARGETARCH
+RUN echo for $TARGETARCH > /out
+FROM busybox
+COPY --from=build /a /b /out /
+"""
+    result = build(backend, text, platform=BOTH, tags=["app"])
+    assert sorted(ran) == [
+        "echo a > /a",
+        "echo b > /b",
+        "echo for $TARGETARCH > /out",
+        "echo for $TARGETARCH > /out",
+    ]
+    runs = [
+        (step.title.split(" >")[0], step.cached) for step in result.steps if step.title[0] == "R"
+    ]
+    assert sorted(runs) == [
+        ("RUN echo a", False),
+        ("RUN echo a", True),
+        ("RUN echo b", False),
+        ("RUN echo b", True),
+        ("RUN echo for $TARGETARCH", False),
+        ("RUN echo for $TARGETARCH", False),
+    ]
+    for platform in (LINUX, ARM):
+        assert file_of(backend, platform, b"b") == b"b\n"
+        assert file_of(backend, platform, b"out") == f"for {platform.architecture}\n".encode()
+    validate_index(backend, result.descriptor, base_layers=1)
+
+
+def test_a_stage_waits_for_a_step_that_another_is_doing(backend: MemoryBackend) -> None:
+    both_came = threading.Event()
+    ran = counting_runner(backend)
+    run = backend.runner
+
+    class Watching(Recorder):
+        def report(self, event: Any) -> None:
+            super().report(event)
+            if sum(title.endswith("RUN echo a > /a") for title in titles(self)) == 2:
+                both_came.set()
+
+    def wait_and_run(*arguments: Any) -> RunOutcome:
+        assert both_came.wait(20)
+        return run(*arguments)
+
+    backend.runner = wait_and_run
+    text = """\
+FROM busybox AS one
+RUN echo a > /a
+FROM busybox AS two
+RUN echo a > /a
+FROM busybox
+COPY --from=one /a /a
+COPY --from=two /a /b
+"""
+    build(backend, text, tags=["app"], reporter=Watching(), max_workers=2)
+    assert ran == ["echo a > /a"]
+    assert file_of(backend, LINUX, b"b") == b"a\n"
+
+
+def test_steps_that_read_different_stages_are_not_the_same(backend: MemoryBackend) -> None:
+    text = """\
+FROM busybox AS x
+RUN echo x > /f
+FROM busybox AS y
+RUN echo y > /f
+FROM busybox AS one
+COPY --from=x /f /f
+RUN cat /f > /g
+FROM busybox AS two
+COPY --from=y /f /f
+RUN cat /f > /g
+COPY --from=one /g /h
+"""
+    build(backend, text, tags=["app"])
+    assert file_of(backend, LINUX, b"g") == b"y\n"
+    assert file_of(backend, LINUX, b"h") == b"x\n"
+
+
+@pytest.mark.parametrize("failing", ["false", "test $TARGETARCH = arm64"])
+def test_nothing_is_held_of_common_steps_when_one_fails(
+    backend: MemoryBackend, failing: str
+) -> None:
+    counting_runner(backend)
+    text = f"""\
+FROM --platform=$BUILDPLATFORM busybox
+RUN echo a > /a
+RUN {"echo b > /b" if "TARGET" in failing else failing}
+ARG TARGETARCH
+RUN {failing}
+"""
+    with pytest.raises(RunFailed):
+        build(backend, text, platform=BOTH, max_workers=1)
 
 
 def test_the_platforms_share_what_they_look_up(backend: MemoryBackend) -> None:
