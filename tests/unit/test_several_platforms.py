@@ -351,6 +351,17 @@ def test_an_emulated_run_is_warned_of_only_if_nobody_can_tell(backend: MemoryBac
         assert len(recorder.of(Warned)) == warnings
 
 
+def test_what_the_machine_cannot_execute_is_explained(backend: MemoryBackend) -> None:
+    def run(*arguments: Any) -> RunOutcome:
+        arguments[-1].log(2, b"exec /bin/sh: exec format error\n")
+        return RunOutcome(1)
+
+    backend.runner = run
+    with pytest.raises(RunFailed) as caught:
+        build(backend, "FROM busybox\nRUN true\n", platform="linux/arm64")
+    assert "emulator" in (caught.value.hint or "")
+
+
 def test_the_build_arg_of_the_host_name_is_every_runs(backend: MemoryBackend) -> None:
     arguments = {"BUILDKIT_SANDBOX_HOSTNAME": "worker-1.example"}
     build(backend, "FROM busybox\nRUN hostname > /h\n", build_args=arguments, tags=["app"])
