@@ -25,6 +25,8 @@ For ``FROM busybox``, ``COPY a /a``, ``RUN make``::
             made.diffs                                       # base's layers, /a, make's
             backend.create_image(spec, made, activity)
 
+Of several platforms, each one's image is made ``for_index``, and ``create_index`` joins them.
+
 An RWLayer that is released without a commit leaves nothing behind. Releasing is idempotent
 and never raises for what is already gone. A released ROLayer can't be begun on, but layers
 and images made from it stay valid.
