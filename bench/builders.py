@@ -46,7 +46,12 @@ class PybuildOnContainerd:
 
     def __init__(self, address: str, cache: Path) -> None:
         self._address = address
-        self._environ = {**os.environ, "PYBUILD_BACKEND": "containerd", "CONTAINERD_ADDRESS": address, "XDG_CACHE_HOME": str(cache)}
+        self._environ = {
+            **os.environ,
+            "PYBUILD_BACKEND": "containerd",
+            "CONTAINERD_ADDRESS": address,
+            "XDG_CACHE_HOME": str(cache),
+        }
 
     def build(self, context: Path, dockerfile: str) -> Cost:
         command = [sys.executable, "-m", "pybuild", "-q", "-t", _MADE, "-f", "-", str(context)]

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pybuild_embedded.backend import EmbeddedBackend, open_backend
 
 from pybuild.backend import PullPolicy
 from pybuild.errors import BackendUnavailable
@@ -22,6 +21,7 @@ from pybuild.oci.reference import parse_reference
 from pybuild.testkit.baseimages import BUSYBOX, busybox_config, busybox_entries
 from pybuild.testkit.registry import Registry
 from pybuild.testkit.workbench import RecordingActivity
+from pybuild_embedded.backend import EmbeddedBackend, open_backend
 
 
 class Stores:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = (ROOT / "interpreter", ROOT / "backend_containerd")
+SOURCES = (ROOT / "interpreter", ROOT / "backend_containerd", ROOT / "backend_embedded")
 
 # What each part of pybuild may import of pybuild, itself included.
 LAYERS = {
@@ -20,29 +20,52 @@ LAYERS = {
     "oci": {"errors", "oci"},
     "dockerfile": {"errors", "dockerfile"},
     "files": {"errors", "oci", "files"},
-    "sandbox": {"errors", "sandbox"},
+    "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
     "backend": {"errors", "oci", "files", "imagestore"},
-    "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
+    "secrets": set[str](),
+    "remotes": {"errors", "oci", "files", "secrets", "remotes"},
+    "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
+    "run": {"errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run"},
 }
+LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},
-    "diagnostics": {"errors", "run"},
+    "diagnostics": {"errors", "remotes", "run"},
     "api": BELOW_API,
+    "pipes": {"errors", "run"},
+    "checks": {*BELOW_API, "api"},
+    "reports": {*BELOW_API, "checks"},
     "doctor": {"errors", "backend", "backends", "oci"},
-    "__init__": {*BELOW_API, "api"},
+    "__init__": {*BELOW_API, "api", "checks"},
     "arguments": {*BELOW_API, "api"},
-    "cli": {*BELOW_API, "api", "arguments", "diagnostics", "doctor", "__init__"},
+    "storecommands": {*BELOW_API, "arguments"},
+    "cli": {
+        *BELOW_API,
+        *(
+            "api",
+            "arguments",
+            "checks",
+            "diagnostics",
+            "doctor",
+            "pipes",
+            "reports",
+            "storecommands",
+            "__init__",
+        ),
+    },
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
     "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
+    "pybuild_embedded": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
 }
+BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 
-# Imports for annotations alone, where a module above is named: (module, imported).
+# Imports for annotations alone, of a module above or a heavy one: (module, imported).
 FOR_TYPES_ONLY = {
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
+    ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
 }
 
 # Imported in functions, or in modules that are only imported in functions.
@@ -57,7 +80,13 @@ LINUX_ONLY = {"fcntl", "pwd", "grp", "resource", "termios", "tty"}
 ENTRANCES = {"pybuild.cli", "pybuild.__main__"}
 CONTAINERD_KIT = "pybuild.testkit.containerd"
 # What runs as a process of its own, on Linux: it has its own words, signals and folder.
-INSIDE = {"pybuild.sandbox.zygote", "pybuild.sandbox.step", "pybuild.sandbox.rootfs"}
+INSIDE = {
+    "pybuild.sandbox.zygote",
+    "pybuild.sandbox.step",
+    "pybuild.sandbox.rootfs",
+    "pybuild.sandbox.fuse",
+    "pybuild_embedded.inside.worker",
+}
 
 # (what, the modules that may, why)
 BANNED = {
@@ -73,7 +102,7 @@ BANNED = {
     "yaml.load": set[str](),
     "os.chdir": INSIDE,
     "os.umask": INSIDE,
-    "kernel.clone": {"pybuild.sandbox.zygote"},
+    "kernel.clone": {"pybuild.sandbox.zygote", "pybuild.sandbox.fuse"},
     "time.clock": set[str](),
     "hashlib.md5": set[str](),
     "hashlib.sha1": set[str](),
@@ -158,7 +187,7 @@ def _import_nodes(
 
 def _part_of(name: str) -> str | None:
     names = name.split(".")
-    if names[0] == "pybuild_containerd":
+    if names[0] in BACKENDS:
         return names[0]
     if names[0] != "pybuild":
         return None
@@ -174,7 +203,7 @@ def test_imports_go_down_only(module: Module) -> None:
             continue
         if imported.for_types and (module.name, imported.name) in FOR_TYPES_ONLY:
             continue
-        if module.is_testkit and part == "pybuild_containerd":
+        if module.is_testkit and part in BACKENDS:
             is_kit = module.name == CONTAINERD_KIT
             assert is_kit or not imported.at_top, f"line {imported.line} loads a backend at once"
             continue
@@ -215,7 +244,7 @@ def test_grpc_stays_in_one_module(module: Module) -> None:
 
 @each_module
 def test_the_interpreter_imports_nothing_that_only_linux_has(module: Module) -> None:
-    if module.part in {"pybuild_containerd", "testkit"} or module.name in INSIDE:
+    if module.part in {*BACKENDS, "testkit"} or module.name in INSIDE:
         return
     for imported in imports(module):
         if imported.name.split(".")[0] in LINUX_ONLY:

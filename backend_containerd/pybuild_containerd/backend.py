@@ -24,7 +24,9 @@ from pybuild.backend import (
 )
 from pybuild.errors import ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
+from pybuild.files.layout import LayoutImage
 from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.blobs import Blob
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.hosts import load_hosts
@@ -48,6 +50,7 @@ from pybuild_containerd.outputs import Outputs
 from pybuild_containerd.probe import Probe, probe
 from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
+from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
 from pybuild_containerd.transferring import TransferService, WantedImage
@@ -117,6 +120,11 @@ class ContainerdBackend(Backend):
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
         mounts = RunMounts(client, self._content, snapshots, unpacker)
+        mountable = found.can_mount and _is_root()
+        runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
+        resources.callback(runners.close)
+        if options.runner == "sandbox":
+            runners.sandbox()  # or say at once that there is none
         self._space = Workspace(
             folder=folder,
             client=client,
@@ -126,6 +134,7 @@ class ContainerdBackend(Backend):
             files=self._files,
             mounts=mounts,
             outputs=Outputs(client, self._content, mounts, folder),
+            runners=runners,
             machine=_machine(self.platforms[0]),
             runtime=options.runtime,
             reads_snapshots=found.shared_fs and _is_root(),
@@ -184,6 +193,18 @@ class ContainerdBackend(Backend):
             )
         return found
 
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        blobs = {layer.blob.digest: layer.blob for layer in image.layers}
+        for digest, blob in blobs.items():
+            if self._has(digest):
+                continue
+            with self._content.writer(total=blob.size, activity=activity) as writer:
+                image.layout.copy(blob, writer.write, activity)
+                writer.commit(digest, blob.size)
+            with self._lock:
+                self._kept.add(digest)
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
             return ContainerdROLayer(self._space, (), None)
@@ -197,6 +218,24 @@ class ContainerdBackend(Backend):
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
             raise RuntimeError("the image's config names other layers than its top layer has")
+        return self._write_image(spec, activity)
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        for layer in spec.layers:
+            digest, size = layer.blob.digest, layer.blob.size
+            if self._has(digest):
+                continue
+            with self._content.writer(total=size, activity=activity) as writer:
+                for piece in Blob(layer.blob, functools.partial(open_blob, digest)).pieces(
+                    activity
+                ):
+                    writer.write(piece)
+                writer.commit(digest, size, {UNCOMPRESSED_LABEL: layer.diff_id})
+        return self._write_image(spec, activity)
+
+    def _write_image(self, spec: ImageSpec, activity: Activity) -> Image:
         labels: dict[str, str] = {}
         if self._options.unpack and spec.layers and self._is_run_here(spec):
             self._space.unpacker.ensure(spec.layers, activity)
@@ -259,6 +298,7 @@ class ContainerdBackend(Backend):
             ("snapshotter", f"{found.snapshotter} of {', '.join(found.snapshotters)}"),
             ("platforms", ", ".join(map(str, self.platforms))),
             ("reads snapshots itself", yes_no[self._space.reads_snapshots]),
+            ("a RUN is run as", self._space.runners.describe()),
             ("transfer service", yes_no[found.transfer]),
             ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )

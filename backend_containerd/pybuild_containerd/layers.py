@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
-from pybuild.errors import BackendError
+from pybuild.errors import BackendError, BackendFailed
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
+from pybuild.sandbox.client import Sandbox
+from pybuild.sandbox.process import name_files, run_process, run_spec
+from pybuild.sandbox.spec import Overlay
 from pybuild_containerd.changes import changes_of
 from pybuild_containerd.mountpoints import resolve_cwd
+from pybuild_containerd.runmounts import Places, resolve_places
+from pybuild_containerd.runners import overlay_root, sandbox_mount
 from pybuild_containerd.runtime_spec import any_machine, runtime_spec
 from pybuild_containerd.snapshots import Mount as SnapshotMount
 from pybuild_containerd.snapshots import in_user_namespace, layer_folders
@@ -99,29 +105,54 @@ class ContainerdRWLayer(RWLayer):
     def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
         if self._over or not self._runs or self._written is not None:
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
+        places = resolve_places(self.tree(), mounts)
+        resolve_cwd(places.tree, process.cwd)
+        sandbox = self._space.runners.sandbox()
+        if sandbox is not None:
+            return self._run_in(sandbox, process, mounts, places, activity)
         if self._space.outputs.shared:
             with contextlib.suppress(OutputNotShared):
-                return self._run(process, mounts, activity)
+                return self._run_task(process, mounts, places, activity)
             self._space.outputs.give_up_sharing()
-        return self._run(process, mounts, activity)
+        return self._run_task(process, mounts, places, activity)
 
-    def _run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
+    def _run_in(
+        self,
+        sandbox: Sandbox,
+        process: Process,
+        mounts: Sequence[Mount],
+        places: Places,
+        activity: Activity,
+    ) -> int:
+        tree = self.tree()
+        names = (places.hosts.destination, places.resolv_conf.destination)
+        with self._space.mounts.prepared(mounts, places, activity) as prepared:
+            made = [*name_files(process, *names), *(sandbox_mount(m, tree) for m in prepared)]
+            made.sort(key=lambda mount: _depth(mount.target))
+            active = self._prepare(activity)
+            with self._overlay(active, activity) as root:
+                return run_process(sandbox, run_spec(process, root, made), activity)
+
+    def _run_task(
+        self, process: Process, mounts: Sequence[Mount], places: Places, activity: Activity
+    ) -> int:
         space = self._space
         near = space.outputs.shared
         with (
-            space.mounts.prepared(process, mounts, self.tree(), activity, near=near) as prepared,
+            space.mounts.prepared(mounts, places, activity) as prepared,
             space.outputs.open(activity, shared=near) as output,
         ):
-            resolve_cwd(prepared.tree, process.cwd)
+            made = [*space.mounts.name_files(process, places, activity, near=near), *prepared]
+            made.sort(key=lambda mount: _depth(mount.destination))
             active = self._prepare(activity)
-            active.missing.update((entry.path, entry) for entry in prepared.missing)
+            active.missing.update((entry.path, entry) for entry in places.missing)
             container = f"pybuild-{secrets.token_hex(16)}"
             machine = space.machine if near else any_machine(space.machine)
             machine = replace(machine, rootless=in_user_namespace(active.mounts))
             task = Task(
                 id=container,
-                spec=runtime_spec(process, container, prepared.mounts, machine),
-                rootfs=self._root(active, prepared.missing, activity),
+                spec=runtime_spec(process, container, made, machine),
+                rootfs=self._root(active, places.missing, activity),
                 runtime=space.runtime,
                 snapshotter=space.snapshots.snapshotter,
                 snapshot_key=active.key,
@@ -154,6 +185,24 @@ class ContainerdRWLayer(RWLayer):
             key = f"pybuild-{secrets.token_hex(16)}"
             self._active = _Active(key, self._space.snapshots.prepare(key, chain), {})
         return self._active
+
+    @contextlib.contextmanager
+    def _overlay(self, active: _Active, activity: Activity) -> Iterator[Overlay]:
+        """The snapshot's folders for a sandbox."""
+        root = overlay_root(active.mounts)
+        if root is not None:
+            yield root
+            return
+        folders = layer_folders(active.mounts)
+        if folders is None or folders.upper is None or folders.lowers or folders.unknown:
+            raise BackendFailed(f"a snapshot of {self._space.snapshots.snapshotter} is no overlay")
+        # a snapshot on nothing is a plain folder
+        key, work = self._space.mounts.new_folder((), activity)
+        try:
+            ends = os.fsencode(folders.upper), os.fsencode(work)
+            yield Overlay((), *ends, volatile=False)
+        finally:
+            self._space.mounts.remove_folder(key)
 
     def _root(
         self, active: _Active, missing: Sequence[Entry], activity: Activity
@@ -204,6 +253,11 @@ def write_blob(
         writer.commit(blob.digest, blob.size, {UNCOMPRESSED_LABEL: layer.diff.diff_id})
     space.files.remember(layer.diff.diff_id, layer.index)
     return layer.diff
+
+
+def _depth(destination: str) -> int:
+    """The order to mount in: outer before inner, and of two at one place the later is seen."""
+    return destination.count("/")
 
 
 def _takes_another_lower(mounts: tuple[SnapshotMount, ...]) -> bool:

@@ -16,7 +16,8 @@ class Options:
     ``address`` is the socket's path; without it ``environment_address`` (CONTAINERD_ADDRESS),
     then the well-known places, one of them below ``xdg_runtime_dir``.
     ``pull`` is "auto" to have containerd fetch layers where it can, which is faster, "own" to
-    have pybuild do it. ``cache_dir`` keeps what is found out about layers, ``hosts_dir`` is
+    have pybuild do it. ``runner`` says how a RUN is run: "sandbox" by pybuild on the files of
+    a snapshot, "task" by containerd, "auto" by a sandbox where that works. ``cache_dir`` keeps what is found out about layers, ``hosts_dir`` is
     containerd's ``certs.d``, ``docker_config`` the path of Docker's config.json, ``proxies``
     maps a URL's scheme to its proxy (``no`` lists what needs none). ``moby_labels`` adds what
     Docker's classic builder leaves; None means in the namespace ``moby``. With ``unpack`` the
@@ -30,6 +31,7 @@ class Options:
     snapshotter: str | None = None
     runtime: str = "io.containerd.runc.v2"
     pull: str = "auto"
+    runner: str = "auto"
     cache_dir: Path | None = None
     hosts_dir: Path | None = None
     docker_config: Path | None = None
@@ -43,8 +45,11 @@ _FLAGS = frozenset({"moby_labels", "unpack"})
 _TEXTS = frozenset(
     {"address", "environment_address", "xdg_runtime_dir", "namespace", "snapshotter", "runtime"}
 )
-_CHOICES = {"pull": frozenset({"auto", "own"})}
-_NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "pull", "unpack"})
+_CHOICES = {
+    "pull": frozenset({"auto", "own"}),
+    "runner": frozenset({"auto", "sandbox", "task"}),
+}
+_NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "pull", "runner", "unpack"})
 
 
 def parse_options(options: Mapping[str, object]) -> Options:

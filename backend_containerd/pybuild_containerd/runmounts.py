@@ -53,12 +53,28 @@ _LONGEST_OPTIONS = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedMounts:
-    """The mounts of one RUN, what its root lacks for them, and what it shows with them."""
+class Places:
+    """Where a RUN's mounts go: the files of names first, then what it asks for.
 
-    mounts: tuple[SpecMount, ...]
+    ``missing`` is what its root lacks for them, ``tree`` what it shows with them.
+    """
+
+    hosts: Mountpoint
+    resolv_conf: Mountpoint
+    points: tuple[Mountpoint, ...]
     missing: tuple[Entry, ...]
     tree: Tree
+
+
+def resolve_places(tree: Tree, mounts: Sequence[Mount]) -> Places:
+    """Where `mounts` go in a root whose files are `tree`'s. Raises StepFailed."""
+    check_system_mountpoints(tree)
+    wanted = [Wanted("/etc/hosts", PLAIN_FILE), Wanted("/etc/resolv.conf", PLAIN_FILE)]
+    wanted += map(_wanted, mounts)
+    points = resolve_mountpoints(tree, wanted)
+    missing = missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
+    shown = mounted_tree(tree, wanted, points)
+    return Places(points[0], points[1], tuple(points[2:]), missing, shown)
 
 
 class RunMounts:
@@ -81,35 +97,25 @@ class RunMounts:
 
     @contextlib.contextmanager
     def prepared(
-        self,
-        process: Process,
-        mounts: Sequence[Mount],
-        tree: Tree,
-        activity: Activity,
-        *,
-        near: bool,
-    ) -> Iterator[PreparedMounts]:
-        """Everything to mount into a root whose files are `tree`'s, in the order to mount it.
+        self, mounts: Sequence[Mount], places: Places, activity: Activity
+    ) -> Iterator[tuple[SpecMount, ...]]:
+        """The mounts that a RUN asks for, in their order; what was made for them ends."""
+        with contextlib.ExitStack() as undo:
+            pairs = zip(mounts, places.points, strict=True)
+            yield tuple(self._mount(mount, point, undo, activity) for mount, point in pairs)
+
+    def name_files(
+        self, process: Process, places: Places, activity: Activity, *, near: bool
+    ) -> tuple[SpecMount, SpecMount]:
+        """The mounts of /etc/hosts and /etc/resolv.conf.
 
         `near` says that containerd is on this machine, so that its resolv.conf is ours.
-        Raises StepFailed for a mount that the root or its source doesn't allow.
         """
-        check_system_mountpoints(tree)
-        wanted = [Wanted("/etc/hosts", PLAIN_FILE), Wanted("/etc/resolv.conf", PLAIN_FILE)]
-        wanted += map(_wanted, mounts)
-        points = resolve_mountpoints(tree, wanted)
-        with contextlib.ExitStack() as undo:
-            files = self._name_files(process, activity)
-            made = [
-                _bind(points[0], f"{files}/{_HOSTS.decode()}", readonly=True),
-                _bind(points[1], _resolv_conf(process, files, near=near), readonly=True),
-            ]
-            for mount, point in zip(mounts, points[2:], strict=True):
-                made.append(self._mount(mount, point, undo, activity))
-            # outer before inner; of two at one place the later one is seen
-            made.sort(key=lambda mount: mount.destination.count("/"))
-            missing = missing_entries(tree, [*SYSTEM_MOUNTPOINTS, *points])
-            yield PreparedMounts(tuple(made), missing, mounted_tree(tree, wanted, points))
+        files = self._name_files(process, activity)
+        return (
+            _bind(places.hosts, f"{files}/{_HOSTS.decode()}", readonly=True),
+            _bind(places.resolv_conf, _resolv_conf(process, files, near=near), readonly=True),
+        )
 
     def skeleton(self, missing: Sequence[Entry], activity: Activity) -> str:
         """A folder on the daemon's machine with empty files and folders as `missing` says."""

@@ -70,13 +70,14 @@ class Usage:
 class LayerFolders:
     """The folders behind a snapshot's mounts, as paths where containerd runs.
 
-    ``upper`` takes the changes, None for a view; ``lowers`` are topmost first. With
-    ``unknown`` options the upper folder may not mean what it seems to.
+    ``upper`` takes the changes, None for a view; ``lowers`` are topmost first; ``work`` is
+    an overlay's. With ``unknown`` options the upper folder may not mean what it seems to.
     """
 
     upper: str | None
     lowers: tuple[str, ...]
     unknown: tuple[str, ...] = ()
+    work: str | None = None
 
 
 class Snapshots:
@@ -208,6 +209,7 @@ def in_user_namespace(mounts: Sequence[Mount]) -> bool:
 
 def _overlay_folders(options: Sequence[str]) -> LayerFolders:
     upper: str | None = None
+    work: str | None = None
     lowers: tuple[str, ...] = ()
     unknown: list[str] = []
     for option in options:
@@ -220,12 +222,12 @@ def _overlay_folders(options: Sequence[str]) -> LayerFolders:
             case "lowerdir":
                 lowers = tuple(value.split(":"))
             case "workdir":
-                pass
+                work = value
             case _ if option not in _PLAIN_OVERLAY_OPTIONS:
                 unknown.append(option)
             case _:
                 pass
-    return LayerFolders(upper, lowers, tuple(unknown))
+    return LayerFolders(upper, lowers, tuple(unknown), work)
 
 
 def _mounts(messages: Sequence[Any]) -> tuple[Mount, ...]:

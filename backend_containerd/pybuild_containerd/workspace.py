@@ -10,6 +10,7 @@ from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.outputs import Outputs
 from pybuild_containerd.runmounts import RunMounts
+from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
 from pybuild_containerd.unpack import Unpacker
@@ -32,6 +33,7 @@ class Workspace:
     files: LayerFiles
     mounts: RunMounts
     outputs: Outputs
+    runners: Runners
     machine: Machine
     runtime: str
     reads_snapshots: bool

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,15 +18,17 @@ from pybuild.backend import (
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     PullPolicy,
     ROLayer,
 )
 from pybuild.errors import BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
+from pybuild.files.layout import LayoutImage
 from pybuild.imagestore import ImageStore
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.compression import Packing
-from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.hosts import load_hosts
 from pybuild.oci.http import NoActivity
 from pybuild.oci.image_config import parse_config
@@ -33,13 +36,21 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
+from pybuild.sandbox import emulation
+from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.images import Images
-from pybuild_embedded.layers import Chain, EmbeddedROLayer
+from pybuild_embedded.layerchain import LayerChain, chain_of
+from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.options import Options, parse_options
 from pybuild_embedded.space import Space
 from pybuild_embedded.store import Store
+
+CopyBlob = Callable[[Descriptor, Callable[[bytes], object], Activity], None]
+"""Writes a blob piece by piece."""
+
+_PIECE = 1 << 20
 
 
 def open_backend(options: Mapping[str, object]) -> Backend:
@@ -70,10 +81,9 @@ class EmbeddedBackend(Backend):
     def __init__(self, store: Store, options: Options) -> None:
         """Takes over `store` and closes it."""
         self.platforms = (host_platform(),)
-        self.capabilities = frozenset(Capability)
         self._store = store
-        self._images = Images(store)
         machine = Machine(store.root, user_namespace=options.user_namespace)
+        self._images = Images(store, machine.remove, machine.measure)
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
         fetcher = Fetcher(
@@ -82,15 +92,24 @@ class EmbeddedBackend(Backend):
             ),
             store,
         )
-        files = LayerFiles(self.open_blob, store.index_folder, store.session_folder)
+        files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
         self._space = Space(store, machine, files, fetcher)
         self._lock = threading.Lock()
         self._closed = False
         self._warned = False
 
+    @property
+    def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
+        mapping = self._space.machine.probe().mapping
+        single = mapping is not None and mapping.kind is Kind.SINGLE
+        return frozenset(Capability) - ({Capability.FILE_OWNERS} if single else set())
+
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:
             self._space.machine.mapping()
+
+    def executes(self, platform: Platform) -> bool | None:
+        return super().executes(platform) or emulation.executes(platform.architecture)
 
     def resolve(
         self,
@@ -146,37 +165,77 @@ class EmbeddedBackend(Backend):
         layers = tuple(map(LayerDiff, config.diff_ids, image.layers))
         return BaseImage(reference, image.descriptor.digest, config, layers)
 
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        for layer in image.layers:
+            self._copy_blob(layer.blob, image.layout.copy, activity)
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+
+    def _copy_blob(self, blob: Descriptor, copy: CopyBlob, activity: Activity) -> None:
+        """Have a blob here that `copy` writes, if it isn't. Raises InvalidImage."""
+        if self._store.has_blob(blob.digest):
+            return
+        with self._store.blob_writer() as writer:
+            copy(blob, writer.write, activity)
+            writer.commit(blob.digest, blob.size)
+
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
-            return EmbeddedROLayer(self._space, Chain())
+            return EmbeddedROLayer(self._space, LayerChain())
         self._space.remember_origins(base)
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
         self._space.fetch(unknown, activity)
         for layer in unknown:
             activity.raise_if_cancelled()
             self._space.files.index(layer)
-        chain = Chain.of(base.layers)
+        chain = chain_of(base.layers)
         self._store.record_layers(chain.layers)
         return EmbeddedROLayer(self._space, chain)
 
     def lookup(self, key: str) -> ROLayer | None:
-        found = self._store.step(self._space.own_key(key))
+        found = self._store.step(self._space.own_key(key), self._space.origins)
         if found is None:
             return None
-        chain = Chain.of(found.layers)
-        return EmbeddedROLayer(self._space, chain, chain.layers[-1] if found.own else None)
+        chain = chain_of(found.layers)
+        own = chain.layers[-1] if found.own else None
+        made = datetime.fromtimestamp(found.made, UTC)
+        return EmbeddedROLayer(self._space, chain, own, made=made)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
             raise RuntimeError("the image's config names other layers than its top layer has")
+        return self._write_image(spec, activity)
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        def copy(blob: Descriptor, write: Callable[[bytes], object], activity: Activity) -> None:
+            with open_blob(blob.digest) as stream:
+                while piece := stream.read(_PIECE):
+                    activity.raise_if_cancelled()
+                    write(piece)
+
+        for layer in spec.layers:
+            self._copy_blob(layer.blob, copy, activity)
+        return self._write_image(spec, activity)
+
+    def _write_image(self, spec: ImageSpec, activity: Activity) -> Image:
         activity.raise_if_cancelled()
         documents = spec.documents()
         config, manifest = documents.config, documents.manifest
         self._store.write_blob(config.digest, documents.config_bytes)
         self._store.write_blob(manifest.digest, documents.manifest_bytes)
         names = tuple(with_default_tag(name) for name in spec.names)
-        self._images.record(names, manifest, manifest, config.digest)
+        if not spec.for_index:
+            self._images.record(names, manifest, manifest, config.digest)
         return Image(manifest, config.digest, names)
+
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        activity.raise_if_cancelled()
+        document = spec.document()
+        self._store.write_blob(document.index.digest, document.index_bytes)
+        names = tuple(with_default_tag(name) for name in spec.names)
+        self._images.record_index(names, document.index, [image for image, _ in spec.images])
+        return document.index
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
         if is_packed(layer, wanted):
@@ -223,4 +282,3 @@ class EmbeddedBackend(Backend):
             stack.callback(self._space.machine.close)
             stack.callback(self._space.fetcher.close)
             stack.callback(self._space.tidy)
-

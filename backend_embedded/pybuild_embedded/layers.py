@@ -2,58 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import BinaryIO
 
-from pybuild.backend import Activity, Mount, Network, Process, ROLayer, RWLayer
-from pybuild.errors import PybuildError, StepFailed
+from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
-from pybuild.oci.descriptor import LayerDiff, chain_id
+from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
-from pybuild.sandbox.client import SandboxFailed
-from pybuild.sandbox.spec import Overlay, RunSpec
+from pybuild.sandbox.process import run_process, run_spec
+from pybuild.sandbox.spec import Overlay
+from pybuild_embedded.folders import LayerFolder
+from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.mounts import prepared_mounts
+from pybuild_embedded.pending import PendingLayer
 from pybuild_embedded.space import Space
-from pybuild_embedded.store import LayerFolder
 from pybuild_embedded.unpacked import MOST_LOWERS, merged, unpacked
-from pybuild_embedded.workers import Pack, PendingPack
-
-# what fails in these is asked for by the Dockerfile or allowed by the image
-_STEPS_OWN = frozenset({"mount point", "working directory", "user", "ulimit"})
-
-
-class Chain:
-    """Layers over each other, bottom first, and the chain id of each with those below."""
-
-    __slots__ = ("ids", "layers")
-
-    def __init__(self, layers: tuple[LayerDiff, ...] = (), ids: tuple[str, ...] = ()) -> None:
-        self.layers = layers
-        self.ids = ids
-
-    @classmethod
-    def of(cls, layers: Iterable[LayerDiff]) -> Chain:
-        chain = cls()
-        for layer in layers:
-            chain = chain.extended(layer)
-        return chain
-
-    @property
-    def id(self) -> str:
-        """The chain id of all; empty for none."""
-        return self.ids[-1] if self.ids else ""
-
-    def extended(self, layer: LayerDiff) -> Chain:
-        """With one more layer on top."""
-        above = chain_id((self.id, layer.diff_id)) if self.ids else layer.diff_id
-        return Chain((*self.layers, layer), (*self.ids, above))
+from pybuild_embedded.workers import Pack
 
 
 class EmbeddedROLayer(ROLayer):
@@ -62,12 +32,14 @@ class EmbeddedROLayer(ROLayer):
     def __init__(
         self,
         space: Space,
-        chain: Chain | None,
+        chain: LayerChain | None,
         own: LayerDiff | None = None,
         *,
         pending: PendingLayer | None = None,
+        made: datetime | None = None,
     ) -> None:
         """Either the `chain` is known, or there is a `pending` layer on a known one."""
+        self._made = made
         self._space = space
         self._chain = chain
         self._own = own
@@ -85,7 +57,11 @@ class EmbeddedROLayer(ROLayer):
     def diffs(self) -> tuple[LayerDiff, ...]:
         return self.chain().layers
 
-    def chain(self) -> Chain:
+    @property
+    def made(self) -> datetime | None:
+        return self._made
+
+    def chain(self) -> LayerChain:
         """All layers; waits for the one that is being packed. Raises what went wrong there."""
         if self._chain is None:
             assert self._pending is not None  # noqa: S101 - see __init__
@@ -120,85 +96,19 @@ class EmbeddedROLayer(ROLayer):
         pending = self._pending
         if pending is None:
             chain = self.chain()
-            found = unpacked(self._space, chain.layers, chain.ids, activity)
+            found = unpacked(self._space, chain, activity)
         elif pending.changed_nothing:
             found = pending.folders_below
         else:
             found = (*pending.folders_below, pending.folder)
         if len(found) > MOST_LOWERS:
             chain = self.chain()
-            found = (merged(self._space, chain.layers, chain.id, found, activity),)
+            found = (merged(self._space, chain, found, activity),)
         return found
 
     def release(self) -> None:
         # the session's pins keep blobs and folders: layers made from this one need them
         self._released = True
-
-
-class PendingLayer:
-    """What a process left in a folder, being packed while the build goes on."""
-
-    def __init__(
-        self,
-        space: Space,
-        below: Chain,
-        folders_below: tuple[LayerFolder, ...],
-        folder: LayerFolder,
-        pack: PendingPack,
-        request: Pack,
-        key: str | None,
-        activity: Activity,
-    ) -> None:
-        self.below = below
-        self.folders_below = folders_below
-        self.folder = folder
-        self._space = space
-        self._pack = pack
-        self._request = request
-        self._key = key
-        self._activity = activity
-        self._lock = threading.Lock()
-        self._outcome: tuple[LayerDiff | None] | Exception | None = None
-
-    @property
-    def changed_nothing(self) -> bool:
-        """Whether it is known already that the process changed nothing."""
-        return self._outcome == (None,)
-
-    def settled(self) -> LayerDiff | None:
-        """The layer, once it is packed and stored; None if nothing was changed."""
-        with self._lock:
-            if self._outcome is None:
-                try:
-                    self._outcome = (self._settle(),)
-                except Exception as error:  # noqa: BLE001 - whoever asks next gets it too
-                    self._outcome = error
-            if isinstance(self._outcome, Exception):
-                raise self._outcome
-            return self._outcome[0]
-
-    def finish(self) -> None:
-        """Keep the layer for later builds, even if this one needs it no more."""
-        with contextlib.suppress(PybuildError):
-            self._activity.raise_if_cancelled()
-            self.settled()
-
-    def _settle(self) -> LayerDiff | None:
-        store = self._space.store
-        packed = self._pack.result()
-        if packed is None:
-            if self._key is not None:
-                store.record_step(self._key, self.below.id, own=False)
-            return None
-        diff = packed.diff
-        store.adopt_blob(self._request.blob, diff.blob.digest, diff.blob.size)
-        self._space.files.adopt(diff.diff_id, self._request.index)
-        chain = self.below.extended(diff)
-        store.extend_layers(self.below.id, diff)
-        store.settle(self.folder, chain.id, self._space.machine.flavour, packed.size)
-        if self._key is not None:
-            store.record_step(self._key, chain.id, own=True)
-        return diff
 
 
 class EmbeddedRWLayer(RWLayer):
@@ -233,29 +143,7 @@ class EmbeddedRWLayer(RWLayer):
         sandbox = self._space.machine.sandbox()
         root = self._root(activity)
         with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
-            spec = RunSpec(
-                root=root,
-                args=process.args,
-                env=process.env,
-                cwd=process.cwd,
-                uid=process.user.uid,
-                gid=process.user.gid,
-                groups=process.user.groups,
-                hostname=process.hostname,
-                own_network=process.network is Network.NONE,
-                ulimits=tuple((each.name, each.soft, each.hard) for each in process.ulimits),
-                mounts=made,
-                **({} if process.shm_size is None else {"shm_size": process.shm_size}),
-            )
-            try:
-                code = sandbox.run(spec, activity.log, activity.on_cancel)
-            except SandboxFailed as failure:
-                activity.raise_if_cancelled()
-                if failure.step in _STEPS_OWN:
-                    raise StepFailed(failure.message) from failure
-                raise
-        activity.raise_if_cancelled()
-        return code
+            return run_process(sandbox, run_spec(process, root, made), activity)
 
     def _root(self, activity: Activity) -> Overlay:
         lowers = self._below.folders(activity)
@@ -285,13 +173,15 @@ class EmbeddedRWLayer(RWLayer):
         store = self._space.store
         if own is not None:
             chain = below.extended(own)
-            store.extend_layers(below.id, own)
+            store.record_layers(chain.layers)
+        made = datetime.now(UTC)
         if key is not None:
-            store.record_step(self._space.own_key(key), chain.id, own=own is not None)
-        return EmbeddedROLayer(self._space, chain, own)
+            key = self._space.own_key(key)
+            store.record_step(key, chain.id, own=own is not None, made=made.timestamp())
+        return EmbeddedROLayer(self._space, chain, own, made=made)
 
     def _commit_folder(
-        self, folder: LayerFolder, below: Chain, key: str | None, activity: Activity
+        self, folder: LayerFolder, below: LayerChain, key: str | None, activity: Activity
     ) -> ROLayer:
         space = self._space
         request = Pack(
@@ -306,20 +196,20 @@ class EmbeddedRWLayer(RWLayer):
         self._folder = None
         with space.lock:
             space.litter.append(folder.work)
-        pack = space.machine.workers().pack(request)
         pending = PendingLayer(
-            space,
-            below,
-            self._below.folders(activity),
-            folder,
-            pack,
-            request,
-            None if key is None else space.own_key(key),
-            activity,
+            space=space,
+            below=below,
+            folders_below=self._below.folders(activity),
+            folder=folder,
+            pack=space.machine.workers().pack(request),
+            request=request,
+            key=None if key is None else space.own_key(key),
+            activity=activity,
+            made=datetime.now(UTC),
         )
         with space.lock:
             space.unfinished.append(pending)
-        return EmbeddedROLayer(space, None, pending=pending)
+        return EmbeddedROLayer(space, None, pending=pending, made=pending.made)
 
     def release(self) -> None:
         self._over = True

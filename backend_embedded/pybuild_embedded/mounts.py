@@ -8,14 +8,14 @@ from contextlib import ExitStack, contextmanager
 from pybuild.backend import Activity, BindMount, Mount, Process, TmpfsMount
 from pybuild.errors import PybuildError, StepFailed
 from pybuild.files.mountsource import TOP, copied
-from pybuild.files.namefiles import host_resolv_conf, hosts_file
 from pybuild.files.trees import Tree, resolve
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Kind
 from pybuild.oci.layertar import write_layer
 from pybuild.sandbox import spec
+from pybuild.sandbox.process import name_files
+from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
-from pybuild_embedded.store import LayerFolder
 from pybuild_embedded.workers import Unpack
 
 
@@ -27,14 +27,8 @@ def prepared_mounts(
 
     Raises StepFailed for a mount whose source or target doesn't allow it.
     """
-    hosts = hosts_file(
-        process.hostname, ((host.name, host.address) for host in process.extra_hosts)
-    )
     with ExitStack() as undo:
-        made: list[spec.Mount] = [
-            spec.SmallFile("/etc/hosts", hosts),
-            spec.SmallFile("/etc/resolv.conf", host_resolv_conf()),
-        ]
+        made: list[spec.Mount] = [*name_files(process)]
         for mount in sorted(mounts, key=lambda mount: _depth(mount.target)):
             match mount:
                 case TmpfsMount(target=target, size=size):
@@ -72,7 +66,9 @@ def _copy(space: Space, mount: BindMount, activity: Activity) -> LayerFolder:
                 activity.raise_if_cancelled()
                 file.write(piece)
 
-            layer = write_layer(copied(mount.tree, mount.path, mount.target), sink, Compression.NONE)
+            layer = write_layer(
+                copied(mount.tree, mount.path, mount.target), sink, Compression.NONE
+            )
         index.write_bytes(layer.index.to_bytes())
         space.machine.workers().unpack(
             Unpack(

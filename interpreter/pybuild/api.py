@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,12 +18,15 @@ from pybuild.backend import (
     BaseImage,
     Capability,
     HostEntry,
+    ImageSpec,
     Network,
     PullPolicy,
     Ulimit,
 )
 from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.instructions import Dockerfile
+from pybuild.dockerfile.lint import CHECK_ARG, Lint
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import (
     BackendUnavailable,
@@ -31,11 +36,23 @@ from pybuild.errors import (
     UnsupportedByBackend,
     UsageError,
 )
+from pybuild.export.exporting import (
+    check_index_annotations,
+    check_output,
+    describe_output,
+    export,
+)
+from pybuild.export.images import TargetImage, TargetImages, image_name, wanted_images
+from pybuild.export.outputs import ImageOptions, ImageOutput, Output, parse_output
+from pybuild.files.layout import open_layout
 from pybuild.files.trees import Tree
+from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform, host_platform, parse_platform
-from pybuild.oci.reference import Reference, parse_reference, with_default_tag
+from pybuild.oci.reference import Reference
+from pybuild.oci.registry import RegistryClient
 from pybuild.plan import make_plans
+from pybuild.plan.resolve import ImageName, Resolve
 from pybuild.plan.steps import (
     ContextSource,
     Plan,
@@ -44,15 +61,18 @@ from pybuild.plan.steps import (
     RunStep,
     needs,
 )
+from pybuild.remotes.fetching import Remotes
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events, StepActivity
-from pybuild.run.events import BuildFinished, Reporter
-from pybuild.run.export import ExportRequest, export
+from pybuild.run.contexts import Contexts, ContextValue, named_contexts
+from pybuild.run.events import BuildFinished, LintReported, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
-from pybuild.run.result import BuildResult
+from pybuild.run.result import BuildResult, BuiltImage, OutputResult
 from pybuild.run.schedule import run_stages, sources, workers
-from pybuild.run.stage import StageRunner, StageSettings
+from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
 from pybuild.sandbox import emulation
+from pybuild.secrets import Secret
 
 Context = str | Path | BinaryIO | None
 DockerfileSource = str | Path | bytes | None
@@ -78,6 +98,7 @@ def build(
     platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     no_cache: bool = False,
+    no_cache_filter: Collection[str] = (),
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
     index_annotations: Mapping[str, str] | None = None,
@@ -85,17 +106,28 @@ def build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    contexts: Mapping[str, ContextValue] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
     created: datetime | int | None = None,
+    outputs: Sequence[Output | str] = (),
+    registry: RegistryClient | None = None,
 ) -> BuildResult:
-    """Build an image, for one platform or several, and return its digests and names.
+    """Build an image, for one platform or several, write it to its outputs, and return its
+    digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
-    context), or None. `dockerfile` is a path, relative to the working directory, or the
-    text itself; by default ``Dockerfile``, else ``Containerfile``, of the context. In a tar
-    archive the path is one inside it.
+    context), the URL of a git repository, of an archive or of a Dockerfile, or None.
+    `dockerfile` is a path, relative to the working directory, or the text itself; by default
+    ``Dockerfile``, else ``Containerfile``, of the context. In an archive or a repository the
+    path is one inside it. `contexts` are named contexts: what stands in for the
+    images and stages of these names, in the forms of ``--build-context`` or as a tree.
+    The stages named in `no_cache_filter` run again although their results may be kept.
+    `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
+    says how, fetches sources on the network.
 
     `platform` is one or several, as ``linux/amd64``; several, which may stand in one text
     with commas between, become one image index. The build arg BUILDKIT_MULTI_PLATFORM makes
@@ -106,25 +138,29 @@ def build(
     every clock in the image; the build arg SOURCE_DATE_EPOCH does the same. `reporter` gets
     events from one thread at a time. `cancel` may be cancelled from any thread.
 
+    `outputs` are values of `pybuild.export.outputs` or what ``docker build --output`` takes;
+    without any, the image goes into the backend's store. `registry` pushes and stays open;
+    by default one without logins.
+
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
-    run = _run_defaults(network, add_hosts, shm_size, ulimits)
-    platforms, policy = _platforms(platform), _pull_policy(pull)
-    fixed_time = _fixed_time(created, build_args or {})
-    exporting = ExportRequest(
-        tuple(map(_image_name, tags)),
-        dict(annotations or {}),
-        dict(index_annotations or {}),
-        fixed_time,
-        _as_index(platforms, build_args or {}, index_annotations),
-    )
+    args = dict(build_args or {})
+    names = tuple(map(image_name, tags))
+    platforms, policy = asked_platforms(platform), pull_policy(pull)
+    as_index = _as_index(platforms, args)
+    check_index_annotations(index_annotations or {}, as_index=as_index)
+    wanted_outputs = _outputs(outputs, names, as_index=as_index)
+    fixed_time = _fixed_time(created, args)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        parsed = parse(inputs.dockerfile, inputs.name)
+        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
+        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
+        load = partial(load_inputs, stack=stack, events=events, cancel=cancel)
+        inputs = load(context, dockerfile, args, fetched, files)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         if not isinstance(backend, Backend):
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
@@ -132,36 +168,115 @@ def build(
             platform=backend.platforms[0],
             build_platform=backend.platforms[0],
             target=target,
-            build_args=_with_epoch(build_args or {}, fixed_time),
+            build_args=_with_epoch(args, fixed_time),
             labels=dict(labels or {}),
-            run=run,
+            run=_run_defaults(network, add_hosts, shm_size, ulimits),
+            contexts=named_contexts(contexts or {}),
         )
         asked, lookup = _for_each(platforms, request), _looked_up(backend, policy)
-        plan = _plan(parsed, asked, lookup, events=events, cancel=cancel, max_workers=max_workers)
+        plan = _plan(
+            parsed, asked, lookup, lint, events=events, cancel=cancel, max_workers=max_workers
+        )
         _check_supported(plan, backend)
-        _report_warnings(parsed, plan, events)
+        _report_warnings(plan, events)
         _check_emulation(plan, backend, events)
+        opened = Contexts(inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
-            context=_open_context(plan, inputs, events, cancel),
+            contexts=_open_contexts(plan, opened, events, cancel),
+            remotes=fetched,
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
+            fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
         stop = CancelToken()
         runner = StageRunner(plan, backend, events, stop, settings)
         stack.enter_context(releasing(runner.release, events.warn))
         run_stages(plan.stages, runner.run, cancel=cancel, stop=stop, max_workers=max_workers)
-        with events.unit("exporting to image", cancel) as activity:
-            exported = export(plan, runner, backend, exporting, activity)
+        built = TargetImages(
+            backend,
+            _target_images(plan, runner, fixed_time, annotations or {}),
+            names,
+            as_index,
+            dict(index_annotations or {}),
+            None if fixed_time is None else int(fixed_time.timestamp()),
+        )
+        exported = _export(built, wanted_outputs, registry, events, cancel)
+        descriptor, images = _described(built, exported, events.silent(cancel))
         result = BuildResult(
-            descriptor=exported.descriptor,
-            names=exported.names,
-            images=exported.images,
+            descriptor=descriptor,
+            names=tuple(dict.fromkeys(name for one in exported for name in one.names)),
+            images=images,
             steps=runner.step_results(),
             seconds=time.monotonic() - clock,
+            outputs=exported,
         )
     events.send(BuildFinished(result))
     return result
+
+
+def _target_images(
+    plan: Plan, runner: StageRunner, created: datetime | None, annotations: Mapping[str, str]
+) -> tuple[TargetImage, ...]:
+    """The images that the finished stages of `runner` make."""
+    found = []
+    for target in plan.targets:
+        made = runner.finished(target.stage.index)
+        spec = ImageSpec(
+            config=final_config(target.stage, made, created),
+            layers=made.layer.layer.diffs,
+            annotations=dict(annotations),
+            base=base_image(plan, target.stage),
+        )
+        found.append(TargetImage(target.platform, spec, made.layer.layer))
+    return tuple(found)
+
+
+def _export(
+    built: TargetImages,
+    outputs: Sequence[Output],
+    registry: RegistryClient | None,
+    events: Events,
+    cancel: CancelToken,
+) -> tuple[OutputResult, ...]:
+    with ExitStack() as stack:
+
+        def client() -> RegistryClient:
+            return registry or stack.enter_context(RegistryClient())
+
+        results = []
+        for output in outputs:
+            with events.unit(describe_output(output), cancel) as activity:
+                result = export(built, output, client, activity)
+                for image in result.images.values():
+                    activity.note(f"exporting manifest {image.digest}")
+                    activity.note(f"exporting config {image.config_digest}")
+                if built.as_index and result.descriptor is not None:
+                    activity.note(f"exporting manifest list {result.descriptor.digest}")
+                for name in result.names:
+                    activity.note(f"naming to {name}")
+            results.append(result)
+    return tuple(results)
+
+
+def _described(
+    built: TargetImages, outputs: Sequence[OutputResult], activity: StepActivity
+) -> tuple[Descriptor, Mapping[Platform, BuiltImage]]:
+    """The digests in the first output that has any, or those that the store would have."""
+    for output in outputs:
+        if output.descriptor is not None:
+            return output.descriptor, output.images
+    wanted = wanted_images(built, ImageOptions(), activity)
+    return wanted.documents.descriptor, wanted.results(built)
+
+
+def _outputs(
+    outputs: Sequence[Output | str], names: Sequence[Reference], *, as_index: bool
+) -> tuple[Output, ...]:
+    parsed = tuple(parse_output(one) if isinstance(one, str) else one for one in outputs)
+    for output in parsed:
+        check_output(output, names, as_index=as_index)
+    return parsed or (ImageOutput(),)
 
 
 def plan_build(
@@ -179,6 +294,9 @@ def plan_build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    contexts: Mapping[str, ContextValue] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
+    remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
 ) -> PlannedBuild:
@@ -187,39 +305,49 @@ def plan_build(
     Images that no backend can look up, because there is none or it can't start, count as
     empty and are listed. A backend given by name is opened only if there is one to look up.
     """
-    platforms, policy = _platforms(platform), _pull_policy(pull)
+    args = dict(build_args or {})
+    platforms, policy = asked_platforms(platform), pull_policy(pull)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(_errors_of_one_build(files := dict[str, bytes](), cancel))
-        inputs = _load_inputs(context, dockerfile, files, stack=stack, events=events, cancel=cancel)
-        parsed = parse(inputs.dockerfile, inputs.name)
+        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
+        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
+        load = partial(load_inputs, stack=stack, events=events, cancel=cancel)
+        inputs = load(context, dockerfile, args, fetched, files)
+        lint = stack.enter_context(_reported(inputs, args, events))
+        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
             platform=native,
             build_platform=native,
             target=target,
-            build_args=dict(build_args or {}),
+            build_args=args,
             labels=dict(labels or {}),
             run=_run_defaults(network, add_hosts, shm_size, ulimits),
+            contexts=named_contexts(contexts or {}),
         )
-        lookup = _LazyLookup(backend, backend_options, policy, stack, events)
+        lookup = LazyLookup(backend, backend_options, policy, stack, events)
         asked = _for_each(platforms, request)
-        plan = _plan(parsed, asked, lookup, events=events, cancel=cancel)
-        _report_warnings(parsed, plan, events)
+        plan = _plan(parsed, asked, lookup, lint, events=events, cancel=cancel)
+        _report_warnings(plan, events)
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
 
-Lookup = Callable[[Reference, Platform, StepActivity], BaseImage]
+Lookup = Callable[[ImageName, Platform, StepActivity], BaseImage]
 
 
 def _looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
-    return lambda reference, platform, activity: backend.resolve(
-        reference, platform, policy, activity
-    )
+    def look_up(name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
+        if isinstance(name, Reference):
+            return backend.resolve(name, platform, policy, activity)
+        with open_layout(name.path) as layout:
+            image = layout.find(platform, tag=name.tag, digest=name.digest)
+            return backend.import_image(image, activity)
+
+    return look_up
 
 
-class _LazyLookup:
+class LazyLookup:
     """Looks images up in a backend that is opened for the first of them, if it can be."""
 
     def __init__(
@@ -239,15 +367,17 @@ class _LazyLookup:
         self._events = events
         self._lock = threading.Lock()
 
-    def __call__(
-        self, reference: Reference, platform: Platform, activity: StepActivity
-    ) -> BaseImage:
+    def __call__(self, name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
+        if not isinstance(name, Reference):
+            with open_layout(name.path) as layout:
+                image = layout.find(platform, tag=name.tag, digest=name.digest)
+            return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
         with self._lock:
             self._open()
             if self._backend is None:
-                self.unresolved[reference] = None
-                return BaseImage(reference, "", ImageConfig(platform), ())
-        return self._backend.resolve(reference, platform, self._policy, activity)
+                self.unresolved[name] = None
+                return BaseImage(name, "", ImageConfig(platform), ())
+        return self._backend.resolve(name, platform, self._policy, activity)
 
     def _open(self) -> None:
         if self._backend is not None or self._name is None:
@@ -265,32 +395,46 @@ def _plan(
     dockerfile: Dockerfile,
     requests: Sequence[PlanRequest],
     lookup: Lookup,
+    lint: Lint,
     *,
     events: Events,
     cancel: CancelToken,
     max_workers: int | None = None,
 ) -> Plan:
-    """Plan the build; the images of all stages are looked up at the same time."""
+    """Plan the build. Raises DockerfileError also where `lint` found what counts as an error."""
+    with resolving(lookup, events, cancel, max_workers) as (resolve, executor):
+        plan = make_plans(dockerfile, requests, resolve, executor=executor, lint=lint)
+    lint.refuse()
+    return plan
+
+
+@contextmanager
+def resolving(
+    lookup: Lookup, events: Events, cancel: CancelToken, max_workers: int | None = None
+) -> Iterator[tuple[Resolve, Executor]]:
+    """How to resolve base images, each a unit of work, and threads to look them up at once."""
     stop = CancelToken()
 
-    def resolve(reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
-        title = f"[internal] load metadata for {reference}"
+    def resolve(name: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
+        title = f"[internal] load metadata for {name}"
         with events.unit(title, stop, where=where) as activity:
             activity.raise_if_cancelled()
-            return lookup(reference, platform, activity)
+            return lookup(name, platform, activity)
 
     with cancel.on_cancel(stop.cancel), workers(max_workers) as executor:
         try:
-            return make_plans(dockerfile, requests, resolve, executor=executor)
+            yield resolve, executor
         except BaseException:
             # The first failure is the one to report; the other look-ups needn't go on.
             stop.cancel()
             raise
 
 
-def _load_inputs(
+def load_inputs(
     context: Context,
     dockerfile: DockerfileSource,
+    build_args: Mapping[str, str],
+    remotes: Remotes,
     files: dict[str, bytes],
     *,
     stack: ExitStack,
@@ -298,22 +442,36 @@ def _load_inputs(
     cancel: CancelToken,
 ) -> Inputs:
     cancel.raise_if_cancelled()
-    with events.unit("[internal] load build definition from Dockerfile", cancel):
-        inputs = stack.enter_context(read_inputs(context, dockerfile))
+    keep = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in {"1", "t", "true"}
+    title = "[internal] load build definition from Dockerfile"
+    with events.unit(title, cancel) as activity:
+        inputs = stack.enter_context(
+            read_inputs(context, dockerfile, remotes, activity, keep_git_dir=keep)
+        )
     files[inputs.name] = inputs.dockerfile
     return inputs
 
 
-def _open_context(plan: Plan, inputs: Inputs, events: Events, cancel: CancelToken) -> Tree | None:
-    """The context's files, if any step reads them."""
+def _open_contexts(
+    plan: Plan, contexts: Contexts, events: Events, cancel: CancelToken
+) -> dict[str | None, Tree]:
+    """The files of the contexts that any step reads."""
     steps = [step for stage in plan.stages for step in stage.steps]
-    if not any(isinstance(source, ContextSource) for step in steps for source in sources(step)):
-        return None
-    with events.unit("[internal] load build context", cancel) as activity:
-        activity.raise_if_cancelled()
-        # Reads the first folder, so that a context that can't be read fails here.
-        inputs.context.children(b"")
-    return inputs.context
+    used = {
+        source.name
+        for step in steps
+        for source in sources(step)
+        if isinstance(source, ContextSource)
+    }
+    found: dict[str | None, Tree] = {}
+    for name in sorted(used, key=lambda name: name or ""):
+        title = f"[context {name}] load" if name else "[internal] load build context"
+        with events.unit(title, cancel) as activity:
+            activity.raise_if_cancelled()
+            found[name] = contexts.open(name, activity)
+            # Reads the first folder, so that a context that can't be read fails here.
+            found[name].children(b"")
+    return found
 
 
 def _check_supported(plan: Plan, backend: Backend) -> None:
@@ -337,8 +495,8 @@ def _check_supported(plan: Plan, backend: Backend) -> None:
             )
 
 
-def _report_warnings(dockerfile: Dockerfile, plan: Plan, events: Events) -> None:
-    for message, where in (*dockerfile.warnings, *plan.warnings):
+def _report_warnings(plan: Plan, events: Events) -> None:
+    for message, where in plan.warnings:
         events.warn(message, where=where)
 
 
@@ -368,7 +526,18 @@ def _check_emulation(plan: Plan, backend: Backend, events: Events) -> None:
 
 
 @contextmanager
-def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
+def _reported(inputs: Inputs, build_args: Mapping[str, str], events: Events) -> Iterator[Lint]:
+    """Collect what the build checks find, and report it when all else is done or failed."""
+    lint = Lint(build_args.get(CHECK_ARG), inputs.excluded)
+    try:
+        yield lint
+    finally:
+        if lint.warnings:
+            events.send(LintReported(lint.warnings, inputs.dockerfile))
+
+
+@contextmanager
+def errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
     """Give errors the texts that their places are in, for whoever shows them.
 
     What breaks because the build was cancelled is no error of its own.
@@ -384,17 +553,10 @@ def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Ite
         raise
 
 
-def _image_name(text: str) -> Reference:
-    reference = parse_reference(text)
-    if reference.digest:
-        raise UsageError(
-            f'the image can\'t be named "{text}"', hint="a name has no digest: that is made here"
-        )
-    return with_default_tag(reference)
-
-
-def _platforms(platform: str | Platform | Sequence[str | Platform] | None) -> tuple[Platform, ...]:
-    """The platforms asked for, each once; none is the backend's own."""
+def asked_platforms(
+    platform: str | Platform | Sequence[str | Platform] | None,
+) -> tuple[Platform, ...]:
+    """The platforms asked for, each once; none is the backend's own. Raises UsageError."""
     if platform is None:
         return ()
     found: dict[Platform, None] = {}
@@ -411,25 +573,15 @@ def _for_each(platforms: Sequence[Platform], request: PlanRequest) -> list[PlanR
     return [replace(request, platform=each) for each in platforms] or [request]
 
 
-def _as_index(
-    platforms: Sequence[Platform],
-    build_args: Mapping[str, str],
-    annotations: Mapping[str, str] | None,
-) -> bool:
-    """Whether there will be an index. Raises UsageError for annotations of one that there won't."""
+def _as_index(platforms: Sequence[Platform], build_args: Mapping[str, str]) -> bool:
+    """Whether there will be an index. Raises UsageError."""
     text = build_args.get("BUILDKIT_MULTI_PLATFORM", "")
     if text.lower() not in {"", "0", "f", "false", "1", "t", "true"}:
         raise UsageError(f'the build arg BUILDKIT_MULTI_PLATFORM "{text}" is not true or false')
-    as_index = len(platforms) > 1 or text.lower() in {"1", "t", "true"}
-    if annotations and not as_index:
-        raise UsageError(
-            "an image for one platform has no index that could be annotated",
-            hint="build for several, or with the build arg BUILDKIT_MULTI_PLATFORM=1",
-        )
-    return as_index
+    return len(platforms) > 1 or text.lower() in {"1", "t", "true"}
 
 
-def _pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
+def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
     if isinstance(pull, PullPolicy):
         return pull
     if isinstance(pull, bool):

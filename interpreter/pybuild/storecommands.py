@@ -49,7 +49,7 @@ class StoreArguments(BackendArguments):
 class _Command:
     operands: str
     summary: str
-    options: Callable[[argparse.ArgumentParser], None]
+    options: Callable[[argparse._ArgumentGroup], None]
     run: Callable[[ImageStore, Mapping[str, Any]], tuple[str, int]]
 
 
@@ -60,10 +60,10 @@ def parse_store_arguments(words: Sequence[str], version: str) -> StoreArguments:
     usage = f"pybuild {name} [options] {command.operands}".rstrip()
     parser = new_parser(f"pybuild {name}", usage, command.summary)
     own = parser.add_argument_group("options")
-    command.options(own)  # type: ignore[arg-type]  # a group takes arguments as a parser does
+    command.options(own)
     add_backend_options(parser)
     add_other_options(parser, version)
-    found = parse_words(parser, list(words[1:]))
+    found = parse_words(parser, list(words[1:]), {})
     backend = backend_values(found)
     given = {key: value for key, value in vars(found).items() if key.startswith("own_")}
     return StoreArguments(
@@ -117,7 +117,13 @@ def _images(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
         size = "not fetched" if image.size is None else human_size(image.size)
         names = [familiar(name) for name in image.names] or ["<none>"]
         rows += [
-            (name, _short(image.digest), str(image.config.platform), human_age(image.made, now), size)
+            (
+                name,
+                _short(image.digest),
+                str(image.config.platform),
+                human_age(image.made, now),
+                size,
+            )
             for name in names
         ]
     return _table(rows), 0
@@ -249,7 +255,7 @@ def _check(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
     return "\n".join(lines), BackendFailed.exit_code if left else 0
 
 
-def _add_format(parser: argparse.ArgumentParser) -> None:
+def _add_format(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--format",
         dest="own_format",
@@ -260,21 +266,21 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_inspect(parser: argparse.ArgumentParser) -> None:
+def _add_inspect(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("own_images", nargs="+", metavar="IMAGE", help="name or digest")
 
 
-def _add_history(parser: argparse.ArgumentParser) -> None:
+def _add_history(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("own_image", metavar="IMAGE", help="name or digest")
     parser.add_argument("--no-trunc", dest="own_whole", action="store_true", help="shorten nothing")
 
 
-def _add_tag(parser: argparse.ArgumentParser) -> None:
+def _add_tag(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("own_image", metavar="IMAGE", help="name or digest")
     parser.add_argument("own_name", metavar="NAME", help="its further name")
 
 
-def _add_prune(parser: argparse.ArgumentParser) -> None:
+def _add_prune(parser: argparse._ArgumentGroup) -> None:
     add = parser.add_argument
     add(
         "--max-size",
@@ -285,11 +291,18 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     add("--all", dest="own_all", action="store_true", help="remove all that no image needs")
     add("--dangling", dest="own_dangling", action="store_true", help="unnamed images too")
     add("--images", dest="own_images", action="store_true", help="named images too")
-    add("--unused-for", dest="own_unused_for", metavar="TIME", help="spare what was used since: 24h")
-    add("--dry-run", dest="own_dry_run", action="store_true", help="remove nothing, say what would go")
+    add(
+        "--unused-for", dest="own_unused_for", metavar="TIME", help="spare what was used since: 24h"
+    )
+    add(
+        "--dry-run",
+        dest="own_dry_run",
+        action="store_true",
+        help="remove nothing, say what would go",
+    )
 
 
-def _add_check(parser: argparse.ArgumentParser) -> None:
+def _add_check(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--repair", dest="own_repair", action="store_true", help="remove what is damaged"
     )
@@ -297,7 +310,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: Mapping[str, _Command] = {
     "images": _Command("", "List the images in the store.", _add_format, _images),
-    "inspect": _Command("IMAGE...", "Show images with their configs, as JSON.", _add_inspect, _inspect),
+    "inspect": _Command(
+        "IMAGE...", "Show images with their configs, as JSON.", _add_inspect, _inspect
+    ),
     "history": _Command("IMAGE", "Show how an image was made.", _add_history, _history),
     "tag": _Command("IMAGE NAME", "Give an image one more name.", _add_tag, _tag),
     "rm": _Command(
@@ -305,7 +320,10 @@ COMMANDS: Mapping[str, _Command] = {
     ),
     "df": _Command("", "Show what takes up room in the store.", _add_format, _disk_usage),
     "prune": _Command(
-        "", "Make room: the least recently used goes first, what builds use stays.", _add_prune, _prune
+        "",
+        "Make room: the least recently used goes first, what builds use stays.",
+        _add_prune,
+        _prune,
     ),
     "fsck": _Command("", "Check the whole store, every byte of it.", _add_check, _check),
 }

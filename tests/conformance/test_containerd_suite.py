@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.containerd]
 class _ContainerdSuite(BackendSuite):
     namespace: str
     snapshotter = "overlayfs"
+    runner = "task"
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -37,6 +38,7 @@ class _ContainerdSuite(BackendSuite):
             "address": daemon.address,
             "namespace": self.namespace,
             "snapshotter": self.snapshotter,
+            "runner": self.runner,
             "cache_dir": tmp_path,
         }
         with open_backend(options) as backend:
@@ -48,6 +50,13 @@ class TestOverlay(_ContainerdSuite):
     """As root: the upper folder of a snapshot is read."""
 
     namespace = "suite-overlay"
+
+
+class TestSandbox(_ContainerdSuite):
+    """As root on the snapshots of this machine: processes run in a sandbox of our own."""
+
+    namespace = "suite-sandbox"
+    runner = "sandbox"
 
 
 class TestDiffService(_ContainerdSuite):

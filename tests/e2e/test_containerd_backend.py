@@ -47,6 +47,7 @@ from pybuild.testkit.workbench import (
     symlink,
 )
 from pybuild_containerd.backend import ContainerdBackend, open_backend
+from sandboxing import alive
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
@@ -517,7 +518,7 @@ def test_cancel_while_anything_is_going_on_leaves_nothing(store: Store) -> None:
 def test_an_overlay_that_refers_to_lower_files_is_compared_by_containerd(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> NoReturn:
+    def refuse(*_: object, **__: object) -> NoReturn:
         raise OverlayNotPlain("it has redirect")
 
     monkeypatch.setattr("pybuild_containerd.changes.upper_entries", refuse)
@@ -578,8 +579,9 @@ from pybuild.testkit.baseimages import busybox_entries
 from pybuild.testkit.workbench import Workbench
 from pybuild_containerd.backend import open_backend
 
-address, namespace = sys.argv[1:]
-with open_backend({"address": address, "namespace": namespace}) as backend:
+address, namespace, runner = sys.argv[1:]
+options = {"address": address, "namespace": namespace, "runner": runner}
+with open_backend(options) as backend:
     with Workbench(backend, "") as bench:
         base = bench.put(bench.scratch(), *busybox_entries())
         class Tell(type(bench.activity)):
@@ -590,7 +592,7 @@ with open_backend({"address": address, "namespace": namespace}) as backend:
 
 
 def test_what_a_killed_build_left_is_removed_by_the_next(store: Store) -> None:
-    command = [sys.executable, "-c", _KILLED, store.daemon.address, store.namespace]
+    command = [sys.executable, "-c", _KILLED, store.daemon.address, store.namespace, "task"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline() == "running\n"
@@ -601,6 +603,23 @@ def test_what_a_killed_build_left_is_removed_by_the_next(store: Store) -> None:
     with store.open():
         assert store.ctr("tasks", "ls", "-q") == ""
         assert store.ctr("containers", "ls", "-q") == ""
+
+
+def test_a_killed_build_takes_its_sandbox_with_it(store: Store) -> None:
+    mark = f"61.{os.getpid()}"
+    script = _KILLED.replace("sleep 60", f"(sleep {mark} &); sleep {mark}")
+    command = [sys.executable, "-c", script, store.daemon.address, store.namespace, "sandbox"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "running\n"
+        assert alive(mark)
+        killed.kill()
+    deadline = time.monotonic() + 10
+    while alive(mark) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive(mark) == []
+    with store.open():
+        pass  # removes the snapshot
 
 
 _ORDINARY = """

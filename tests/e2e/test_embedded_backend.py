@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from embedding import Stores
 from pybuild.backend import Backend
 from pybuild.testkit.suite import BackendSuite
+from sandboxing import run_tests_as_user
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +19,15 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
 
 
 class TestEmbedded(BackendSuite):
-    """As whoever runs the tests; `test_embedded_users` runs it as other users."""
+    """As whoever runs the tests."""
 
     @pytest.fixture
     def backend(self, stores: Stores) -> Iterator[Backend]:
         with stores.opened() as backend:
             yield backend
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["range", "single"])
+def test_the_same_holds_for_other_users(tmp_path: Path, kind: str) -> None:
+    run_tests_as_user(tmp_path, [__file__], subordinate=kind == "range")

@@ -21,15 +21,14 @@ from pybuild.errors import BackendFailed, UsageError
 from pybuild.sandbox.client import SandboxFailed
 from pybuild.sandbox.mapping import IdRange, Kind
 from pybuild.sandbox.modes import probe
-from pybuild.sandbox.spec import Bind, Overlay, Plain, RunSpec, SmallFile, Tmpfs
+from pybuild.sandbox.spec import Bind, Overlay, OverlayBind, Plain, RunSpec, SmallFile, Tmpfs
 from sandboxing import (
     Steps,
     alive,
-    as_user,
     best_mapping,
     busybox_root,
     empty,
-    python_of_everyone,
+    run_tests_as_user,
     steps_in,
 )
 
@@ -196,6 +195,46 @@ def test_a_descriptor_that_leads_elsewhere_by_now_is_refused(steps: Steps, tmp_p
         os.close(fd)
 
 
+def test_layers_are_mounted_as_one_read_only_and_in_part(steps: Steps) -> None:
+    low, high = steps.layer("view-low"), steps.layer("view-high")
+    (low / "d").mkdir()
+    (low / "d/f").write_text("low\n")
+    (low / "d/g").write_text("kept\n")
+    (high / "d").mkdir()
+    (high / "d/f").write_text("high\n")
+    (high / "d/link").symlink_to("f")
+    layers = (os.fsencode(high), os.fsencode(low))
+    ran = steps.run(
+        "cat /v/d/f /v/d/g /part/f /file; ls /one; echo x >/v/x; echo x >/file",
+        mounts=(
+            OverlayBind("/v", layers),
+            OverlayBind("/part", layers, path=b"d"),
+            OverlayBind("/file", layers, path=b"d/g"),
+            OverlayBind("/one", layers[1:]),
+        ),
+    )
+    assert ran.lines == ["high", "kept", "high", "kept", "d"]
+    assert ran.err.count("Read-only file system") == 2
+    assert ran.changed() == []
+    for path in (b"d/link", b"d/none", b"../d", b"/d"):
+        with pytest.raises(SandboxFailed, match="mount source"):
+            steps.run("true", mounts=(OverlayBind("/v", layers, path=path),))
+
+
+def test_writes_into_mounted_layers_land_in_their_own_upper_folder(steps: Steps) -> None:
+    layer, place = steps.layer("view-rw"), steps.layer("view-ends")
+    (layer / "f").write_text("old\n")
+    for name in ("upper", "work"):
+        (place / name).mkdir()
+    ends = os.fsencode(place / "upper"), os.fsencode(place / "work")
+    mount = OverlayBind("/v", (os.fsencode(layer),), *ends, readonly=False)
+    ran = steps.run("echo new >/v/f; echo x >/v/x; cat /v/f", mounts=(mount,))
+    assert (ran.code, ran.out) == (0, "new\n")
+    assert ran.changed() == []
+    assert (layer / "f").read_text() == "old\n"
+    assert sorted(path.name for path in (place / "upper").iterdir()) == ["f", "x"]
+
+
 def test_a_tmpfs_holds_what_it_may(steps: Steps) -> None:
     ran = steps.run(
         "dd if=/dev/zero of=/m/f bs=1024 count=200; stat -c %a /m; stat -f -c '%b %S' /dev/shm",
@@ -207,8 +246,9 @@ def test_a_tmpfs_holds_what_it_may(steps: Steps) -> None:
 
 
 def test_a_network_of_ones_own_has_loopback_alone(steps: Steps) -> None:
-    ran = steps.run("grep -c : /proc/net/dev; ifconfig lo | grep -c UP", own_network=True)
-    assert ran.lines == ["1", "1"]
+    script = "grep -c : /proc/net/dev; ifconfig lo | grep -c UP; ls /sys/class/net"
+    ran = steps.run(script, own_network=True)
+    assert ran.lines == ["1", "1", "lo"]
     theirs = steps.run("cat /proc/net/dev").lines
     assert len(theirs) == len(Path("/proc/net/dev").read_text().splitlines())
 
@@ -429,37 +469,7 @@ def test_ids_that_are_not_mapped_are_refused(steps: Steps, single: bool) -> None
 def test_the_same_holds_for_other_users(tmp_path: Path, kind: str) -> None:
     """This file and the threats, as an ordinary user."""
     threats = ROOT / "tests/security/test_sandbox_threats.py"
-    _run_tests_as(tmp_path, [__file__, str(threats)], subordinate=kind == "range")
-
-
-def _run_tests_as(folder: Path, files: list[str], *, subordinate: bool) -> None:
-    folder.chmod(0o711)
-    for parent in folder.parents:
-        if parent.stat().st_uid == os.getuid() and parent.name.startswith("pytest-"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    own = folder / "own"
-    own.mkdir()
-    os.chown(own, 4242, 4242)
-    python = python_of_everyone()
-    ours = (str(ROOT / "interpreter"), str(ROOT / "backend_"))
-    paths = [path for path in sys.path if path.startswith(ours) or "site-packages" in path]
-    tests = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not root"]
-    done = subprocess.run(
-        as_user(folder, [*tests, f"--basetemp={own}/t", *files], subordinate=subordinate),
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": str(own),
-        },
-    )
-    shutil.rmtree(own)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_tests_as_user(tmp_path, [__file__, str(threats)], subordinate=kind == "range")
 
 
 @pytest.mark.root

@@ -20,7 +20,7 @@ from pybuild_containerd.snapshots import LayerFolders, Mount, in_user_namespace,
                 "overlay",
                 ("index=off", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs"),
             ),
-            LayerFolders("/s/3/fs", ("/s/2/fs", "/s/1/fs")),
+            LayerFolders("/s/3/fs", ("/s/2/fs", "/s/1/fs"), work="/s/3/work"),
         ),
         (
             Mount("overlay", "overlay", ("lowerdir=/s/2/fs:/s/1/fs", "userxattr")),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from pybuild.errors import ImageError, InvalidImage
+from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import Tree
@@ -46,6 +46,7 @@ class LayerFiles:
         self._locks = KeyedLocks()
         self._indexes: dict[str, LayerIndex] = {}
         self._copies: dict[str, Path] = {}
+        self._filed: set[str] = set()  # those whose index file is known to be whole
         self._folder = folder
 
     def remember(self, diff_id: str, index: LayerIndex) -> None:
@@ -73,6 +74,47 @@ class LayerFiles:
                 self._store(layer.diff_id, index)
             self.remember(layer.diff_id, index)
         return index
+
+    def knows(self, layer: LayerDiff) -> bool:
+        """Whether the index of one layer can be had without its blob."""
+        with self._locks.holding(layer.diff_id):
+            if layer.diff_id in self._indexes:
+                return True
+            index = self._cached(layer.diff_id)
+            if index is not None:
+                self.remember(layer.diff_id, index)
+            return index is not None
+
+    def index_path(self, layer: LayerDiff) -> Path:
+        """The file with the index of one layer, written now if it isn't there.
+
+        It is there until the cache is emptied, and complete. Raises BackendFailed if it can't
+        be written.
+        """
+        path = self._index_file(layer.diff_id)
+        if layer.diff_id in self._filed:
+            return path
+        index = self.index(layer)
+        with self._locks.holding(layer.diff_id):
+            if not path.exists():
+                try:
+                    self._write(path, index)
+                except OSError as error:
+                    reason = error.strerror or str(error)
+                    raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
+            self._filed.add(layer.diff_id)
+        return path
+
+    def adopt(self, diff_id: str, path: Path) -> None:
+        """Take over an index file that was just written, by renaming it to its place.
+
+        It lies on the same file system. Raises OSError.
+        """
+        place = self._index_file(diff_id)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locks.holding(diff_id):
+            path.replace(place)
+            self._filed.add(diff_id)
 
     def check(self, layer: LayerDiff) -> None:
         """Raise InvalidImage for a layer that no daemon should unpack."""
@@ -115,11 +157,14 @@ class LayerFiles:
             )
         return index
 
-    def _cached(self, diff_id: str) -> LayerIndex | None:
+    def _index_file(self, diff_id: str) -> Path:
         if self._cache is None:
-            return None
+            return self._folder / f"{_file_name(diff_id)}.index"
+        return self._cache / _file_name(diff_id)
+
+    def _cached(self, diff_id: str) -> LayerIndex | None:
         try:
-            return LayerIndex.from_bytes((self._cache / _file_name(diff_id)).read_bytes())
+            return LayerIndex.from_bytes(self._index_file(diff_id).read_bytes())
         except (OSError, ImageError):
             return None  # a failing cache is a miss
 
@@ -127,17 +172,20 @@ class LayerFiles:
         if self._cache is None:
             return
         with contextlib.suppress(OSError):  # a failing cache is a miss next time
-            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # complete or not there: another build may look at any moment
-            descriptor, temporary = tempfile.mkstemp(dir=self._cache, prefix=".new-")
-            try:
-                with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-                    file.write(index.to_bytes())
-                os.replace(temporary, self._cache / _file_name(diff_id))  # noqa: PTH105 - pairs with mkstemp
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)  # noqa: PTH108 - pairs with mkstemp
-                raise
+            self._write(self._index_file(diff_id), index)
+
+    def _write(self, path: Path, index: LayerIndex) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # complete or not there: another build may look at any moment
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+                file.write(index.to_bytes())
+            os.replace(temporary, path)  # noqa: PTH105 - pairs with mkstemp
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108 - pairs with mkstemp
+            raise
 
 
 class _Part(io.RawIOBase):

@@ -38,6 +38,7 @@ class LayerTree(Tree):
         self._indexes = tuple(indexes)
         self._open_file = open_file
         self._folders: dict[bytes, _Folder | None] = {}
+        self._lower: dict[int, LayerTree] = {}
 
     @property
     def indexes(self) -> tuple[LayerIndex, ...]:
@@ -45,13 +46,18 @@ class LayerTree(Tree):
         return self._indexes
 
     def get(self, path: bytes) -> Entry | None:
-        found = self._find(path, len(self._indexes))
+        found = self._find(path)
         if found is None:
             return None
         entry = found[1]
         if entry.kind is not Kind.FILE or not entry.link:
             return entry
         return self._settle_link(entry)
+
+    def layer_of(self, path: bytes) -> int | None:
+        """The position of the uppermost layer that has the entry at `path`; None if none has."""
+        found = self._find(path)
+        return None if found is None else found[0]
 
     def children(self, path: bytes) -> Sequence[bytes]:
         folder = self._folder(path)
@@ -79,7 +85,7 @@ class LayerTree(Tree):
             return replace(entry, link=b"")
         holder_layer, holder = content
         target = holder.link or holder.path
-        seen = self._find(target, len(self._indexes))
+        seen = self._find(target)
         same = (
             seen is not None
             and seen[0] == holder_layer
@@ -93,9 +99,9 @@ class LayerTree(Tree):
 
     def _content(self, path: bytes) -> tuple[int, Entry] | None:
         """The layer and entry with the content of the file at `path`."""
-        below = len(self._indexes)
+        view = self
         for _ in range(_MAX_HOPS):
-            found = self._find(path, below)
+            found = view._find(path)
             if found is None or found[1].kind is not Kind.FILE:
                 return None
             layer, entry = found
@@ -103,11 +109,17 @@ class LayerTree(Tree):
                 return layer, entry
             if not entry.link:
                 return None
-            below, path = layer, entry.link
+            view, path = self._below(layer), entry.link
         return None
 
-    def _find(self, path: bytes, below: int) -> tuple[int, Entry] | None:
-        """The entry at `path`, as seen in the layers under position `below`, and its layer."""
+    def _below(self, layer: int) -> LayerTree:
+        """What a layer was put on: upper layers don't change what its hard links mean."""
+        if layer not in self._lower:
+            self._lower[layer] = LayerTree(self._indexes[:layer], self._open_file)
+        return self._lower[layer]
+
+    def _find(self, path: bytes) -> tuple[int, Entry] | None:
+        """The entry at `path`, and the position of its layer."""
         if not path:
             root = self._folder(b"")
             return None if root is None else (-1, root.entry)
@@ -115,8 +127,6 @@ class LayerTree(Tree):
         if parent is None:
             return None
         for position in parent.layers:
-            if position >= below:
-                continue
             index = self._indexes[position]
             entry = index.get(path)
             if entry is not None and entry.kind is not Kind.DIRECTORY:

@@ -116,6 +116,10 @@ class Root:
         with self._opened(path, _FOLDER) as fd:
             return Listed(b"", os.fstat(fd), xattrs=_read_xattrs(fd, b"."))
 
+    def open_folder(self, path: bytes) -> int:
+        """A descriptor of the folder `path`, which the caller closes. Linux and the like only."""
+        return self._open(path, _FOLDER)
+
     def open_file(self, path: bytes, expected: os.stat_result | None = None) -> BinaryIO:
         """The regular file `path`, to be read once to its end, unbuffered.
 
@@ -203,6 +207,9 @@ class ExactReader(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
 
     def readinto(self, buffer: Buffer, /) -> int:
         count = self._raw.readinto(buffer) or 0

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from pybuild.errors import BackendFailed
+from pybuild.errors import BackendFailed, CopyFailed
 from pybuild.files.safepath import Listed, Root
 from pybuild.files.trees import NewEntry, Tree, join, parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import allowed_xattrs
 
-_OVERLAY = ("trusted.overlay.", "user.overlay.")
+_OVERLAY = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
+_WHITEOUT = b".wh."
+_RESERVED = b".wh..wh."
+_OPAQUE_NAMES = frozenset({b".wh..wh..opq", b".wh..opq"})
+_LONGEST = 4096  # PATH_MAX: what is deeper can't be unpacked anywhere
 _KINDS = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIRECTORY,
@@ -44,6 +48,9 @@ def upper_entries(
     drop: frozenset[bytes] = frozenset(),
     *,
     newest: int | None = None,
+    owners: bool = True,
+    fuse: bool = False,
+    on_status: Callable[[os.stat_result], object] | None = None,
 ) -> Iterator[NewEntry]:
     """What a process changed, as entries over `parent`, sorted by path.
 
@@ -51,38 +58,73 @@ def upper_entries(
     the layer is written. Left out are the root itself, sockets, folders that have `parent`'s
     mode, owner and attributes (their times are those of changes inside), files copied up
     without a change, and paths in `drop`, unless something is in them. `newest` is as in
-    :meth:`pybuild.backend.ROLayer.begin`. Raises OverlayNotPlain, and BackendFailed if the
-    folder can't be read.
+    :meth:`pybuild.backend.ROLayer.begin`. Without `owners`, those on disk mean nothing: what
+    `parent` has keeps its owner, what is new is root's. With `fuse`, names that begin with
+    ``.wh.`` are fuse-overlayfs's marks. `on_status` is told the lstat of all below `upper`.
+    Raises OverlayNotPlain, CopyFailed for a path longer than 4096 bytes, and BackendFailed if
+    the folder can't be read.
     """
     try:
-        return iter(_Walk(Root(upper), parent, drop, newest).entries())
+        walk = _Walk(Root(upper), parent, newest=newest, owners=owners, fuse=fuse)
+        return iter(_without(drop, walk.entries(on_status or (lambda _status: None))))
     except OSError as error:
         raise BackendFailed(f"can't read what the step changed: {error.strerror}") from error
 
 
 class _Walk:
     def __init__(
-        self, root: Root, parent: Tree, drop: frozenset[bytes], newest: int | None
+        self, root: Root, parent: Tree, *, newest: int | None, owners: bool, fuse: bool
     ) -> None:
         self._root = root
         self._newest = newest
+        self._owners = owners
+        self._fuse = fuse
         self._parent = parent
-        self._drop = drop
         self._linked: dict[tuple[int, int], bytes] = {}
+        self._opaque: set[bytes] = set()
+        self._unchanged: dict[bytes, Entry] = {}
 
-    def entries(self) -> list[NewEntry]:
+    def entries(self, on_status: Callable[[os.stat_result], object]) -> list[NewEntry]:
         found: list[NewEntry] = []
         self._check_plain(b"", self._root.status(b""))
         pending = [b""]
         while pending:
             folder = pending.pop()
-            for item in sorted(self._root.listed(folder), key=lambda item: item.name):
+            items: Sequence[Listed] = sorted(self._root.listed(folder), key=lambda i: i.name)
+            for item in items:
+                on_status(item.status)
+            if self._fuse:
+                found.extend(self._marks(folder, items))
+                items = [item for item in items if not item.name.startswith(_WHITEOUT)]
+            for item in items:
                 path = join(folder, item.name)
                 found.extend(self._entries_of(path, item))
                 if stat.S_ISDIR(item.status.st_mode):
                     pending.append(path)
         found.sort(key=lambda new: new.entry.path)
-        return self._without_dropped(found)
+        return found
+
+    def _marks(self, folder: bytes, items: Sequence[Listed]) -> Iterator[NewEntry]:
+        """What fuse-overlayfs says by names, which may say again what attributes said."""
+        for item in items:
+            removed = join(folder, item.name.removeprefix(_WHITEOUT))
+            if item.name in _OPAQUE_NAMES:
+                before = self._parent.get(folder)
+                if before is not None and before.kind is Kind.DIRECTORY:
+                    yield from self._made_opaque(folder)
+                if folder in self._unchanged:
+                    yield NewEntry(self._unchanged.pop(folder))
+            elif (
+                item.name.startswith(_WHITEOUT)
+                and not item.name.startswith(_RESERVED)
+                and self._parent.get(removed) is not None
+            ):
+                yield NewEntry(Entry(removed, Kind.WHITEOUT, mode=0))
+
+    def _made_opaque(self, path: bytes) -> Iterator[NewEntry]:
+        if path not in self._opaque:
+            self._opaque.add(path)
+            yield NewEntry(Entry(path, Kind.OPAQUE, mode=0))
 
     def _entries_of(self, path: bytes, item: Listed) -> Iterator[NewEntry]:
         status = item.status
@@ -90,6 +132,10 @@ class _Walk:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:  # a socket, which no layer can hold
             return
+        if len(path) > _LONGEST:
+            raise CopyFailed(
+                f"the step made a path of more than {_LONGEST} bytes in {shown(path[:99])}"
+            )
         before = self._parent.get(path)
         device = (0, 0)
         if kind in (Kind.CHARACTER, Kind.BLOCK):
@@ -101,12 +147,15 @@ class _Walk:
         mtime = status.st_mtime_ns // 10**9
         if self._newest is not None:
             mtime = min(mtime, self._newest)
+        uid, gid = status.st_uid, status.st_gid
+        if not self._owners:
+            uid, gid = (before.uid, before.gid) if before is not None else (0, 0)
         entry = Entry(
             path,
             kind,
             stat.S_IMODE(status.st_mode),
-            status.st_uid,
-            status.st_gid,
+            uid,
+            gid,
             status.st_size if kind is Kind.FILE else 0,
             mtime,
             item.target,
@@ -128,8 +177,9 @@ class _Walk:
             for name, value in item.xattrs
         )
         if opaque:
-            yield NewEntry(Entry(entry.path, Kind.OPAQUE, mode=0))
+            yield from self._made_opaque(entry.path)
         if not opaque and before is not None and _same_attributes(entry, before):
+            self._unchanged[entry.path] = entry
             return
         yield NewEntry(entry)
 
@@ -163,22 +213,25 @@ class _Walk:
             if name.startswith(_OVERLAY) and name.rpartition(".")[2] in ("redirect", "metacopy"):
                 raise OverlayNotPlain(f"the overlay has {name} on {shown(path)}")
 
-    def _without_dropped(self, found: list[NewEntry]) -> list[NewEntry]:
-        """Children come after their folder: going backwards, a folder knows what it holds."""
-        kept: list[NewEntry] = []
-        needed: set[bytes] = set()
-        for new in reversed(found):
-            entry = new.entry
-            holds = entry.path in needed or (entry.kind is Kind.FILE and entry.size > 0)
-            if entry.path in self._drop and not holds:
-                continue
-            kept.append(new)
-            above = parent_of(entry.path)
-            while above and above not in needed:
-                needed.add(above)
-                above = parent_of(above)
-        kept.reverse()
-        return kept
+
+def _without(drop: frozenset[bytes], found: list[NewEntry]) -> list[NewEntry]:
+    """Children come after their folder: going backwards, a folder knows what it holds."""
+    if not drop:
+        return found
+    kept: list[NewEntry] = []
+    needed: set[bytes] = set()
+    for new in reversed(found):
+        entry = new.entry
+        holds = entry.path in needed or (entry.kind is Kind.FILE and entry.size > 0)
+        if entry.path in drop and not holds:
+            continue
+        kept.append(new)
+        above = parent_of(entry.path)
+        while above and above not in needed:
+            needed.add(above)
+            above = parent_of(above)
+    kept.reverse()
+    return kept
 
 
 def _same_attributes(entry: Entry, before: Entry) -> bool:

@@ -21,6 +21,7 @@ _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _RESERVED = b".wh..wh."
 _OVERLAYS_OWN = ("trusted.overlay.", "user.overlay.")
+_NEVER_CARRIED = ("user.overlay.", "user.fuseoverlayfs.", "user.containers.")
 _CHUNK = 1024 * 1024
 _EMPTY = f"sha256:{sha256().hexdigest()}"
 _TYPES = {
@@ -464,13 +465,14 @@ class _Found:
 def allowed_xattrs(xattrs: Iterable[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
     """Those of `xattrs` that a layer may carry, sorted: ``user.*`` and file capabilities.
 
-    What overlayfs keeps for itself is never among them: a layer could forge it.
+    What overlayfs and fuse-overlayfs keep for themselves is never among them: a layer could
+    forge it.
     """
     return tuple(
         sorted(
             (name, value)
             for name, value in xattrs
             if name == "security.capability"
-            or (name.startswith("user.") and not name.startswith("user.overlay."))
+            or (name.startswith("user.") and not name.startswith(_NEVER_CARRIED))
         )
     )

@@ -34,7 +34,7 @@ from pybuild.oci.descriptor import (
     is_digest,
 )
 from pybuild.oci.image_config import ImageConfig, serialize_config
-from pybuild.oci.platform import Platform, normalise, rank
+from pybuild.oci.platform import Platform, normalise, platform_as_json, rank
 
 MAX_MANIFEST_SIZE = 4 << 20  # the distribution specification's limit; for indexes too
 MAX_CONFIG_SIZE = 8 << 20
@@ -221,6 +221,27 @@ class IndexDocument:
     index_bytes: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """All documents of what is known by one digest: of an image, or of an index and its images.
+
+    Without an ``index`` there is one image.
+    """
+
+    images: tuple[ImageDocuments, ...]
+    index: IndexDocument | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The index, or the manifest of the only image."""
+        return self.images[0].manifest if self.index is None else self.index.index
+
+    @property
+    def content(self) -> bytes:
+        """The bytes that :attr:`descriptor` describes."""
+        return self.images[0].manifest_bytes if self.index is None else self.index.index_bytes
+
+
 def index_document(
     manifests: Sequence[tuple[Descriptor, Platform]],
     annotations: Mapping[str, str] | None = None,
@@ -244,17 +265,6 @@ def index_document(
         document["annotations"] = dict(sorted(annotations.items()))
     data = canonical_json(document)
     return IndexDocument(Descriptor(media_type, digest_of(data), len(data)), data)
-
-
-def platform_as_json(platform: Platform) -> dict[str, str]:
-    """The JSON object of a platform, in the specification's member order."""
-    members = {
-        "architecture": platform.architecture,
-        "os": platform.os,
-        "os.version": platform.os_version,
-        "variant": platform.variant,
-    }
-    return {name: value for name, value in members.items() if value}
 
 
 def _layer_type(blob: Descriptor, *, docker: bool) -> str:

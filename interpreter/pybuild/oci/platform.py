@@ -193,3 +193,14 @@ def _invalid(text: str) -> UsageError:
         f"unknown platform {text!r}",
         hint="platforms look like linux/amd64, linux/arm64 or linux/arm/v7",
     )
+
+
+def platform_as_json(platform: Platform) -> dict[str, str]:
+    """The platform member of a descriptor, in the order of OCI `image-index.md`."""
+    members = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "os.version": platform.os_version,
+        "variant": platform.variant,
+    }
+    return {name: value for name, value in members.items() if value}

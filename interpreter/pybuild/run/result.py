@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pybuild.errors import SourceRange
 from pybuild.oci.descriptor import INDEX_TYPES, Descriptor
@@ -31,11 +31,30 @@ class BuiltImage:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputResult:
+    """What one output became.
+
+    ``kind`` is the output's type: image, registry, oci, docker, tar, local, or the name of the
+    backend that it was loaded into. ``place`` is the path or address written to, ``-`` for a
+    stream, empty for a store or registry. ``descriptor`` is of the manifest, or of the index of
+    several, and None for files without an image; after a push the registries have it under
+    ``names``. ``images`` are those of a :class:`BuildResult`.
+    """
+
+    kind: str
+    place: str
+    descriptor: Descriptor | None = None
+    names: tuple[str, ...] = ()
+    images: Mapping[Platform, BuiltImage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BuildResult:
     """A finished build: ``descriptor`` is of the image's manifest, or of the index of several.
 
     ``names`` are normalised: ``docker.io/library/app:1``. ``images`` are by the platforms
-    asked for, in their order.
+    asked for, in their order. Outputs may differ in their manifests; these are the first
+    one's that has any.
     """
 
     descriptor: Descriptor
@@ -43,6 +62,7 @@ class BuildResult:
     images: Mapping[Platform, BuiltImage]
     steps: tuple[StepResult, ...]
     seconds: float
+    outputs: tuple[OutputResult, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -21,6 +21,8 @@ from pybuild.plan.steps import (
     StageSource,
     Step,
 )
+from pybuild.remotes.fetching import Remotes
+from pybuild.remotes.locations import GitLocation, Location, WebLocation
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.commonsteps import CommonSteps, StepIdentity, StepOutcome, step_identities
 from pybuild.run.execute import (
@@ -39,14 +41,18 @@ from pybuild.run.schedule import stages_needed
 class StageSettings:
     """What all stages of a build share.
 
+    ``contexts`` are the files of the named contexts that steps read, the main one's under None.
     ``created`` fixes every time in the image; None for the times at which things happen.
-    ``began`` is the build's start. With ``use_cache``, steps are looked up and kept.
+    ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
+    those of ``fresh_stages``, names in lower case, are only kept.
     """
 
-    context: Tree | None
+    contexts: Mapping[str | None, Tree]
+    remotes: Remotes
     created: datetime | None
     began: datetime
     use_cache: bool
+    fresh_stages: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,13 @@ class StageRunner:
         self._settings = settings
         self._images = BaseImages(backend)
         self._steps = CommonSteps(plan)
+        # what one of its stages wants to be done again is done again for all
+        self._fresh = {
+            identity
+            for stage in plan.stages
+            if (stage.name or "").lower() in settings.fresh_stages
+            for identity in step_identities(stage)
+        }
         self._finished: dict[int, FinishedStage] = {}
         self._lock = threading.Lock()
         # How many stages still need each; the images themselves need the targets.
@@ -203,33 +216,40 @@ class StageRunner:
         ) as activity:
             activity.raise_if_cancelled()
             outcome, is_own = self._steps.once(
-                identity, lambda: self._do_step(step, layer, parent_key, activity)
+                identity, lambda: self._do_step(step, layer, parent_key, activity, identity)
             )
             activity.cached = outcome.cached or not is_own
             return _Done(step, outcome, activity.seconds, activity.cached)
 
     def _do_step(
-        self, step: Step, layer: ROLayer, parent_key: str, activity: StepActivity
+        self,
+        step: Step,
+        layer: ROLayer,
+        parent_key: str,
+        activity: StepActivity,
+        identity: StepIdentity,
     ) -> StepOutcome:
         images: list[SharedLayer] = []
         with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
             open_source = self._opener(activity, images)
             prepared = prepare(step, layer, open_source, self._created_seconds())
             key = content_key(step, parent_key, prepared) if self._settings.use_cache else ""
-            made = self._lookup(key)
+            made = None if identity in self._fresh else self._lookup(key)
             cached = made is not None
             if made is None:
                 made = perform(prepared, layer, key or None, activity, self._newest())
+        # a step that isn't run again happened when it was run
+        ended = (made.made if made is not None else None) or datetime.now(UTC)
         shared = SharedLayer(made) if made is not None else None
-        return StepOutcome(shared, key, cached, datetime.now(UTC))
+        return StepOutcome(shared, key, cached, ended)
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
-        def open_source(source: Source) -> SourceFiles:
+        def open_source(source: Source | Location) -> SourceFiles:
             match source:
-                case ContextSource():
-                    if self._settings.context is None:
-                        raise AssertionError("the plan uses a context that was not opened")
-                    return SourceFiles(self._settings.context)
+                case WebLocation() | GitLocation():
+                    return SourceFiles(self._settings.remotes.tree(source, activity))
+                case ContextSource(name):
+                    return SourceFiles(self._settings.contexts[name])
                 case StageSource(index):
                     layer = self._finished[index].layer.layer
                     return SourceFiles(layer.tree(), layer)

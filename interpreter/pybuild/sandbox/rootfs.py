@@ -16,7 +16,14 @@ from pybuild.sandbox.kernel import FOLDER, HIDDEN, NODEV, NOEXEC, NOSUID, RDONLY
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Layers(Protocol):
+        """What shows layers as one file system."""
+
+        def mount(self, above: list[int], below: list[int]) -> int: ...
+        def unmount(self, root: int) -> None: ...
+
 
 # in the server's mount namespace /sys holds ours: the kernel's, shown to steps, and a step's own
 SYSFS, STEP = b"/sys/s", b"/sys/w"
@@ -58,7 +65,7 @@ def step_folders() -> int:
     """An empty file system for what a step needs besides its root."""
     folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, HIDDEN)
     attach(folders, os.open(STEP, FOLDER))
-    for name in ("root", "bottom", "top", "empty", "files"):
+    for name in ("root", "bottom", "top", "view", "empty", "files"):
         os.mkdir(name, 0o755, dir_fd=folders)
     return folders
 
@@ -66,11 +73,13 @@ def step_folders() -> int:
 # --- mounts that the client asks for
 
 
-def open_mounts(wanted: list[list[Any]], folders: int, passed: int, *, single: bool) -> list[Mount]:
+def open_mounts(
+    wanted: list[list[Any]], folders: int, passed: int, options: bytes, *, single: bool
+) -> list[Mount]:
     """Each as a detached mount. `wanted` are lists as `client` encodes them.
 
-    A source that is a number is the descriptor `passed` plus that. With a `single` id all
-    files are that user's.
+    A source that is a number is the descriptor `passed` plus that. `options` are further
+    ones of overlays. With a `single` id all files are that user's.
     """
     mounts = []
     for number, (kind, target, *rest) in enumerate(wanted):
@@ -78,11 +87,14 @@ def open_mounts(wanted: list[list[Any]], folders: int, passed: int, *, single: b
             case b"bind", [source, readonly]:
                 fd = kernel.copy_mount(_source(source, passed), NODEV | (RDONLY if readonly else 0))
             case b"tmpfs", [bytes(size), mode]:
-                options = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
-                fd = kernel.new_mount(b"tmpfs", options, NOSUID | NODEV)
+                limits = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
+                fd = kernel.new_mount(b"tmpfs", limits, NOSUID | NODEV)
             case b"file", [bytes(content), int(mode), int(uid), int(gid)]:
                 owner = (0, 0) if single else (uid, gid)
                 fd = _small_file(b"files/%d" % number, content, mode, owner, folders)
+            case b"overlay", [list(lowers), list(ends), bytes(path), readonly]:
+                root = _layers(lowers, ends, folders, options)
+                fd = _part_of_view(root, path, NODEV | (RDONLY if readonly else 0))
             case _:
                 raise Failed("mounts", 0, f"a mount of kind {kind!r}")
         mounts.append(Mount(fd, target))
@@ -111,6 +123,69 @@ def _small_file(
     return kernel.copy_mount(STEP + b"/" + name, HIDDEN | RDONLY)
 
 
+def _layers(lowers: list[bytes], ends: list[bytes], folders: int, options: bytes) -> int:
+    opened = [os.open(path, FOLDER) for path in lowers]
+    opened.append(os.open("empty", FOLDER, dir_fd=folders))  # the kernel wants two, or an upper
+    changes = [os.open(path, FOLDER) for path in ends]
+    root = mount_layers(folders, b"view", opened, changes, options)
+    for fd in (*opened, *changes):
+        os.close(fd)
+    return root
+
+
+def _part_of_view(root: int, path: bytes, attributes: int) -> int:
+    """A detached mount of what lies at `path` in our "view", which ends; `root` is closed."""
+    try:
+        place = kernel.openat2(root, path or b".", os.O_PATH, kernel.NO_SYMLINKS | kernel.BENEATH)
+    except OSError as error:
+        raise Failed("mount source", error.errno or 0, os.fsdecode(b"/" + path)) from None
+    mount = kernel.copy_mount(place, attributes)
+    os.close(place)
+    os.close(root)
+    kernel.unmount(STEP + b"/view", kernel.MNT_DETACH)
+    return mount
+
+
+def mount_layers(
+    folders: int, name: bytes, lowers: list[int], ends: list[int], options: bytes
+) -> int:
+    """Mount an overlay on our folder `name`; a descriptor of its root.
+
+    `ends` are the upper and the work folder, if any. Folders are named by descriptor: short,
+    exact, and nothing to read in mountinfo.
+    """
+    os.chdir("/proc/self/fd")
+    target = os.open(name, FOLDER, dir_fd=folders)
+    text = b"lowerdir=" + b":".join(b"%d" % fd for fd in lowers)
+    if ends:
+        text += b",upperdir=%d,workdir=%d" % tuple(ends)
+    kernel.mount_overlay(b"%d" % target, text + b"," + _OVERLAY + options)
+    os.close(target)
+    return os.open(name, FOLDER, dir_fd=folders)
+
+
+class KernelLayers:
+    """Layers that the kernel shows as the root of a step, on our folder "root"."""
+
+    def __init__(self, spec: list[Any], folders: int, options: bytes) -> None:
+        lowers, upper, work, volatile = spec
+        self._folders = folders
+        self._options = options + (b",volatile" if volatile else b"")
+        self._lowers = [os.open(path, FOLDER) for path in lowers]
+        self._ends = [os.open(upper, FOLDER), os.open(work, FOLDER)]
+
+    def mount(self, above: list[int], below: list[int]) -> int:
+        """A descriptor of the root, with further layers above and below."""
+        lowers = [*above, *self._lowers, *below]
+        return mount_layers(self._folders, b"root", lowers, self._ends, self._options)
+
+    def unmount(self, root: int) -> None:
+        """Undo `mount` after which nothing was written; `root` is closed."""
+        os.close(root)
+        kernel.unmount(STEP + b"/root")
+        _forget_volatile(self._ends[1])
+
+
 # --- the root itself
 
 
@@ -123,28 +198,27 @@ class Root:
 
     def bind(self, path: bytes) -> None:
         """Use a folder as it is."""
-        mount = kernel.copy_mount(path, NODEV)
-        attach(mount, os.open("root", FOLDER, dir_fd=self._folders))
-        self.fd = mount
+        self.fd = kernel.copy_mount(path, NODEV)
+        self.attach()
 
-    def overlay(self, spec: list[Any], mounts: list[Mount], options: bytes) -> None:
+    def attach(self) -> None:
+        """Mount a root that isn't mounted anywhere yet in this mount namespace."""
+        attach(self.fd, os.open(STEP + b"/root", FOLDER))
+
+    def overlay(self, layers: Layers, mounts: list[Mount]) -> None:
         """Mount layers over each other, and over folders with the mount points that lack.
 
         Those lie below all layers. Where a layer has deleted such a path, or a link leads
         elsewhere, the mount is made again with a further layer on top, in which existing
         folders have the attributes that they have below.
         """
-        lowers, upper, work, volatile = spec
-        options += b",volatile" if volatile else b""
-        opened = [os.open(path, FOLDER) for path in lowers]
-        ends = os.open(upper, FOLDER), os.open(work, FOLDER)
         bottom = os.open("bottom", FOLDER, dir_fd=self._folders)
         for name in _SYSTEM:
             os.mkdir(name, 0o755, dir_fd=bottom)
         own = [mount for mount in mounts if not _lies_in_another(mount, mounts)]
         for mount in own:
             make_path(bottom, mount.path, is_folder=mount.is_folder)
-        self._mount([*opened, bottom], ends, options)
+        self.fd = layers.mount([], [bottom])
         absent = list(self._absent(own))
         if absent:
             top = os.open("top", FOLDER, dir_fd=self._folders)
@@ -152,20 +226,8 @@ class Root:
                 self._copy_folders(top, path)
                 make_path(top, path, is_folder=is_folder)
             self._copy_times(top)
-            os.close(self.fd)
-            kernel.unmount(STEP + b"/root")
-            _forget_volatile(ends[1])
-            self._mount([top, *opened, bottom], ends, options)
-
-    def _mount(self, lowers: list[int], ends: tuple[int, int], options: bytes) -> None:
-        """Name the folders by descriptor: short, exact, and nothing to read in mountinfo."""
-        os.chdir("/proc/self/fd")
-        target = os.open("root", FOLDER, dir_fd=self._folders)
-        layers = b":".join(b"%d" % fd for fd in lowers)
-        text = b"lowerdir=%s,upperdir=%d,workdir=%d,%s" % (layers, *ends, _OVERLAY + options)
-        kernel.mount_overlay(b"%d" % target, text)
-        os.close(target)
-        self.fd = os.open("root", FOLDER, dir_fd=self._folders)
+            layers.unmount(self.fd)
+            self.fd = layers.mount([top], [bottom])
 
     def _absent(self, mounts: Iterable[Mount]) -> Iterable[tuple[Path, bool]]:
         for name in _SYSTEM:

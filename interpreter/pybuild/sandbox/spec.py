@@ -30,6 +30,21 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class FuseOverlay:
+    """As Overlay, shown by fuse-overlayfs, where the kernel's overlay can't be had.
+
+    Needs the program, and /dev/fuse for this user. In ``upper`` there are, besides
+    overlayfs's marks, ``.wh.`` files as in layers and ``.wh..wh..opq`` in new folders. Its
+    version 1.10 mistakes the names of a file that has several in a lower: a change may land
+    in ``upper`` under another of them. So no file of ``lowers`` may have more than one.
+    """
+
+    lowers: tuple[bytes, ...]
+    upper: bytes
+    work: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
     """A folder used as it is. Every mount point, /proc, /sys and /dev too, must exist in it."""
 
@@ -69,22 +84,42 @@ class SmallFile:
     gid: int = 0
 
 
-Mount = Bind | Tmpfs | SmallFile
+@dataclass(frozen=True, slots=True)
+class OverlayBind:
+    """Layers shown as one file system, or what lies at ``path`` in it, at ``target``.
+
+    ``lowers`` are top first. Changes go to ``upper``, with ``work`` as in :class:`Overlay`;
+    without them it is read-only and there is a lower. ``path`` is relative, and no component
+    of it is a link.
+    """
+
+    target: str
+    lowers: tuple[bytes, ...]
+    upper: bytes | None = None
+    work: bytes | None = None
+    path: bytes = b""
+    readonly: bool = True
+
+
+Root = Overlay | FuseOverlay | Plain
+Mount = Bind | Tmpfs | SmallFile | OverlayBind
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A process and what it sees. ``env`` is complete; ``cwd`` is absolute, made if missing.
+    """A process and what it sees.
 
-    ``groups`` are the supplementary ones. ``own_network`` gives it a network with nothing
-    but loopback; otherwise it has the machine's. ``ulimits`` are (name as in ``docker
+    ``env`` is complete but for a HOME that lacks or is empty: that is the user's in the
+    root's /etc/passwd, ``/`` if it has none, as runc has it. ``cwd`` is absolute, made if
+    missing. ``groups`` are the supplementary ones. ``own_network`` gives it a network with
+    nothing but loopback; otherwise it has the machine's. ``ulimits`` are (name as in ``docker
     build --ulimit``, soft, hard), -1 for none; ``shm_size`` is in bytes. ``mounts`` are made
     in their order, on paths resolved inside the root; where a mount point doesn't exist,
     the process sees one, and the overlay's ``upper`` gets nothing of it. Empty ``args`` ask
     only whether all this is possible.
     """
 
-    root: Overlay | Plain
+    root: Root
     args: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     cwd: str = "/"
@@ -112,6 +147,8 @@ def as_value(spec: RunSpec) -> dict[bytes, object]:
     match spec.root:
         case Overlay(lowers=lowers, upper=upper, work=work, volatile=volatile):
             overlay = [list(lowers), upper, work, volatile]
+        case FuseOverlay(lowers=lowers, upper=upper, work=work):
+            overlay = [list(lowers), upper, work, False]
         case Plain(path=plain):
             pass
     return {
@@ -140,6 +177,9 @@ def _mount(mount: Mount, descriptors: Iterator[int]) -> list[object]:
             return [b"tmpfs", _text(target), b"" if size is None else b"%d" % size, mode]
         case SmallFile(target=target, content=content, mode=mode, uid=uid, gid=gid):
             return [b"file", _text(target), content, mode, uid, gid]
+        case OverlayBind(target=target, lowers=lowers, upper=upper, work=work):
+            ends = [upper, work] if upper and work else []
+            return [b"overlay", _text(target), list(lowers), ends, mount.path, mount.readonly]
 
 
 def _text(text: str) -> bytes:

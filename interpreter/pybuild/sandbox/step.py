@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 from collections.abc import Callable
 
@@ -31,8 +32,10 @@ _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 1, 22, 2
 _SECCOMP_MODE_FILTER, _CAP_AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION = 0x20080522
 _IFF_UP, _SIOCSIFFLAGS = 0x1, 0x8914
+_MAX_PASSWD = 1 << 20
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+STEP_NAMESPACES = kernel.NEWPID | kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
 Spec = dict[bytes, "Any"]
 
 
@@ -71,6 +74,11 @@ def _close_others(first: int, kept: int) -> None:
     kernel.close_range(REPLY + kept, 0xFFFFFFFF)
 
 
+def close_all() -> None:
+    """Close every descriptor but the standard streams."""
+    kernel.close_range(3, 0xFFFFFFFF)
+
+
 def run_inside(spec: Spec, config: Spec) -> None:
     """Execute a program of the client's with all rights in the user namespace."""
     count = spec[b"fds"]
@@ -84,8 +92,28 @@ def run_inside(spec: Spec, config: Spec) -> None:
 
 def run_step(spec: Spec, config: Spec) -> None:
     """Make the root file system, go there, give up rights, execute."""
+    root, mounts, folders = begin_root(spec, config)
+    if spec[b"plain"]:
+        root.bind(spec[b"plain"])
+    else:
+        layers = rootfs.KernelLayers(spec[b"overlay"], folders, config[b"overlay_options"])
+        root.overlay(layers, mounts)
+    run_in(root, mounts, spec, config)
+
+
+def begin_root(spec: Spec, config: Spec) -> tuple[rootfs.Root, list[rootfs.Mount], int]:
+    """An empty root in a mount namespace of our own, what goes into it, and our folders."""
     kernel.make_all(kernel.MS_PRIVATE)
-    _make_root(spec, config)
+    folders = rootfs.step_folders()
+    # descriptors that the client passed have their places behind ours
+    single, options = bool(config[b"single"]), config[b"overlay_options"]
+    mounts = rootfs.open_mounts(spec[b"mounts"], folders, _STDERR + 1, options, single=single)
+    return rootfs.Root(folders), mounts, folders
+
+
+def run_in(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> None:
+    """Complete the root, go there, give up rights, execute."""
+    _enter_root(root, mounts, spec, config)
     socket.sethostname(spec[b"hostname"])
     if spec[b"own_network"]:
         _raise_loopback()
@@ -95,6 +123,7 @@ def run_step(spec: Spec, config: Spec) -> None:
     _close_others(3, 1)
     # no descriptor leads out any more
     os.umask(0o022)
+    _set_home(spec)
     _enter(spec[b"cwd"])
     _restore(config)
     _limit(spec[b"ulimits"])
@@ -104,17 +133,7 @@ def run_step(spec: Spec, config: Spec) -> None:
     _execute(spec)
 
 
-def _make_root(spec: Spec, config: Spec) -> None:
-    folders = rootfs.step_folders()
-    # descriptors that the client passed have their places behind ours
-    mounts = rootfs.open_mounts(
-        spec[b"mounts"], folders, _STDERR + 1, single=bool(config[b"single"])
-    )
-    root = rootfs.Root(folders)
-    if spec[b"plain"]:
-        root.bind(spec[b"plain"])
-    else:
-        root.overlay(spec[b"overlay"], mounts, config[b"overlay_options"])
+def _enter_root(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> None:
     masked, readonly = config[b"masked"], config[b"readonly"]
     unified = bool(config[b"unified"])
     rootfs.mount_system(root, masked, readonly, unified=unified)
@@ -148,6 +167,27 @@ def _enter(cwd: bytes) -> None:
         os.getcwdb()  # noqa: PTH109 - as above
     except OSError as error:
         raise Failed("working directory", error.errno or 0, os.fsdecode(cwd)) from None
+
+
+def _set_home(spec: Spec) -> None:
+    """Give the process a HOME if it has none. What the image has there may be anything."""
+    if dict(spec[b"env"]).get(b"HOME"):
+        return
+    home = b"/"
+    try:
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        lines = []
+    else:
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        lines = os.read(fd, _MAX_PASSWD).split(b"\n") if is_file else []
+        os.close(fd)
+    for line in lines:
+        fields = line.split(b":")
+        if len(fields) > 5 and fields[2] == b"%d" % spec[b"uid"]:
+            home = fields[5] or home
+            break
+    spec[b"env"] = [*(pair for pair in spec[b"env"] if pair[0] != b"HOME"), [b"HOME", home]]
 
 
 def _restore(config: Spec) -> None:

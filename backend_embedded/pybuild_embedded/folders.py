@@ -1,0 +1,186 @@
+"""Folders with one unpacked layer each, and those of cache mounts.
+
+A folder has a row before it exists and none after it is gone, so what has no row is garbage.
+It belongs to its session until it is settled: then it never changes. Its files aren't
+synced one by one but all at once when the session ends; what a power failure may have
+caught before that is told by the boot id in its row, and dropped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from pybuild_embedded.database import DamagedDatabase, Database
+from pybuild_embedded.rootfolder import failing
+from pybuild_embedded.sessions import Part, Session
+from pybuild_embedded.trash import Trash
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFolder:
+    """A folder for overlayfs: ``fs`` is what it gets as a lower or upper, ``work`` its workdir."""
+
+    ident: str
+    path: Path
+
+    @property
+    def fs(self) -> Path:
+        return self.path / "fs"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    def make(self) -> None:
+        """Make what of it isn't there."""
+        with failing(self.path):
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            self.work.mkdir(mode=0o700, exist_ok=True)
+            if not self.fs.exists():
+                self.fs.mkdir(exist_ok=True)
+                # it becomes the root of a file system, which all may enter, whatever the umask
+                self.fs.chmod(0o755)
+
+
+class Folders:
+    """The unpacked layers and cache mounts of a store. Safe in threads."""
+
+    def __init__(self, root: Path, database: Database, session: Session, trash: Trash) -> None:
+        self._root = root
+        self._layers = root / "layers"
+        self._caches = root / "cachemounts"
+        self._database = database
+        self._session = session
+        self._trash = trash
+        self._boot = boot_id()
+
+    def new(self) -> LayerFolder:
+        """An empty folder, this session's."""
+        ident = secrets.token_hex(16)
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT INTO folders VALUES (?, NULL, NULL, ?, NULL, ?, 0, 0)",
+                (ident, self._session.ident, self._boot),
+            )
+        folder = LayerFolder(ident, self._layers / ident)
+        folder.make()
+        return folder
+
+    def settle(
+        self, folder: LayerFolder, chain: str, flavour: str, size: int | None
+    ) -> LayerFolder:
+        """The folder holds the top layer of `chain`; the one to use, which may be another's."""
+        with self._database.writing() as connection:
+            found = self._find(connection, chain, flavour)
+            if found is None:
+                connection.execute(
+                    "UPDATE folders SET session=NULL, chain=?, flavour=?, size=?, used=?"
+                    " WHERE ident=?",
+                    (chain, flavour, size, int(time.time()), folder.ident),
+                )
+            winner = found or folder
+            self._session.pin(connection, Part.FOLDER, winner.ident)
+        return winner
+
+    def find(self, chain: str, flavour: str) -> LayerFolder | None:
+        """The folder with the top layer of `chain`, pinned."""
+        try:
+            with self._database.writing() as connection:
+                found = self._find(connection, chain, flavour)
+                if found is None:
+                    return None
+                self._session.pin(connection, Part.FOLDER, found.ident)
+                row = (int(time.time()), found.ident)
+                connection.execute("UPDATE folders SET used=? WHERE ident=?", row)
+        except DamagedDatabase:
+            return None  # a failing cache is a miss
+        return found
+
+    def discard(self, folder: LayerFolder) -> None:
+        """Remove a folder that nobody else can use."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM folders WHERE ident=?", (folder.ident,))
+        self._trash.put(folder.path)
+
+    def drop_unsettled(self) -> None:
+        """Remove the folders of this session that nobody else can use."""
+        query = "SELECT ident FROM folders WHERE session=?"
+        own = (self._session.ident,)
+        with self._database.writing() as connection:
+            idents = connection.execute(query, own).fetchall()
+            connection.execute("DELETE FROM folders WHERE session=?", own)
+        for (ident,) in idents:
+            self._trash.put(self._layers / ident)
+
+    def cache(self, ident: str) -> LayerFolder:
+        """The folder of the cache mount with this id, pinned and made if it isn't there."""
+        name = sha256(ident.encode("utf-8", "surrogateescape")).hexdigest()
+        with self._database.writing() as connection:
+            self._session.pin(connection, Part.CACHE, name)
+            row = (name, int(time.time()))
+            connection.execute("INSERT OR REPLACE INTO caches VALUES (?, ?)", row)
+        folder = LayerFolder(name, self._caches / name)
+        folder.make()
+        return folder
+
+    def drop_unsynced(self) -> None:
+        """Remove what a machine's end may have caught half-written."""
+        lost = "FROM folders WHERE synced=0 AND boot<>?"
+        with self._database.reading() as connection:
+            if not connection.execute(f"SELECT 1 {lost}", (self._boot,)).fetchone():
+                return
+        with self._database.writing() as connection:
+            idents = connection.execute(f"SELECT ident {lost}", (self._boot,)).fetchall()
+            connection.execute(f"DELETE {lost}", (self._boot,))
+        for (ident,) in idents:
+            self._trash.put(self._layers / ident)
+
+    def sync(self) -> None:
+        """Make all settled folders durable, this session's and others'."""
+        query = "SELECT ident FROM folders WHERE synced=0 AND session IS NULL"
+        with self._database.reading() as connection:
+            idents = connection.execute(query).fetchall()
+        if not idents:
+            return
+        with failing(self._root):
+            _sync_file_system(self._root)
+        with self._database.writing() as connection:
+            connection.executemany("UPDATE folders SET synced=1 WHERE ident=?", idents)
+
+    def _find(self, connection: sqlite3.Connection, chain: str, flavour: str) -> LayerFolder | None:
+        query = "SELECT ident FROM folders WHERE chain=? AND flavour=?"
+        row = connection.execute(query, (chain, flavour)).fetchone()
+        if row is None:
+            return None
+        folder = LayerFolder(row[0], self._layers / row[0])
+        if folder.fs.is_dir():
+            return folder
+        connection.execute("DELETE FROM folders WHERE ident=?", row)
+        return None
+
+
+def boot_id() -> str:
+    """What differs between two runs of this machine."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _sync_file_system(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""Writes what a step changed as a layer: blob and index."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pybuild.files.upperdir import upper_entries
+from pybuild.oci.layertar import write_layer
+from pybuild_embedded.inside.indexes import Indexes
+from pybuild_embedded.inside.removing import Allocated
+from pybuild_embedded.requests import Pack, Packed
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def pack(request: Pack, indexes: Indexes) -> Packed | None:
+    """See `Workers.pack`. Raises OSError."""
+    allocated = Allocated()
+    allocated.add(request.upper.lstat())
+    if not any(request.upper.iterdir()):
+        return None  # without a look at the layers below
+    entries = list(
+        upper_entries(
+            request.upper,
+            indexes.tree(request.parents),
+            newest=request.newest,
+            owners=request.owners,
+            fuse=request.fuse,
+            on_status=allocated.add,
+        )
+    )
+    if not entries:
+        return None
+    made: list[Path] = []
+    try:
+        with os.fdopen(_new_file(request.blob, made), "wb", buffering=0) as blob:
+            layer = write_layer(entries, blob.write, request.compression)
+        with os.fdopen(_new_file(request.index, made), "wb") as file:
+            file.write(layer.index.to_bytes())
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+    return Packed(layer.diff, allocated.size)
+
+
+def _new_file(path: Path, made: list[Path]) -> int:
+    fd = os.open(path, _NEW_FILE, 0o600)
+    made.append(path)
+    return fd

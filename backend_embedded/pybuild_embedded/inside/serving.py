@@ -1,0 +1,62 @@
+"""The loop of a worker: a request in, an answer or an error out."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+
+from pybuild.errors import PybuildError
+from pybuild_embedded.inside.failures import translated
+from pybuild_embedded.inside.indexes import Indexes
+from pybuild_embedded.inside.merging import merge
+from pybuild_embedded.inside.packing import pack
+from pybuild_embedded.inside.removing import measure, remove
+from pybuild_embedded.inside.unpacking import unpack
+from pybuild_embedded.requests import (
+    Measure,
+    Merge,
+    Pack,
+    Packed,
+    Remove,
+    Request,
+    Unpack,
+    decode,
+    encode_answer,
+    encode_bug,
+    encode_error,
+    receive,
+    send,
+)
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer requests until the other side has gone."""
+    indexes = Indexes()
+    while (message := receive(connection)) is not None:
+        try:
+            answer = encode_answer(_done(decode(message), indexes))
+        except PybuildError as error:
+            answer = encode_error(error)
+        except Exception:  # noqa: BLE001 - the client is told whatever it is
+            answer = encode_bug(traceback.format_exc())
+        send(connection, answer)
+
+
+def _done(request: Request, indexes: Indexes) -> int | list[int] | Packed | None:
+    match request:
+        case Unpack(target=target):
+            with translated("unpack the layer", target):
+                return unpack(request, indexes)
+        case Pack(blob=blob):
+            with translated("write the layer", blob.parent):
+                return pack(request, indexes)
+        case Merge(target=target):
+            with translated("copy the layers", target):
+                return merge(request, indexes)
+        case Remove(folders=folders):
+            for folder in folders:
+                with translated("remove", folder.parent):
+                    remove(folder)
+            return None
+        case Measure(folders=folders):
+            return [measure(folder) for folder in folders]

@@ -1,0 +1,84 @@
+"""Unpacks a layer: one pass over its blob, led by its index, never by what the tar says."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from hashlib import sha256
+
+from pybuild.errors import InvalidImage
+from pybuild.oci.compression import CHUNK, Decompressed
+from pybuild_embedded.inside.indexes import Indexes
+from pybuild_embedded.inside.layerplan import LayerPlan, plan_layer
+from pybuild_embedded.inside.making import Making, make_copies
+from pybuild_embedded.requests import Unpack
+
+
+def unpack(request: Unpack, indexes: Indexes) -> int:
+    """See `Workers.unpack`. Raises OSError for what isn't about one entry."""
+    index = indexes.get(request.index)
+    below = indexes.tree(request.parents)
+    tree = indexes.tree((*request.parents, request.index))
+    plan = plan_layer(index, tree, below)
+    with Making(request.target, owners=request.owners, devices=not request.userxattr) as making:
+        making.folders(plan.folders)
+        _make_files(request, plan, making)
+        make_copies(making, plan.lower_files, request.lowers, len(request.parents))
+        for entry in plan.others:
+            if not making.other(entry) and entry.path in plan.covered:
+                making.whiteout(entry.path)
+        for path in plan.whiteouts:
+            making.whiteout(path)
+        space = "user" if request.userxattr else "trusted"
+        making.settle(plan.folders, plan.opaque, f"{space}.overlay.opaque")
+        return making.allocated
+
+
+def _make_files(request: Unpack, plan: LayerPlan, making: Making) -> None:
+    with request.blob.open("rb", buffering=0) as blob, Decompressed(blob) as plain:
+        content = _Content(plain)
+        for offset, entries in plan.files:
+            making.file(entries, partial(content.write, offset, entries[0].size))
+        if content.diff_id() != request.diff_id:
+            raise InvalidImage(f"the blob {request.blob.name} doesn't hold {request.diff_id}")
+
+
+class _Content:
+    """The uncompressed tar, read once and hashed on the way."""
+
+    def __init__(self, plain: Decompressed) -> None:
+        self._plain = plain
+        self._digest = sha256()
+        self._ahead = memoryview(b"")
+        self._position = 0  # of the first byte of _ahead
+
+    def write(self, offset: int, size: int, fd: int) -> None:
+        """Write `size` bytes from `offset` on to `fd`. Offsets only grow."""
+        self._skip(offset - self._position)
+        while size:
+            if not self._ahead:
+                self._fill()
+            count = os.write(fd, self._ahead[:size])
+            self._skip(count)
+            size -= count
+
+    def diff_id(self) -> str:
+        """Read the rest; the digest of the whole."""
+        while piece := self._plain.read(CHUNK):
+            self._digest.update(piece)
+        return f"sha256:{self._digest.hexdigest()}"
+
+    def _skip(self, count: int) -> None:
+        while count > len(self._ahead):
+            count -= len(self._ahead)
+            self._position += len(self._ahead)
+            self._fill()
+        self._ahead = self._ahead[count:]
+        self._position += count
+
+    def _fill(self) -> None:
+        piece = self._plain.read(CHUNK)
+        if not piece:
+            raise InvalidImage("the layer's blob ends too early")
+        self._digest.update(piece)
+        self._ahead = memoryview(piece)

@@ -1,0 +1,83 @@
+"""A layer that is being packed while the build goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pybuild.backend import Activity
+from pybuild.errors import PybuildError
+from pybuild.oci.descriptor import LayerDiff
+from pybuild_embedded.folders import LayerFolder
+from pybuild_embedded.layerchain import LayerChain
+from pybuild_embedded.space import Space
+from pybuild_embedded.workers import Pack, PendingPack
+
+
+@dataclass(slots=True)
+class PendingLayer:
+    """What a process left in `folder` on top of `below`, which `folders_below` show.
+
+    ``pack`` is on its way, asked for by ``request``. With a ``key``, the step is kept in the
+    cache once that is done. Safe in threads.
+    """
+
+    space: Space
+    below: LayerChain
+    folders_below: tuple[LayerFolder, ...]
+    folder: LayerFolder
+    pack: PendingPack
+    request: Pack
+    key: str | None
+    activity: Activity
+    made: datetime
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _outcome: tuple[LayerDiff | None] | Exception | None = None
+
+    @property
+    def changed_nothing(self) -> bool:
+        """Whether it is known already that the process changed nothing."""
+        return self._outcome == (None,)
+
+    def settled(self) -> LayerDiff | None:
+        """The layer, once it is packed and stored; None if nothing was changed.
+
+        Raises what went wrong, to everyone who asks.
+        """
+        with self._lock:
+            if self._outcome is None:
+                try:
+                    self._outcome = (self._settle(),)
+                except Exception as error:  # noqa: BLE001 - whoever asks next gets it too
+                    self._outcome = error
+            if isinstance(self._outcome, Exception):
+                raise self._outcome
+            return self._outcome[0]
+
+    def finish(self) -> None:
+        """Keep the layer for later builds, even if this one needs it no more."""
+        with contextlib.suppress(PybuildError):
+            self.activity.raise_if_cancelled()
+            self.settled()
+
+    def _settle(self) -> LayerDiff | None:
+        store = self.space.store
+        packed = self.pack.result()
+        if packed is None:
+            self._record_step(self.below.id, own=False)
+            return None
+        diff = packed.diff
+        store.adopt_blob(self.request.blob, diff.blob.digest, diff.blob.size)
+        self.space.files.adopt(diff.diff_id, self.request.index)
+        chain = self.below.extended(diff)
+        store.record_layers(chain.layers)
+        store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)
+        self._record_step(chain.id, own=True)
+        return diff
+
+    def _record_step(self, chain: str, *, own: bool) -> None:
+        if self.key is not None:
+            made = self.made.timestamp()
+            self.space.store.record_step(self.key, chain, own=own, made=made)

@@ -1,0 +1,240 @@
+"""What workers are asked to do, and the form in which it goes to them and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pybuild.errors import BackendFailed, ContextError, CopyFailed, InvalidImage, PybuildError
+from pybuild.files.upperdir import OverlayNotPlain
+from pybuild.oci.compression import Compression
+from pybuild.oci.descriptor import Descriptor, LayerDiff
+
+_LENGTH = struct.Struct("<Q")
+_ERRORS: dict[str, type[PybuildError]] = {
+    kind.__name__: kind
+    for kind in (BackendFailed, ContextError, CopyFailed, InvalidImage, OverlayNotPlain)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Unpack:
+    """Make a layer's files, as a layer folder of overlayfs, in the empty folder `target`.
+
+    `index` is the file of the layer's LayerIndex, read from this very `blob`; `parents` are
+    those of the layers below and `lowers` their folders, both bottom first; the lowest folder
+    may show several layers. The folders must be complete only if the layer has hard links to
+    files of theirs. With `userxattr` the
+    marks are ``user.overlay.*``, else ``trusted.overlay.*``; without `owners` all belongs to
+    the one user that there is.
+    """
+
+    blob: Path
+    diff_id: str
+    index: Path
+    parents: tuple[Path, ...]
+    lowers: tuple[Path, ...]
+    target: Path
+    userxattr: bool
+    owners: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Write what is in the folder `upper` of an overlay over `parents` as a layer.
+
+    `blob` and `index`, which must not exist, become its files. `newest`, `owners` and `fuse`
+    are those of :func:`pybuild.files.upperdir.upper_entries`.
+    """
+
+    upper: Path
+    parents: tuple[Path, ...]
+    blob: Path
+    index: Path
+    newest: int | None
+    owners: bool
+    compression: Compression
+    fuse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A layer that was written. ``size`` is what the upper folder takes on disk, in bytes."""
+
+    diff: LayerDiff
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Copy the union of a whole chain, bottom first, to the empty folder `target`, unmarked.
+
+    The lowest of `folders` may show several of the layers.
+    """
+
+    indexes: tuple[Path, ...]
+    folders: tuple[Path, ...]
+    target: Path
+    owners: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove what is at these paths, of any depth. What isn't there is no error."""
+
+    folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How many bytes on disk each of these folders takes."""
+
+    folders: tuple[Path, ...]
+
+
+Request = Unpack | Pack | Merge | Remove | Measure
+
+
+def encode(request: Request) -> bytes:
+    """The request as bytes."""
+    fields: list[object]
+    match request:
+        case Unpack():
+            fields = [
+                *_texts([request.blob, request.index, request.target]),
+                request.diff_id,
+                _texts(request.parents),
+                _texts(request.lowers),
+                request.userxattr,
+                request.owners,
+            ]
+        case Pack():
+            fields = [
+                *_texts([request.upper, request.blob, request.index]),
+                _texts(request.parents),
+                request.newest,
+                request.owners,
+                request.compression.value,
+                request.fuse,
+            ]
+        case Merge():
+            fields = [
+                _texts(request.indexes),
+                _texts(request.folders),
+                os.fspath(request.target),
+                request.owners,
+            ]
+        case Remove(folders=folders) | Measure(folders=folders):
+            fields = [_texts(folders)]
+    return json.dumps([type(request).__name__, *fields]).encode()
+
+
+def decode(data: bytes) -> Request:
+    """The request that `encode` was given."""
+    name, *fields = json.loads(data)
+    match name:
+        case "Unpack":
+            blob, index, target, diff_id, parents, lowers, userxattr, owners = fields
+            return Unpack(
+                Path(blob),
+                diff_id,
+                Path(index),
+                _paths(parents),
+                _paths(lowers),
+                Path(target),
+                userxattr,
+                owners,
+            )
+        case "Pack":
+            upper, blob, index, parents, newest, owners, compression, fuse = fields
+            return Pack(
+                Path(upper),
+                _paths(parents),
+                Path(blob),
+                Path(index),
+                newest,
+                owners,
+                Compression(compression),
+                fuse,
+            )
+        case "Merge":
+            indexes, folders, target, owners = fields
+            return Merge(_paths(indexes), _paths(folders), Path(target), owners)
+        case "Remove":
+            return Remove(_paths(fields[0]))
+        case "Measure":
+            return Measure(_paths(fields[0]))
+        case _:
+            raise ValueError(f"no request: {name}")
+
+
+def encode_answer(value: int | list[int] | Packed | None) -> bytes:
+    """What a request gave."""
+    if isinstance(value, Packed):
+        blob = value.diff.blob
+        fields = [value.diff.diff_id, blob.media_type, blob.digest, blob.size, value.size]
+        return json.dumps(["packed", fields]).encode()
+    return json.dumps(["done", value]).encode()
+
+
+def encode_error(error: PybuildError) -> bytes:
+    """That a request failed, and how."""
+    kind = type(error).__name__
+    return json.dumps(["failed", [kind, error.message, error.hint]]).encode()
+
+
+def encode_bug(trace: str) -> bytes:
+    """That the worker has a fault."""
+    return json.dumps(["bug", trace]).encode()
+
+
+def decode_answer(data: bytes) -> Any:
+    """What the request gave, in the type that it gives. Raises the error that it failed with."""
+    outcome, value = json.loads(data)
+    match outcome:
+        case "done":
+            return value
+        case "packed":
+            diff_id, media_type, digest, size, on_disk = value
+            return Packed(LayerDiff(diff_id, Descriptor(media_type, digest, size)), on_disk)
+        case "failed":
+            kind, message, hint = value
+            raise _ERRORS[kind](message, hint=hint)
+        case _:
+            raise RuntimeError(f"a worker of the sandbox failed:\n{value}")
+
+
+def send(connection: socket.socket, data: bytes) -> None:
+    """Send `data` as one message."""
+    connection.sendall(_LENGTH.pack(len(data)) + data)
+
+
+def receive(connection: socket.socket) -> bytes | None:
+    """The next message; None if the other side has gone."""
+    head = _exactly(connection, _LENGTH.size)
+    return None if head is None else _exactly(connection, *_LENGTH.unpack(head))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes | None:
+    pieces = []
+    while size:
+        piece = connection.recv(min(size, 1 << 20))
+        if not piece:
+            return None
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _texts(paths: Sequence[Path]) -> list[str]:
+    return [os.fspath(path) for path in paths]
+
+
+def _paths(texts: list[str]) -> tuple[Path, ...]:
+    return tuple(map(Path, texts))
