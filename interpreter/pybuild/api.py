@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -38,21 +38,22 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.export.exporting import (
-    BuiltImage,
+    check_index_annotations,
     check_output,
     describe_output,
     export,
-    image_name,
 )
-from pybuild.export.outputs import ImageOutput, Output, parse_output
+from pybuild.export.images import TargetImage, TargetImages, image_name, wanted_images
+from pybuild.export.outputs import ImageOptions, ImageOutput, Output, parse_output
 from pybuild.files.layout import open_layout
 from pybuild.files.trees import Tree
 from pybuild.lendingflags import parse_entitlements
+from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.image_config import ImageConfig
-from pybuild.oci.platform import Platform, host_platform, matches, parse_platform
+from pybuild.oci.platform import Platform, host_platform, parse_platform
 from pybuild.oci.reference import Reference
 from pybuild.oci.registry import RegistryClient
-from pybuild.plan import make_plan
+from pybuild.plan import make_plans
 from pybuild.plan.resolve import ImageName, Resolve
 from pybuild.plan.steps import (
     ContextSource,
@@ -70,9 +71,10 @@ from pybuild.run.events import BuildFinished, LintReported, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, wanted_agents
-from pybuild.run.result import BuildResult, OutputResult
+from pybuild.run.result import BuildResult, BuiltImage, OutputResult
 from pybuild.run.schedule import run_stages, sources, workers
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
+from pybuild.sandbox import emulation
 from pybuild.secrets import Secret
 
 # names without dots alone, so that nothing leads upwards
@@ -99,12 +101,13 @@ def build(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     no_cache: bool = False,
     no_cache_filter: Collection[str] = (),
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
+    index_annotations: Mapping[str, str] | None = None,
     network: Network | str | None = None,
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
@@ -123,7 +126,8 @@ def build(
     outputs: Sequence[Output | str] = (),
     registry: RegistryClient | None = None,
 ) -> BuildResult:
-    """Build an image, write it to its outputs, and return its digests and names.
+    """Build an image, for one platform or several, write it to its outputs, and return its
+    digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
     context), the URL of a git repository, of an archive or of a Dockerfile, or None.
@@ -134,6 +138,10 @@ def build(
     The stages named in `no_cache_filter` run again although their results may be kept.
     `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
     says how, fetches sources on the network.
+
+    `platform` is one or several, as ``linux/amd64``; several, which may stand in one text
+    with commas between, become one image index. The build arg BUILDKIT_MULTI_PLATFORM makes
+    an index of one as well. `annotations` are of each manifest.
 
     `backend` is a name or an open backend, which stays open; `backend_options` go to the one
     opened by name. `shm_size` is in bytes. `allow` are entitlements: ``network.host``,
@@ -152,8 +160,10 @@ def build(
     began, clock = datetime.now(UTC), time.monotonic()
     args = dict(build_args or {})
     names = tuple(map(image_name, tags))
-    wanted_outputs = _outputs(outputs, names)
-    wanted, policy = one_platform(platform), pull_policy(pull)
+    platforms, policy = asked_platforms(platform), pull_policy(pull)
+    as_index = _as_index(platforms, args)
+    check_index_annotations(index_annotations or {}, as_index=as_index)
+    wanted_outputs = _outputs(outputs, names, as_index=as_index)
     fixed_time = _fixed_time(created, args)
     cancel, events = cancel or CancelToken(), Events(reporter)
     with ExitStack() as stack:
@@ -167,20 +177,21 @@ def build(
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
         request = PlanRequest(
-            platform=wanted or backend.platforms[0],
+            platform=backend.platforms[0],
             build_platform=backend.platforms[0],
             target=target,
-            build_args=args,
+            build_args=_with_epoch(args, fixed_time),
             labels=dict(labels or {}),
             run=_run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
             contexts=named_contexts(contexts or {}),
         )
-        lookup = _looked_up(backend, policy)
+        asked, lookup = _for_each(platforms, request), _looked_up(backend, policy)
         plan = _plan(
-            parsed, request, lookup, lint, events=events, cancel=cancel, max_workers=max_workers
+            parsed, asked, lookup, lint, events=events, cancel=cancel, max_workers=max_workers
         )
         _check_supported(plan, backend)
-        _report_warnings(plan, backend, events)
+        _report_warnings(plan, events)
+        _check_emulation(plan, backend, events)
         opened = Contexts(inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, events, cancel),
@@ -195,23 +206,20 @@ def build(
         runner = StageRunner(plan, backend, events, stop, settings)
         stack.enter_context(releasing(runner.release, events.warn))
         run_stages(plan.stages, runner.run, cancel=cancel, stop=stop, max_workers=max_workers)
-        made = runner.finished(plan.target.index)
-        spec = ImageSpec(
-            config=final_config(plan.target, made, fixed_time),
-            layers=made.layer.layer.diffs,
-            names=names,
-            annotations=dict(annotations or {}),
-            base=base_image(plan),
+        built = TargetImages(
+            backend,
+            _target_images(plan, runner, fixed_time, annotations or {}),
+            names,
+            as_index,
+            dict(index_annotations or {}),
+            None if fixed_time is None else int(fixed_time.timestamp()),
         )
-        newest = None if fixed_time is None else int(fixed_time.timestamp())
-        image = BuiltImage(backend, spec, made.layer.layer, newest)
-        exported = _export(image, wanted_outputs, registry, events, cancel)
-        documents = spec.documents()
+        exported = _export(built, wanted_outputs, registry, events, cancel)
+        descriptor, images = _described(built, exported, events.silent(cancel))
         result = BuildResult(
-            manifest=next((one.manifest for one in exported if one.manifest), documents.manifest),
-            config_digest=documents.config.digest,
+            descriptor=descriptor,
             names=tuple(dict.fromkeys(name for one in exported for name in one.names)),
-            platform=spec.config.platform,
+            images=images,
             steps=runner.step_results(),
             seconds=time.monotonic() - clock,
             outputs=exported,
@@ -220,8 +228,25 @@ def build(
     return result
 
 
+def _target_images(
+    plan: Plan, runner: StageRunner, created: datetime | None, annotations: Mapping[str, str]
+) -> tuple[TargetImage, ...]:
+    """The images that the finished stages of `runner` make."""
+    found = []
+    for target in plan.targets:
+        made = runner.finished(target.stage.index)
+        spec = ImageSpec(
+            config=final_config(target.stage, made, created),
+            layers=made.layer.layer.diffs,
+            annotations=dict(annotations),
+            base=base_image(plan, target.stage),
+        )
+        found.append(TargetImage(target.platform, spec, made.layer.layer))
+    return tuple(found)
+
+
 def _export(
-    image: BuiltImage,
+    built: TargetImages,
     outputs: Sequence[Output],
     registry: RegistryClient | None,
     events: Events,
@@ -235,20 +260,35 @@ def _export(
         results = []
         for output in outputs:
             with events.unit(describe_output(output), cancel) as activity:
-                result = export(image, output, client, activity)
-                if result.manifest is not None:
-                    activity.note(f"exporting manifest {result.manifest.digest}")
-                    activity.note(f"exporting config {image.spec.documents().config.digest}")
+                result = export(built, output, client, activity)
+                for image in result.images.values():
+                    activity.note(f"exporting manifest {image.digest}")
+                    activity.note(f"exporting config {image.config_digest}")
+                if built.as_index and result.descriptor is not None:
+                    activity.note(f"exporting manifest list {result.descriptor.digest}")
                 for name in result.names:
                     activity.note(f"naming to {name}")
             results.append(result)
     return tuple(results)
 
 
-def _outputs(outputs: Sequence[Output | str], names: Sequence[Reference]) -> tuple[Output, ...]:
+def _described(
+    built: TargetImages, outputs: Sequence[OutputResult], activity: StepActivity
+) -> tuple[Descriptor, Mapping[Platform, BuiltImage]]:
+    """The digests in the first output that has any, or those that the store would have."""
+    for output in outputs:
+        if output.descriptor is not None:
+            return output.descriptor, output.images
+    wanted = wanted_images(built, ImageOptions(), activity)
+    return wanted.documents.descriptor, wanted.results(built)
+
+
+def _outputs(
+    outputs: Sequence[Output | str], names: Sequence[Reference], *, as_index: bool
+) -> tuple[Output, ...]:
     parsed = tuple(parse_output(one) if isinstance(one, str) else one for one in outputs)
     for output in parsed:
-        check_output(output, names)
+        check_output(output, names, as_index=as_index)
     return parsed or (ImageOutput(),)
 
 
@@ -260,7 +300,7 @@ def plan_build(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     labels: Mapping[str, str] | None = None,
     network: Network | str | None = None,
@@ -281,7 +321,7 @@ def plan_build(
     empty and are listed. A backend given by name is opened only if there is one to look up.
     """
     args = dict(build_args or {})
-    wanted, policy = one_platform(platform), pull_policy(pull)
+    platforms, policy = asked_platforms(platform), pull_policy(pull)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
@@ -293,7 +333,7 @@ def plan_build(
         parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
-            platform=wanted or native,
+            platform=native,
             build_platform=native,
             target=target,
             build_args=args,
@@ -302,9 +342,9 @@ def plan_build(
             contexts=named_contexts(contexts or {}),
         )
         lookup = LazyLookup(backend, backend_options, policy, stack, events)
-        plan = _plan(parsed, request, lookup, lint, events=events, cancel=cancel)
-        for message, where in plan.warnings:
-            events.warn(message, where=where)
+        asked = _for_each(platforms, request)
+        plan = _plan(parsed, asked, lookup, lint, events=events, cancel=cancel)
+        _report_warnings(plan, events)
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
 
@@ -368,7 +408,7 @@ class LazyLookup:
 
 def _plan(
     dockerfile: Dockerfile,
-    request: PlanRequest,
+    requests: Sequence[PlanRequest],
     lookup: Lookup,
     lint: Lint,
     *,
@@ -378,7 +418,7 @@ def _plan(
 ) -> Plan:
     """Plan the build. Raises DockerfileError also where `lint` found what counts as an error."""
     with resolving(lookup, events, cancel, max_workers) as (resolve, executor):
-        plan = make_plan(dockerfile, request, resolve, executor=executor, lint=lint)
+        plan = make_plans(dockerfile, requests, resolve, executor=executor, lint=lint)
     lint.refuse()
     return plan
 
@@ -488,17 +528,34 @@ def _check_supported(plan: Plan, backend: Backend) -> None:
             )
 
 
-def _report_warnings(plan: Plan, backend: Backend, events: Events) -> None:
+def _report_warnings(plan: Plan, events: Events) -> None:
     for message, where in plan.warnings:
         events.warn(message, where=where)
+
+
+def _check_emulation(plan: Plan, backend: Backend, events: Events) -> None:
+    """Refuse, before anything runs, a RUN for a processor that the machine can't emulate."""
+    runs: dict[Platform, RunStep] = {}
     for stage in plan.stages:
-        native = any(matches(platform, stage.platform) for platform in backend.platforms)
-        if not native and any(isinstance(step, RunStep) for step in stage.steps):
-            events.warn(
-                f"RUN for {stage.platform} needs this machine to emulate it",
-                where=stage.where,
-                hint="without qemu-user registered in binfmt_misc it ends with exec format error",
-            )
+        first = next((step for step in stage.steps if isinstance(step, RunStep)), None)
+        if first is not None:
+            runs.setdefault(stage.platform, first)
+    for platform, step in runs.items():
+        match backend.executes(platform):
+            case True:
+                pass
+            case False:
+                raise UnsupportedByBackend(
+                    f"RUN for {platform} needs an emulator, and this machine has none",
+                    where=step.where,
+                    hint=emulation.INSTALL_HINT,
+                )
+            case None:
+                events.warn(
+                    f"RUN for {platform} needs the machine that runs it to emulate it",
+                    where=step.where,
+                    hint="without that it ends with exec format error",
+                )
 
 
 @contextmanager
@@ -529,17 +586,32 @@ def errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iter
         raise
 
 
-def one_platform(platform: str | Platform | Sequence[str] | None) -> Platform | None:
-    if platform is None or isinstance(platform, Platform):
-        return platform
-    texts = [platform] if isinstance(platform, str) else list(platform)
-    named = [part for text in texts for part in text.split(",") if part]
-    if len(named) > 1:
-        raise UnsupportedByBackend(
-            "building for several platforms at once is not supported yet",
-            hint="build once for each, under different names",
-        )
-    return parse_platform(named[0]) if named else None
+def asked_platforms(
+    platform: str | Platform | Sequence[str | Platform] | None,
+) -> tuple[Platform, ...]:
+    """The platforms asked for, each once; none is the backend's own. Raises UsageError."""
+    if platform is None:
+        return ()
+    found: dict[Platform, None] = {}
+    for each in [platform] if isinstance(platform, str | Platform) else platform:
+        if isinstance(each, Platform):
+            found[each] = None
+        else:
+            found |= dict.fromkeys(parse_platform(part) for part in each.split(",") if part)
+    return tuple(found)
+
+
+def _for_each(platforms: Sequence[Platform], request: PlanRequest) -> list[PlanRequest]:
+    """The request for each of the platforms asked for; as it is if none was."""
+    return [replace(request, platform=each) for each in platforms] or [request]
+
+
+def _as_index(platforms: Sequence[Platform], build_args: Mapping[str, str]) -> bool:
+    """Whether there will be an index. Raises UsageError."""
+    text = build_args.get("BUILDKIT_MULTI_PLATFORM", "")
+    if text.lower() not in {"", "0", "f", "false", "1", "t", "true"}:
+        raise UsageError(f'the build arg BUILDKIT_MULTI_PLATFORM "{text}" is not true or false')
+    return len(platforms) > 1 or text.lower() in {"1", "t", "true"}
 
 
 def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
@@ -575,6 +647,13 @@ def _run_defaults(  # noqa: PLR0917 - what the command line says of RUN, in its 
         allowed=parse_entitlements(allow),
         cgroup_parent=cgroup and "/" + cgroup.strip("/"),
     )
+
+
+def _with_epoch(build_args: Mapping[str, str], fixed_time: datetime | None) -> dict[str, str]:
+    """The build args, in which stages that declare SOURCE_DATE_EPOCH see the image's time."""
+    if fixed_time is None:
+        return dict(build_args)
+    return {**build_args, "SOURCE_DATE_EPOCH": str(int(fixed_time.timestamp()))}
 
 
 def _fixed_time(created: datetime | int | None, build_args: Mapping[str, str]) -> datetime | None:

@@ -41,6 +41,7 @@ _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
 _ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true", "--check": "true"}
 _CALLS = {"check": "check", "lint": "check", "outline": "outline", "targets": "targets"}
+_ANNOTATED = frozenset({"manifest", "index", "manifest-descriptor", "index-descriptor"})
 _ULIMITS = frozenset(
     [
         "core",
@@ -121,6 +122,7 @@ class BuildArguments(BackendArguments):
     no_cache: bool
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
+    index_annotations: Mapping[str, str]
     network: str | None
     add_hosts: tuple[HostEntry, ...]
     shm_size: int | None
@@ -197,7 +199,8 @@ def parse_arguments(
         pull=_pull_policy(found.pull),
         no_cache=_boolean("--no-cache", found.no_cache),
         labels=dict(_pair("--label", text) for text in found.label),
-        annotations=dict(_annotation(text) for text in found.annotation),
+        annotations=_annotations(found.annotation, "manifest"),
+        index_annotations=_annotations(found.annotation, "index"),
         network=found.network,
         add_hosts=tuple(map(parse_host, found.add_host)),
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
@@ -412,25 +415,32 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+def _annotations(texts: Sequence[str], wanted: str) -> dict[str, str]:
+    """Those of ``[KIND[,KIND]:]key=value`` that are for `wanted`; KIND is manifest or index."""
+    found: dict[str, str] = {}
+    for text in texts:
+        if "=" not in text:
+            raise UsageError(f'--annotation "{text}" is not KEY=VALUE')
+        name, value = _pair("--annotation", text)
+        before, colon, rest = name.partition(":")
+        kinds = set(before.split(",")) if colon else set()
+        if not kinds or not kinds <= _ANNOTATED:  # the colon is one of the name's
+            kinds, rest = {"manifest"}, name
+        if later := kinds & {"manifest-descriptor", "index-descriptor"}:
+            raise UsageError(
+                f'--annotation "{text}": annotations of a {later.pop()} are not supported yet'
+            )
+        if wanted in kinds:
+            found[rest] = value
+    return found
+
+
 def _named_context(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
         raise UsageError(
             f'--build-context "{text}" is not NAME=VALUE', hint="the value is a folder, say"
         )
-    return name, value
-
-
-def _annotation(text: str) -> tuple[str, str]:
-    """``[manifest:]key=value``: only the manifest can be annotated as long as there is no index."""
-    if "=" not in text:
-        raise UsageError(f'--annotation "{text}" is not KEY=VALUE')
-    name, value = _pair("--annotation", text)
-    kind, colon, rest = name.partition(":")
-    if colon and kind == "manifest":
-        return rest, value
-    if colon and kind in {"index", "manifest-descriptor", "index-descriptor"}:
-        raise UsageError(f'--annotation "{text}": annotations of an {kind} are not supported yet')
     return name, value
 
 
@@ -542,14 +552,20 @@ def _add_input(parser: _Parser) -> None:
         help="secret from a file, or with env=NAME from the environment",
     )
     add("--target", metavar="STAGE", help="build this stage instead of the last one")
-    add("--platform", action="append", default=[], metavar="OS/ARCH", help="as linux/arm64")
+    add(
+        "--platform",
+        action="append",
+        default=[],
+        metavar="OS/ARCH",
+        help="as linux/arm64; of several, with commas between, an index is made",
+    )
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
     add(
         "--annotation",
         action="append",
         default=[],
-        metavar="NAME=VALUE",
-        help="annotation of the manifest",
+        metavar="[KIND:]NAME=VALUE",
+        help="annotation of each manifest, or with the KIND index of the index",
     )
 
 

@@ -25,6 +25,8 @@ For ``FROM busybox``, ``COPY a /a``, ``RUN make``::
             made.diffs                                       # base's layers, /a, make's
             backend.create_image(spec, made, activity)
 
+Of several platforms, each one's image is made ``for_index``, and ``create_index`` joins them.
+
 An RWLayer that is released without a commit leaves nothing behind. Releasing is idempotent
 and never raises for what is already gone. A released ROLayer can't be begun on, but layers
 and images made from it stay valid.
@@ -52,8 +54,13 @@ from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.image_config import ImageConfig
-from pybuild.oci.manifest import ImageDocuments, image_documents
-from pybuild.oci.platform import Platform
+from pybuild.oci.manifest import (
+    ImageDocuments,
+    IndexDocument,
+    image_documents,
+    index_document,
+)
+from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference
 
 
@@ -271,7 +278,9 @@ class ImageSpec:
 
     ``base`` is the image that the target's chain of stages starts from, None for scratch.
     An empty ``names`` makes an image known by its digest alone. With ``docker_media_types``
-    manifest, config and layers are called what Docker called them before OCI.
+    manifest, config and layers are called what Docker called them before OCI. An image that
+    is made ``for_index`` has no names and is kept only as long as this build, or as the
+    index that it goes into.
     """
 
     config: ImageConfig
@@ -280,6 +289,7 @@ class ImageSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     base: BaseImage | None = None
     docker_media_types: bool = False
+    for_index: bool = False
 
     def documents(self) -> ImageDocuments:
         """The image's config and manifest: the same bytes in every backend."""
@@ -298,6 +308,28 @@ class Image:
     manifest: Descriptor
     config_digest: str
     names: tuple[Reference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """The index to be made of images that :meth:`Backend.create_image` made, in this order.
+
+    An empty ``names`` makes an index known by its digest alone. With ``docker_media_types``
+    it is a Docker manifest list.
+    """
+
+    images: tuple[tuple[Image, Platform], ...]
+    names: tuple[Reference, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    docker_media_types: bool = False
+
+    def document(self) -> IndexDocument:
+        """The index: the same bytes in every backend."""
+        return index_document(
+            [(image.manifest, platform) for image, platform in self.images],
+            self.annotations,
+            docker=self.docker_media_types,
+        )
 
 
 class _Layer(ABC):
@@ -394,6 +426,14 @@ class Backend(ABC):
         do, if this machine turns out not to allow them.
         """
 
+    def executes(self, platform: Platform) -> bool | None:
+        """Whether its machine runs programs for `platform`; None where it can't tell.
+
+        A backend that runs processes on this machine asks
+        :func:`pybuild.sandbox.emulation.executes` about foreign architectures.
+        """
+        return any(matches(native, platform) for native in self.platforms) or None
+
     @abstractmethod
     def resolve(
         self,
@@ -429,6 +469,14 @@ class Backend(ABC):
 
         Its diff ids are those of ``spec.layers``, whose blobs may be others than its own:
         those that :meth:`recompress` made.
+        """
+
+    @abstractmethod
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        """Write an image index and its names, and return its descriptor.
+
+        From now on the index keeps its images, and :meth:`resolve` of such a name chooses
+        among them. Its images were made with ``for_index``.
         """
 
     @abstractmethod

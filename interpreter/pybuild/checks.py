@@ -13,9 +13,9 @@ from pybuild.api import (
     Context,
     DockerfileSource,
     LazyLookup,
+    asked_platforms,
     errors_of_one_build,
     load_inputs,
-    one_platform,
     pull_policy,
     resolving,
 )
@@ -76,7 +76,7 @@ def check(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     contexts: Mapping[str, ContextValue] | None = None,
     secrets: Mapping[str, Secret] | None = None,
@@ -123,7 +123,7 @@ def outline(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     contexts: Mapping[str, ContextValue] | None = None,
     secrets: Mapping[str, Secret] | None = None,
@@ -207,14 +207,15 @@ def _reading(
 
 def _request(
     backend: str | Backend | None,
-    platform: str | Platform | Sequence[str] | None,
+    platform: str | Platform | Sequence[str | Platform] | None,
     target: str | None,
     build_args: dict[str, str],
     contexts: Mapping[str, ContextValue] | None,
 ) -> PlanRequest:
     native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
     return PlanRequest(
-        one_platform(platform) or native,
+        # as in BuildKit, the first of several
+        next(iter(asked_platforms(platform)), native),
         native,
         target,
         build_args,

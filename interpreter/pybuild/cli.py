@@ -2,8 +2,9 @@
 
 Exit codes are those of :mod:`pybuild.errors`. Standard output gets the result alone: for each
 name of the image a line ``NAME DIGEST``, for an unnamed one the digest, with ``-q`` only the
-digest. All else goes to standard error. Digests are the manifest's, which is what
-containerd, and Docker on containerd, know an image by; the config's is in ``--metadata-file``.
+digest. All else goes to standard error. Digests are the manifest's, or the index's of several
+platforms, which is what containerd, and Docker on containerd, know an image by; the config's
+is in ``--metadata-file``.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ def _build(arguments: BuildArguments) -> int:
             no_cache_filter=arguments.no_cache_filter,
             labels=arguments.labels,
             annotations=arguments.annotations,
+            index_annotations=arguments.index_annotations,
             network=arguments.network,
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
@@ -520,15 +522,21 @@ def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
         _write(arguments.iidfile, result.digest)
     if arguments.metadata_file:
         metadata: dict[str, Any] = {
-            "containerimage.config.digest": result.config_digest,
-            "containerimage.descriptor": {
-                **descriptor_as_json(result.manifest),
-                "platform": platform_as_json(result.platform),
-            },
+            "containerimage.descriptor": _described(result),
             "containerimage.digest": result.digest,
             "image.name": ",".join(result.names),
         }
+        if not result.is_index:
+            metadata["containerimage.config.digest"] = result.config_digest
         _write(arguments.metadata_file, json.dumps(metadata, indent=2) + "\n")
+
+
+def _described(result: BuildResult) -> dict[str, Any]:
+    """The descriptor as buildx writes it, with the platform of what is no index."""
+    described = descriptor_as_json(result.descriptor)
+    if not result.is_index:
+        described["platform"] = platform_as_json(result.platform)
+    return described
 
 
 def _remove_stale(path: str | None) -> None:

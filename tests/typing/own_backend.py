@@ -17,6 +17,7 @@ from pybuild.backend import (
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     Mount,
     Process,
     PullPolicy,
@@ -29,7 +30,7 @@ from pybuild.errors import ImageNotFound
 from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import Tree
 from pybuild.oci.compression import Packing
-from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
 from pybuild.testkit.memory import MemoryBackend, RunOutcome
@@ -64,6 +65,9 @@ class NoBackend(Backend):
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         raise NotImplementedError
+
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        return spec.document().index
 
     def open_blob(self, digest: str) -> BinaryIO:
         return BytesIO()

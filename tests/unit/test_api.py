@@ -313,12 +313,6 @@ def test_what_a_backend_lacks_is_refused_with_its_line_before_anything_runs(cont
         build(backend, "FROM busybox\nCOPY . /\nENV A=1\n", context)
 
 
-def test_several_platforms_are_refused(backend: MemoryBackend) -> None:
-    for platforms in ("linux/amd64,linux/arm64", ["linux/amd64", "linux/arm64"]):
-        with pytest.raises(UnsupportedByBackend, match="several platforms"):
-            build(backend, "FROM scratch\nCOPY . /\n", platform=platforms)
-
-
 def test_another_operating_system_is_refused(backend: MemoryBackend, context: Path) -> None:
     with pytest.raises(UnsupportedByBackend, match="windows/amd64"):
         build(backend, "FROM scratch\nCOPY a.txt /\n", context, platform="windows/amd64")

@@ -39,6 +39,7 @@ from pybuild.errors import (
 )
 from pybuild.export.outputs import LocalOutput, TarOutput
 from pybuild.lendingflags import SshOption
+from pybuild.oci.descriptor import OCI_INDEX
 from pybuild.secrets import Secret
 from pybuild.testkit.layouts import LayoutReader
 from pybuild.testkit.registry import Registry
@@ -123,7 +124,8 @@ def test_every_option_is_read() -> None:
         "build", "-f", "D", "-t", "a:1", "--tag=b", "--build-arg", "A=1", "--build-arg=B",
         "--build-arg", "C", "--target", "t", "--platform", "linux/arm64", "--pull", "--no-cache",
         "--label", "l=v", "--label", "empty", "--annotation", "x=y=z", "--annotation",
-        "manifest:m=n", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
+        "manifest:m=n", "--annotation=manifest,index:both=1", "--annotation=odd:z=2",
+        "--annotation", "index:i=3", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
         "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--runner", "task",
@@ -147,7 +149,8 @@ def test_every_option_is_read() -> None:
         pull="always",
         no_cache=True,
         labels={"l": "v", "empty": ""},
-        annotations={"x": "y=z", "m": "n"},
+        annotations={"x": "y=z", "m": "n", "both": "1", "odd:z": "2"},
+        index_annotations={"both": "1", "i": "3"},
         network="none",
         add_hosts=(HostEntry("h", "1.2.3.4"),),
         shm_size=1 << 30,
@@ -226,7 +229,7 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--build-arg", "=x", "."], "has no name"),
         (["--label", "=x", "."], "has no name"),
         (["--annotation", "x", "."], "is not KEY=VALUE"),
-        (["--annotation", "index:x=y", "."], "not supported yet"),
+        (["--annotation", "index-descriptor:x=y", "."], "not supported yet"),
         (["--secret", "x", "."], "isn't understood"),
         (["--secret", "src=x", "."], "needs an id"),
         (["--secret", "id=x,src=y,env=z", "."], "either src or env"),
@@ -384,6 +387,31 @@ def test_digests_and_names_are_written_to_files(kept: Kept, context: Path, tmp_p
     with kept.backend.open_blob(digest) as stream:
         assert descriptor["size"] == len(stream.read())
     assert metadata["image.name"] == "docker.io/library/app:latest,docker.io/library/b:latest"
+
+
+def test_what_is_written_of_several_platforms_is_the_index(
+    kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = tmp_path / "several"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    words = ["--platform=linux/arm64,linux/amd64", "--annotation=index:a=b", "-t", "app"]
+    files = ["--iidfile", "iid", "--metadata-file", "meta"]
+    assert cli.main([*words, *files, str(context)]) == 0
+    name, digest = capsys.readouterr().out.split()
+    assert name == "docker.io/library/app:latest"
+    assert (tmp_path / "iid").read_text() == digest
+    with kept.backend.open_blob(digest) as stream:
+        document = json.loads(stream.read())
+    assert [entry["platform"]["architecture"] for entry in document["manifests"]] == [
+        "arm64",
+        "amd64",
+    ]
+    assert document["annotations"] == {"a": "b"}
+    metadata = json.loads((tmp_path / "meta").read_text())
+    assert metadata["containerimage.digest"] == digest
+    assert metadata["containerimage.descriptor"]["mediaType"] == OCI_INDEX
+    assert "containerimage.config.digest" not in metadata
 
 
 def test_a_file_that_cannot_be_written_is_told(

@@ -36,25 +36,35 @@ _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
 
 def describe_plan(plan: Plan) -> str:
-    """The stages with their steps, the config of the image, and warnings. Ends with a newline."""
+    """The stages with their steps, the image's config for each platform, and warnings.
+
+    Ends with a newline.
+    """
     labels = {stage.index: stage.label for stage in plan.stages}
     lines: list[str] = []
     for stage in plan.stages:
-        lines += _stage_lines(stage, labels, is_target=stage is plan.target)
+        is_target = any(stage is target.stage for target in plan.targets)
+        lines += _stage_lines(stage, labels, is_target=is_target)
         lines.append("")
-    lines.append("config of the image:")
-    config = json.loads(serialize_config(plan.target.config))
-    lines += [f"  {line}" for line in _config_lines(config)]
+    for target in plan.targets:
+        platform = f" for {target.platform}" if len(plan.targets) > 1 else ""
+        lines.append(f"config of the image{platform}:")
+        config = json.loads(serialize_config(target.stage.config))
+        lines += [f"  {line}" for line in _config_lines(config)]
     for message, where in plan.warnings:
         lines.append(f"warning: {f'{where}: ' if where else ''}{message}")
     return "".join(f"{_printable(line)}\n" for line in lines)
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """The whole plan in JSON's types; contents of inline files as text."""
+    """The whole plan in JSON's types; contents of inline files as text.
+
+    ``target`` is the stage of the only platform; of several, ``targets`` has one for each.
+    """
+    by_platform = {str(target.platform): target.stage.index for target in plan.targets}
     return {
         "stages": [_stage_object(stage) for stage in plan.stages],
-        "target": plan.target.index,
+        **({"targets": by_platform} if len(by_platform) > 1 else {"target": plan.target.index}),
         "warnings": [
             {"message": message, "where": str(where) if where else None}
             for message, where in plan.warnings

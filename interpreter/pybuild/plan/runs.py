@@ -14,7 +14,7 @@ from pybuild.errors import DockerfileError, ExpansionError, UnsupportedByBackend
 from pybuild.plan import paths
 from pybuild.plan.history import run_text
 from pybuild.plan.mounts import plan_mounts
-from pybuild.plan.scope import proxy_variables
+from pybuild.plan.scope import proxy_variables, sandbox_hostname
 from pybuild.plan.state import StageState
 from pybuild.plan.steps import (
     PlannedMount,
@@ -49,7 +49,7 @@ def plan_run(run: Run, state: StageState) -> None:
         user=state.config.user,
         mounts=tuple(mounts),
         network=_network(run, settings),
-        hostname=settings.hostname,
+        hostname=sandbox_hostname(state.request.build_args) or settings.hostname,
         extra_hosts=settings.extra_hosts,
         shm_size=settings.shm_size,
         ulimits=settings.ulimits,

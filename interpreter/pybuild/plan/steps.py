@@ -198,8 +198,10 @@ class PlannedHistory:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """One stage that the target needs.
+    """One stage that a target needs.
 
+    ``index`` is unique in the plan. ``label`` is the name shown in progress: that of the
+    Dockerfile or ``stage-0`` and so on, behind the platform where the plan has several.
     ``parent`` is what it starts from: an image, another stage, or ImageSource(None).
     ``config`` is final but for rootfs, history and creation time. ``history`` is of this
     stage alone; ``inherited`` comes from the image or stage below.
@@ -207,6 +209,7 @@ class PlannedStage:
 
     index: int
     name: str | None
+    label: str
     platform: Platform
     parent: ImageSource | StageSource
     steps: tuple[Step, ...]
@@ -215,22 +218,31 @@ class PlannedStage:
     history: tuple[PlannedHistory, ...]
     where: SourceRange
 
-    @property
-    def label(self) -> str:
-        """The name shown in progress; stages without one are ``stage-0`` and so on."""
-        return self.name or f"stage-{self.index}"
+
+@dataclass(frozen=True, slots=True)
+class PlanTarget:
+    """What is built for one platform: the stage that becomes its image."""
+
+    platform: Platform
+    stage: PlannedStage
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All stages that the target needs, each after those that it needs; the target is last."""
+    """All stages that the targets need, each after those that it needs.
+
+    ``targets`` has one for each platform asked for. A stage that comes out the same for
+    several of them stands in ``stages`` once.
+    """
 
     stages: tuple[PlannedStage, ...]
+    targets: tuple[PlanTarget, ...]
     warnings: tuple[tuple[str, SourceRange | None], ...] = ()
 
     @property
     def target(self) -> PlannedStage:
-        return self.stages[-1]
+        """The stage of the only platform, or of the first."""
+        return self.targets[0].stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +272,7 @@ class RunDefaults:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """The caller's side of a plan."""
+    """The caller's side of a plan for one platform."""
 
     platform: Platform
     build_platform: Platform

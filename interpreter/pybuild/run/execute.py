@@ -52,6 +52,10 @@ from pybuild.run.digests import digested
 from pybuild.run.lending import Lent, secret_mount, secret_variable, ssh_mount, with_own_sockets
 
 _SCRIPT = b"script"
+_WRONG_PROCESSOR = (
+    "the machine can't execute this: it is for another processor, which needs an emulator "
+    "(qemu-user-static), or a script without a first line #!"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,17 @@ def perform(
 
 def _run_failed(process: Process, code: int, activity: StepActivity) -> RunFailed:
     command = json.dumps(" ".join(process.args), ensure_ascii=False)
+    output = activity.tail.lines()
     return RunFailed(
         f"process {command} did not complete successfully: exit code: {code}",
         process_exit_code=code,
-        output=activity.tail.lines(),
+        output=output,
+        hint=_WRONG_PROCESSOR if any(map(_is_format_error, output)) else None,
     )
+
+
+def _is_format_error(line: str) -> bool:
+    return line.lower().endswith("exec format error")
 
 
 def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource, lent: Lent) -> PreparedRun:
