@@ -39,6 +39,7 @@ LAYERS |= {
     "backends": {"errors", "backend"},
     "diagnostics": {"errors", "remotes", "run"},
     "api": BELOW_API,
+    "running": {*BELOW_API, "backends"},
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "api"},
     "reports": {*BELOW_API, "checks"},
