@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from pybuild.files.safepath import Root
@@ -17,13 +18,12 @@ _BLOCK = 512
 
 def remove(path: Path) -> None:
     """Remove what is at `path`, and all below it. Raises OSError; nothing there is no error."""
-    parent = os.open(path.parent, _FOLDER & ~os.O_NOFOLLOW)
-    try:
-        _remove_name(parent, os.fsencode(path.name))
-    except FileNotFoundError:
-        return
-    finally:
-        os.close(parent)
+    with suppress(FileNotFoundError):
+        parent = os.open(path.parent, _FOLDER & ~os.O_NOFOLLOW)
+        try:
+            _remove_name(parent, os.fsencode(path.name))
+        finally:
+            os.close(parent)
 
 
 def clear(path: Path) -> None:
