@@ -17,7 +17,7 @@ import pytest
 from pybuild.sandbox.client import Sandbox
 from pybuild.sandbox.mapping import Mapping
 from pybuild.sandbox.modes import probe
-from pybuild.sandbox.spec import Overlay, RunSpec
+from pybuild.sandbox.spec import FuseOverlay, Overlay, Plain, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 USER = 4242
@@ -53,6 +53,7 @@ class Steps:
     base: Path
     folder: Path
     count: int = field(default=0)
+    root: type[Overlay | FuseOverlay] = Overlay
 
     def spec(self, *args: str, lowers: Sequence[Path] | None = None, **fields: Any) -> RunSpec:
         self.count += 1
@@ -60,7 +61,7 @@ class Steps:
         for name in ("upper", "work"):
             (place / name).mkdir(parents=True)
         layers = tuple(map(os.fsencode, (self.base,) if lowers is None else lowers))
-        root = Overlay(layers, os.fsencode(place / "upper"), os.fsencode(place / "work"))
+        root = self.root(layers, os.fsencode(place / "upper"), os.fsencode(place / "work"))
         return RunSpec(fields.pop("root", root), args, **({"env": ENV} | fields))
 
     def run(self, script: str, *, on_cancel: Any = None, **fields: Any) -> Ran:
@@ -74,7 +75,7 @@ class Steps:
             written[stream] += piece
 
         code = self.sandbox.run(spec, keep, on_cancel)
-        upper = Path(os.fsdecode(spec.root.upper)) if isinstance(spec.root, Overlay) else Path()
+        upper = Path(os.fsdecode(spec.root.upper)) if not isinstance(spec.root, Plain) else Path()
         return Ran(code, written[1].decode(), written[2].decode(), upper)
 
     def layer(self, name: str) -> Path:
@@ -141,7 +142,8 @@ def alive(mark: str) -> list[int]:
 def as_user(folder: Path, command: list[str], *, subordinate: bool) -> list[str]:
     """The command for USER, with a range of ids or none. Root's; changes nothing outside.
 
-    `folder` gets copies of the files that name users, mounted over the machine's.
+    `folder` gets copies of the files that name users, and a /dev/fuse for everybody as
+    machines usually have it, mounted over the machine's.
     """
     passwd = Path("/etc/passwd").read_text() + f"builder:x:{USER}:{USER}::/:/bin/sh\n"
     ids = f"builder:{FIRST_SUBORDINATE}:65536\n" if subordinate else ""
@@ -150,6 +152,11 @@ def as_user(folder: Path, command: list[str], *, subordinate: bool) -> list[str]
         (folder / name).write_text(text)
         (folder / name).chmod(0o644)
         mounts.append(f"mount --bind {folder / name} /etc/{name} && ")
+    fuse = Path("/dev/fuse")
+    if fuse.exists():
+        os.mknod(folder / "fuse", fuse.stat().st_mode, fuse.stat().st_rdev)
+        (folder / "fuse").chmod(0o666)
+        mounts.append(f"mount --bind {folder / 'fuse'} {fuse} && ")
     numbers = ["--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--inh-caps=-all"]
     script = "".join(mounts) + 'exec "$@"'
     return ["unshare", "-m", "sh", "-c", script, "sh", "setpriv", *numbers, *command]
@@ -201,7 +208,7 @@ def run_python_as_user(
 
 def run_tests_as_user(folder: Path, files: Sequence[str], *, subordinate: bool) -> None:
     """Run these test files, but what needs root, as USER; they pass."""
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not root"]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "not root"]
     base = f"--basetemp={folder}/own/t"
     done = run_python_as_user(
         folder, ["-m", "pytest", *options, base, *files], subordinate=subordinate

@@ -23,18 +23,38 @@ LAYERS = {
     "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
     "backend": {"errors", "oci", "files", "imagestore"},
-    "plan": {"errors", "oci", "dockerfile", "backend", "plan"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "plan", "run"},
+    "secrets": set[str](),
+    "remotes": {"errors", "oci", "files", "secrets", "remotes"},
+    "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
+    "run": {"errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run"},
 }
+LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},
-    "diagnostics": {"errors", "run"},
+    "diagnostics": {"errors", "remotes", "run"},
     "api": BELOW_API,
+    "pipes": {"errors", "run"},
+    "checks": {*BELOW_API, "api"},
+    "reports": {*BELOW_API, "checks"},
     "doctor": {"errors", "backend", "backends", "oci"},
-    "__init__": {*BELOW_API, "api"},
+    "__init__": {*BELOW_API, "api", "checks"},
     "arguments": {*BELOW_API, "api"},
-    "cli": {*BELOW_API, "api", "arguments", "diagnostics", "doctor", "__init__"},
+    "storecommands": {*BELOW_API, "arguments"},
+    "cli": {
+        *BELOW_API,
+        *(
+            "api",
+            "arguments",
+            "checks",
+            "diagnostics",
+            "doctor",
+            "pipes",
+            "reports",
+            "storecommands",
+            "__init__",
+        ),
+    },
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
     "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
@@ -42,9 +62,10 @@ LAYERS |= {
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 
-# Imports for annotations alone, where a module above is named: (module, imported).
+# Imports for annotations alone, of a module above or a heavy one: (module, imported).
 FOR_TYPES_ONLY = {
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
+    ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
 }
 
 # Imported in functions, or in modules that are only imported in functions.
@@ -63,6 +84,7 @@ INSIDE = {
     "pybuild.sandbox.zygote",
     "pybuild.sandbox.step",
     "pybuild.sandbox.rootfs",
+    "pybuild.sandbox.fuse",
     "pybuild_embedded.inside.worker",
 }
 
@@ -80,7 +102,7 @@ BANNED = {
     "yaml.load": set[str](),
     "os.chdir": INSIDE,
     "os.umask": INSIDE,
-    "kernel.clone": {"pybuild.sandbox.zygote"},
+    "kernel.clone": {"pybuild.sandbox.zygote", "pybuild.sandbox.fuse"},
     "time.clock": set[str](),
     "hashlib.md5": set[str](),
     "hashlib.sha1": set[str](),

@@ -23,7 +23,9 @@ from pybuild.backend import (
 )
 from pybuild.errors import ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
+from pybuild.files.layout import LayoutImage
 from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.blobs import Blob
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.hosts import load_hosts
@@ -182,6 +184,18 @@ class ContainerdBackend(Backend):
             )
         return found
 
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        blobs = {layer.blob.digest: layer.blob for layer in image.layers}
+        for digest, blob in blobs.items():
+            if self._has(digest):
+                continue
+            with self._content.writer(total=blob.size, activity=activity) as writer:
+                image.layout.copy(blob, writer.write, activity)
+                writer.commit(digest, blob.size)
+            with self._lock:
+                self._kept.add(digest)
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
             return ContainerdROLayer(self._space, (), None)
@@ -195,6 +209,24 @@ class ContainerdBackend(Backend):
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
             raise RuntimeError("the image's config names other layers than its top layer has")
+        return self._write_image(spec, activity)
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        for layer in spec.layers:
+            digest, size = layer.blob.digest, layer.blob.size
+            if self._has(digest):
+                continue
+            with self._content.writer(total=size, activity=activity) as writer:
+                for piece in Blob(layer.blob, functools.partial(open_blob, digest)).pieces(
+                    activity
+                ):
+                    writer.write(piece)
+                writer.commit(digest, size, {UNCOMPRESSED_LABEL: layer.diff_id})
+        return self._write_image(spec, activity)
+
+    def _write_image(self, spec: ImageSpec, activity: Activity) -> Image:
         labels: dict[str, str] = {}
         if self._options.unpack and spec.layers:
             self._space.unpacker.ensure(spec.layers, activity)

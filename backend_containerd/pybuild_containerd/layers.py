@@ -17,7 +17,7 @@ from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
 from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.process import name_files, run_spec
+from pybuild.sandbox.process import name_files, run_process, run_spec
 from pybuild.sandbox.spec import Overlay
 from pybuild_containerd.changes import changes_of
 from pybuild_containerd.mountpoints import resolve_cwd
@@ -131,11 +131,7 @@ class ContainerdRWLayer(RWLayer):
             made.sort(key=lambda mount: _depth(mount.target))
             active = self._prepare(activity)
             with self._overlay(active, activity) as root:
-                activity.raise_if_cancelled()
-                spec = run_spec(process, root, made)
-                code = sandbox.run(spec, activity.log, activity.on_cancel)
-        activity.raise_if_cancelled()
-        return code
+                return run_process(sandbox, run_spec(process, root, made), activity)
 
     def _run_task(
         self, process: Process, mounts: Sequence[Mount], places: Places, activity: Activity

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,10 +23,11 @@ from pybuild.backend import (
 )
 from pybuild.errors import BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
+from pybuild.files.layout import LayoutImage
 from pybuild.imagestore import ImageStore
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.compression import Packing
-from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.hosts import load_hosts
 from pybuild.oci.http import NoActivity
 from pybuild.oci.image_config import parse_config
@@ -33,6 +35,7 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
+from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.images import Images
 from pybuild_embedded.layerchain import LayerChain, chain_of
@@ -41,6 +44,11 @@ from pybuild_embedded.machine import Machine
 from pybuild_embedded.options import Options, parse_options
 from pybuild_embedded.space import Space
 from pybuild_embedded.store import Store
+
+CopyBlob = Callable[[Descriptor, Callable[[bytes], object], Activity], None]
+"""Writes a blob piece by piece."""
+
+_PIECE = 1 << 20
 
 
 def open_backend(options: Mapping[str, object]) -> Backend:
@@ -71,10 +79,9 @@ class EmbeddedBackend(Backend):
     def __init__(self, store: Store, options: Options) -> None:
         """Takes over `store` and closes it."""
         self.platforms = (host_platform(),)
-        self.capabilities = frozenset(Capability)
         self._store = store
-        self._images = Images(store)
         machine = Machine(store.root, user_namespace=options.user_namespace)
+        self._images = Images(store, machine.remove, machine.measure)
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
         fetcher = Fetcher(
@@ -88,6 +95,12 @@ class EmbeddedBackend(Backend):
         self._lock = threading.Lock()
         self._closed = False
         self._warned = False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
+        mapping = self._space.machine.probe().mapping
+        single = mapping is not None and mapping.kind is Kind.SINGLE
+        return frozenset(Capability) - ({Capability.FILE_OWNERS} if single else set())
 
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:
@@ -147,6 +160,19 @@ class EmbeddedBackend(Backend):
         layers = tuple(map(LayerDiff, config.diff_ids, image.layers))
         return BaseImage(reference, image.descriptor.digest, config, layers)
 
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        for layer in image.layers:
+            self._copy_blob(layer.blob, image.layout.copy, activity)
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+
+    def _copy_blob(self, blob: Descriptor, copy: CopyBlob, activity: Activity) -> None:
+        """Have a blob here that `copy` writes, if it isn't. Raises InvalidImage."""
+        if self._store.has_blob(blob.digest):
+            return
+        with self._store.blob_writer() as writer:
+            copy(blob, writer.write, activity)
+            writer.commit(blob.digest, blob.size)
+
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
             return EmbeddedROLayer(self._space, LayerChain())
@@ -161,15 +187,33 @@ class EmbeddedBackend(Backend):
         return EmbeddedROLayer(self._space, chain)
 
     def lookup(self, key: str) -> ROLayer | None:
-        found = self._store.step(self._space.own_key(key))
+        found = self._store.step(self._space.own_key(key), self._space.origins)
         if found is None:
             return None
         chain = chain_of(found.layers)
-        return EmbeddedROLayer(self._space, chain, chain.layers[-1] if found.own else None)
+        own = chain.layers[-1] if found.own else None
+        made = datetime.fromtimestamp(found.made, UTC)
+        return EmbeddedROLayer(self._space, chain, own, made=made)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
             raise RuntimeError("the image's config names other layers than its top layer has")
+        return self._write_image(spec, activity)
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        def copy(blob: Descriptor, write: Callable[[bytes], object], activity: Activity) -> None:
+            with open_blob(blob.digest) as stream:
+                while piece := stream.read(_PIECE):
+                    activity.raise_if_cancelled()
+                    write(piece)
+
+        for layer in spec.layers:
+            self._copy_blob(layer.blob, copy, activity)
+        return self._write_image(spec, activity)
+
+    def _write_image(self, spec: ImageSpec, activity: Activity) -> Image:
         activity.raise_if_cancelled()
         documents = spec.documents()
         config, manifest = documents.config, documents.manifest

@@ -39,7 +39,7 @@ class Blobs:
         """The blob's size in bytes, None if it isn't here. It isn't pinned."""
         try:
             return self.path(digest).stat().st_size
-        except OSError:
+        except (OSError, InvalidImage):
             return None
 
     def has(self, digest: str) -> bool:
@@ -52,14 +52,12 @@ class Blobs:
 
     def open(self, digest: str) -> BinaryIO:
         """The blob's bytes; it is pinned. Raises ImageNotFound."""
-        if self.has(digest):
-            with failing(self.folder), suppress(FileNotFoundError):
-                return self.path(digest).open("rb")
-        raise ImageNotFound(f"the store has no blob {digest}")
+        self.has(digest)
+        return self._open(digest)
 
     def read(self, digest: str, limit: int) -> bytes:
-        """A small blob's verified bytes. Raises ImageNotFound, InvalidImage."""
-        with self.open(digest) as file, failing(self.folder):
+        """A small blob's verified bytes; it isn't pinned. Raises ImageNotFound, InvalidImage."""
+        with self._open(digest) as file, failing(self.folder):
             content = file.read(limit + 1)
         if len(content) > limit:
             raise InvalidImage(f"{digest} has more than {limit} bytes")
@@ -68,6 +66,13 @@ class Blobs:
                 f"the stored blob {digest} is damaged", hint="pybuild fsck --repair removes it"
             )
         return content
+
+    def _open(self, digest: str) -> BinaryIO:
+        with failing(self.folder):
+            try:
+                return self.path(digest).open("rb")
+            except FileNotFoundError:
+                raise ImageNotFound(f"the store has no blob {digest}") from None
 
     def writer(self) -> BlobWriter:
         return BlobWriter(self, self._session.new_file())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from pybuild.oci.descriptor import Descriptor, LayerDiff, chain_id
@@ -22,11 +22,15 @@ Layers = tuple[LayerDiff, ...]
 
 @dataclass(frozen=True, slots=True)
 class CachedStep:
-    """What a step left: a chain, its layers bottom first, and whether the top one is its own."""
+    """What a step left: a chain, its layers bottom first, and whether the top one is its own.
+
+    ``made`` is when, in seconds since 1970.
+    """
 
     chain: str
     layers: Layers
     own: bool
+    made: float
 
 
 class Chains:
@@ -79,35 +83,39 @@ class Chains:
         self._remember(*found)
         return self._layers[chain]
 
-    def record_step(self, key: str, chain: str, *, own: bool) -> None:
-        """From now on the step with this cache key has this result."""
+    def record_step(self, key: str, chain: str, *, own: bool, made: float | None) -> None:
+        """From now on the step with this cache key has this result, made then or now."""
         with self._database.writing() as connection:
             self._session.pin(connection, Part.STEP, key)
-            row = (key, chain, own, int(time.time()))
-            connection.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", row)
+            now = time.time()
+            row = (key, chain, own, now if made is None else made, int(now))
+            connection.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?)", row)
 
-    def step(self, key: str) -> CachedStep | None:
-        """The step's result, pinned with all its blobs; None if anything of it is missing."""
+    def step(self, key: str, elsewhere: Container[str] = ()) -> CachedStep | None:
+        """The step's result, pinned with all its blobs; None if anything of it is missing.
+
+        A blob whose digest is in `elsewhere` can be had when it is needed.
+        """
         try:
             with self._database.writing() as connection:
-                query = "SELECT chain, own FROM steps WHERE key=?"
+                query = "SELECT chain, own, made FROM steps WHERE key=?"
                 row = connection.execute(query, (key,)).fetchone()
                 if row is None:
                     return None
-                chain, own = row
+                chain, own, made = row
                 found = self._load(connection, chain)
                 if found is None:
                     return None
                 self._session.pin(connection, Part.STEP, key)
                 self._remember(*found)
-                complete = self._completed(chain)
+                complete = self._completed(chain, elsewhere)
                 if complete is None:
                     return None
                 connection.execute("UPDATE steps SET used=? WHERE key=?", (int(time.time()), key))
         except DamagedDatabase:
             return None  # a failing cache is a miss
         self._complete.update(complete)
-        return CachedStep(chain, self._layers[chain], bool(own))
+        return CachedStep(chain, self._layers[chain], bool(own), made)
 
     def _known(self, layers: Layers) -> str | None:
         """The chain id of exactly these layers and blobs, if they are remembered."""
@@ -148,12 +156,12 @@ class Chains:
             self._by_top[len(layers), layer.diff_id] = chain
             below = chain
 
-    def _completed(self, chain: str) -> list[str] | None:
-        """The chains up to this one whose blobs are all here; None if one isn't."""
+    def _completed(self, chain: str, elsewhere: Container[str]) -> list[str] | None:
+        """The chains up to this one whose blobs can all be had; None if one can't."""
         complete = []
         while chain not in self._complete:
             blob = self._layers[chain][-1].blob
-            if self._blobs.size(blob.digest) != blob.size:
+            if blob.digest not in elsewhere and self._blobs.size(blob.digest) != blob.size:
                 return None
             complete.append(chain)
             chain = self._parents[chain]

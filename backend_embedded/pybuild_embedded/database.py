@@ -13,10 +13,12 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from pybuild.errors import BackendFailed
+from pybuild_embedded.rootfolder import NoRoom
 
 FILE = "db.sqlite"
 FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
@@ -31,7 +33,8 @@ TABLES = {
     ),
     # the step cache
     "steps": (
-        "key TEXT PRIMARY KEY, chain TEXT NOT NULL, own INTEGER NOT NULL, used INTEGER NOT NULL"
+        "key TEXT PRIMARY KEY, chain TEXT NOT NULL, own INTEGER NOT NULL, made REAL NOT NULL,"
+        " used INTEGER NOT NULL"
     ),
     # unpacked layers; while `session` isn't NULL they are being made
     "folders": (
@@ -39,9 +42,9 @@ TABLES = {
         " boot TEXT, synced INTEGER NOT NULL, used INTEGER NOT NULL, UNIQUE (chain, flavour)"
     ),
     "caches": "ident TEXT PRIMARY KEY, used INTEGER NOT NULL",
+    # an image for one platform, by its manifest's digest
     "images": (
-        "digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, size INTEGER NOT NULL,"
-        " config TEXT NOT NULL, made REAL NOT NULL, used INTEGER NOT NULL"
+        "digest TEXT PRIMARY KEY, config TEXT NOT NULL, made REAL NOT NULL, used INTEGER NOT NULL"
     ),
     # what an image keeps: the documents on the way to it, its own, its layers with their diff ids
     "image_blobs": (
@@ -49,15 +52,12 @@ TABLES = {
         " PRIMARY KEY (image, digest, diff_id)"
     ),
     # a name points to an index or manifest, which leads to one image a platform
-    "names": (
-        "name TEXT PRIMARY KEY, target TEXT NOT NULL, media_type TEXT NOT NULL,"
-        " size INTEGER NOT NULL"
-    ),
+    "names": "name TEXT PRIMARY KEY, target TEXT NOT NULL",
     "targets": "target TEXT NOT NULL, image TEXT NOT NULL, PRIMARY KEY (target, image)",
     # what a session uses; a pin of a session that isn't alive means nothing
     "pins": (
-        "session TEXT NOT NULL, kind TEXT NOT NULL, ident TEXT NOT NULL,"
-        " PRIMARY KEY (session, kind, ident)"
+        "session TEXT NOT NULL, part TEXT NOT NULL, ident TEXT NOT NULL,"
+        " PRIMARY KEY (session, part, ident)"
     ),
 }
 _INDEXES = ("CREATE INDEX IF NOT EXISTS unsettled ON folders (synced, boot)",)
@@ -74,17 +74,7 @@ class Database:
         """Open the database, and make it if it isn't there. Raises BackendFailed, DamagedDatabase."""
         self.path = path
         self._lock = threading.RLock()
-        with _translated(path):
-            with suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            self._connection = sqlite3.connect(
-                path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-            )
-        try:
-            self._prepare()
-        except BaseException:
-            self._connection.close()
-            raise
+        self._connection = self._open()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -112,6 +102,24 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def shorten_log(self) -> None:
+        """Bring the log into the database and empty it, if there is room and others let us."""
+        with self._lock, suppress(sqlite3.OperationalError):
+            self._connection.execute("PRAGMA busy_timeout=1000")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with self.reading() as connection:
+            connection.execute(f"PRAGMA busy_timeout={_PATIENCE * 1000:.0f}")
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Meanwhile the file isn't open here, and threads wait that want to use it."""
+        with self._lock:
+            self._connection.close()
+            try:
+                yield
+            finally:
+                self._connection = self._open()
+
     def close(self) -> None:
         """Idempotent."""
         with self._lock, suppress(sqlite3.Error):
@@ -123,18 +131,34 @@ class Database:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _prepare(self) -> None:
-        with self.reading() as connection:
-            connection.execute("PRAGMA synchronous=NORMAL")
-            if connection.execute("PRAGMA user_version").fetchone() != (0,):
-                return
-            connection.execute("PRAGMA journal_mode=WAL")
-        with self.writing() as connection:
-            for name, columns in TABLES.items():
-                connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
-            for statement in _INDEXES:
-                connection.execute(statement)
-            connection.execute("PRAGMA user_version=1")
+    def _open(self) -> sqlite3.Connection:
+        with _translated(self.path):
+            with suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            connection = sqlite3.connect(
+                self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            # a damaged text is a text that says something wrong
+            connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+            try:
+                connection.execute("PRAGMA synchronous=NORMAL")
+                if connection.execute("PRAGMA user_version").fetchone() == (0,):
+                    _make_tables(connection)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    for name, columns in TABLES.items():
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
+    for statement in _INDEXES:
+        connection.execute(statement)
+    connection.execute("PRAGMA user_version=1")
+    connection.execute("COMMIT")
 
 
 @contextmanager
@@ -154,8 +178,13 @@ def _as_ours(path: Path, error: sqlite3.Error) -> BackendFailed:
                 f"the store's database {path} is damaged: {error}",
                 hint="pybuild fsck --repair saves what can be read of it",
             )
+        case sqlite3.SQLITE_CANTOPEN if _lacks_inodes(path.parent):
+            return NoRoom(
+                f"no room is left for the files of the store's database {path}",
+                hint="pybuild prune frees some",
+            )
         case sqlite3.SQLITE_FULL:
-            return BackendFailed(
+            return NoRoom(
                 f"no room is left for the store's database {path}",
                 hint="pybuild prune frees some",
             )
@@ -164,5 +193,15 @@ def _as_ours(path: Path, error: sqlite3.Error) -> BackendFailed:
                 f"another process has kept the store's database {path} for a minute",
                 hint="look for a build that is stopped or hangs",
             )
+        case sqlite3.SQLITE_IOERR:
+            return BackendFailed(
+                f"the store's database {path} can't be read or written: {error}",
+                hint="the disk may be failing, or a quota be used up",
+            )
         case _:
             return BackendFailed(f"the store's database {path} failed: {error}")
+
+
+def _lacks_inodes(folder: Path) -> bool:
+    found = os.statvfs(folder)
+    return found.f_files > 0 and found.f_favail == 0

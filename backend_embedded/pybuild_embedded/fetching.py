@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from pybuild.backend import Activity
 from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.http import Activity
 from pybuild.oci.platform import Platform
 from pybuild.oci.pull import RemoteImage, download_all, fetch_image
 from pybuild.oci.reference import Reference

@@ -6,17 +6,16 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import BinaryIO
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
-from pybuild.errors import StepFailed
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
-from pybuild.sandbox.client import SandboxFailed
-from pybuild.sandbox.process import run_spec
+from pybuild.sandbox.process import run_process, run_spec
 from pybuild.sandbox.spec import Overlay
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
@@ -25,9 +24,6 @@ from pybuild_embedded.pending import PendingLayer
 from pybuild_embedded.space import Space
 from pybuild_embedded.unpacked import MOST_LOWERS, merged, unpacked
 from pybuild_embedded.workers import Pack
-
-# what fails in these is asked for by the Dockerfile or allowed by the image
-_STEPS_OWN = frozenset({"mount point", "working directory", "user", "ulimit"})
 
 
 class EmbeddedROLayer(ROLayer):
@@ -40,8 +36,10 @@ class EmbeddedROLayer(ROLayer):
         own: LayerDiff | None = None,
         *,
         pending: PendingLayer | None = None,
+        made: datetime | None = None,
     ) -> None:
         """Either the `chain` is known, or there is a `pending` layer on a known one."""
+        self._made = made
         self._space = space
         self._chain = chain
         self._own = own
@@ -58,6 +56,10 @@ class EmbeddedROLayer(ROLayer):
     @property
     def diffs(self) -> tuple[LayerDiff, ...]:
         return self.chain().layers
+
+    @property
+    def made(self) -> datetime | None:
+        return self._made
 
     def chain(self) -> LayerChain:
         """All layers; waits for the one that is being packed. Raises what went wrong there."""
@@ -141,16 +143,7 @@ class EmbeddedRWLayer(RWLayer):
         sandbox = self._space.machine.sandbox()
         root = self._root(activity)
         with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
-            spec = run_spec(process, root, made)
-            try:
-                code = sandbox.run(spec, activity.log, activity.on_cancel)
-            except SandboxFailed as failure:
-                activity.raise_if_cancelled()
-                if failure.step in _STEPS_OWN:
-                    raise StepFailed(failure.message) from failure
-                raise
-        activity.raise_if_cancelled()
-        return code
+            return run_process(sandbox, run_spec(process, root, made), activity)
 
     def _root(self, activity: Activity) -> Overlay:
         lowers = self._below.folders(activity)
@@ -181,9 +174,11 @@ class EmbeddedRWLayer(RWLayer):
         if own is not None:
             chain = below.extended(own)
             store.record_layers(chain.layers)
+        made = datetime.now(UTC)
         if key is not None:
-            store.record_step(self._space.own_key(key), chain.id, own=own is not None)
-        return EmbeddedROLayer(self._space, chain, own)
+            key = self._space.own_key(key)
+            store.record_step(key, chain.id, own=own is not None, made=made.timestamp())
+        return EmbeddedROLayer(self._space, chain, own, made=made)
 
     def _commit_folder(
         self, folder: LayerFolder, below: LayerChain, key: str | None, activity: Activity
@@ -210,10 +205,11 @@ class EmbeddedRWLayer(RWLayer):
             request=request,
             key=None if key is None else space.own_key(key),
             activity=activity,
+            made=datetime.now(UTC),
         )
         with space.lock:
             space.unfinished.append(pending)
-        return EmbeddedROLayer(space, None, pending=pending)
+        return EmbeddedROLayer(space, None, pending=pending, made=pending.made)
 
     def release(self) -> None:
         self._over = True

@@ -5,26 +5,35 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pybuild.errors import BackendUnavailable, PybuildError
 from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping
-from pybuild.sandbox.modes import Probe, probe
+from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind
+from pybuild.sandbox.modes import Attempt, Probe, probe, probe_root
+from pybuild_embedded.usage import measure_plainly
 from pybuild_embedded.workers import Workers
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
+_RULES = (
+    Path("/proc/self/uid_map"),
+    Path("/proc/sys/user/max_user_namespaces"),
+    Path("/proc/sys/kernel/unprivileged_userns_clone"),
+    Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
+)
 
 
 class Machine:
     """Finds a sandbox that works and starts it when the first process is to run.
 
-    What was found is kept in `folder`, the store's, until the machine boots again or the
-    user's subordinate ids change. A context manager; safe in threads.
+    What was found is kept in `folder`, the store's, until the machine boots again, or who
+    may have which ids changes. A context manager; safe in threads.
     """
 
     def __init__(self, folder: Path, *, user_namespace: bool) -> None:
@@ -81,6 +90,20 @@ class Machine:
                 self._workers = Workers(sandbox)
             return self._workers
 
+    def remove(self, folders: Sequence[Path]) -> None:
+        """Remove folders of the store with all in them, whoever it belongs to."""
+        if self.probe().mapping is not None:
+            self.workers().remove(folders)
+            return
+        for folder in folders:  # without a sandbox, nothing in them can be another's
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def measure(self, folders: Sequence[Path]) -> list[int]:
+        """What folders of the store take up on the disk, in bytes."""
+        if self.probe().mapping is not None:
+            return self.workers().measure(folders)
+        return measure_plainly(folders)
+
     @property
     def running(self) -> bool:
         """Whether a sandbox has been started."""
@@ -112,28 +135,32 @@ class Machine:
     def _look(self) -> Probe:
         found = probe(self._folder, namespace_for_root=self._user_namespace)
         if found.mapping is not None:
-            self._remember(found)
+            root = probe_root(self._folder, found.mapping)
+            if root.kind is not RootKind.OVERLAY:
+                found = Probe(None, root.refused[0].reason, root.refused[0].hint, found.refused)
+        self._remember(found)
         return found
 
     def _circumstances(self) -> list[object]:
         """What the outcome of a probe depends on."""
-        boot = _BOOT_ID.read_text() if _BOOT_ID.exists() else ""
+        texts = [path.read_text() if path.exists() else "" for path in (_BOOT_ID, *_RULES)]
         changed = [path.stat().st_mtime_ns if path.exists() else 0 for path in _SUBORDINATE]
-        return [1, boot, os.geteuid(), os.getegid(), self._user_namespace, *changed]
+        return [1, os.geteuid(), os.getegid(), self._user_namespace, *texts, *changed]
 
     def _recall(self) -> Probe | None:
         try:
-            circumstances, mapping, reason, hint = json.loads(self._note.read_bytes())
+            circumstances, mapping, reason, hint, refused = json.loads(self._note.read_bytes())
             if circumstances != self._circumstances():
                 return None
-            return Probe(_mapping(mapping), str(reason), hint and str(hint))
+            attempts = tuple(Attempt(Kind(kind), why, what) for kind, why, what in refused)
+            return Probe(mapping and _mapping(mapping), reason, hint, attempts)
         except (OSError, ValueError, TypeError, KeyError):
             return None  # nothing known, which a probe mends
 
     def _remember(self, found: Probe) -> None:
-        assert found.mapping is not None  # noqa: S101 - only what works is remembered
-        mapping = asdict(found.mapping) | {"kind": found.mapping.kind.value}
-        text = json.dumps([self._circumstances(), mapping, found.reason, found.hint])
+        mapping = found.mapping and asdict(found.mapping) | {"kind": found.mapping.kind.value}
+        refused = [(each.kind.value, each.reason, each.hint) for each in found.refused]
+        text = json.dumps([self._circumstances(), mapping, found.reason, found.hint, refused])
         with contextlib.suppress(OSError):  # then the next build probes again
             number, name = tempfile.mkstemp(dir=self._folder, prefix=".machine-")
             with open(number, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path

@@ -16,13 +16,15 @@ class Options:
     ``root`` is the store's folder, by default platformdirs' cache folder of this user.
     ``hosts_dir`` is of containerd's ``certs.d`` form, ``docker_config`` the path of Docker's
     config.json, ``proxies`` maps a URL's scheme to its proxy (``no`` lists what needs none).
-    ``user_namespace`` False lets root run steps in the machine's own user namespace.
+    ``runner`` is "auto" or "sandbox", which are the same here. ``user_namespace`` False lets
+    root run steps in the machine's own user namespace.
     """
 
     root: Path | None = None
     hosts_dir: Path | None = None
     docker_config: Path | None = None
     proxies: Mapping[str, str] = field(default_factory=dict)
+    runner: str = "auto"
     user_namespace: bool = True
 
 
@@ -45,6 +47,8 @@ def parse_options(options: Mapping[str, object]) -> Options:
 def _checked(name: str, value: object) -> object:
     if name in _PATHS and isinstance(value, str | Path) and str(value):
         return Path(value)
+    if name == "runner" and value in ("auto", "sandbox"):
+        return value
     if name == "user_namespace" and isinstance(value, bool):
         return value
     if name == "proxies" and isinstance(value, Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from pybuild.backend import Activity
 from pybuild.errors import PybuildError
@@ -31,6 +32,7 @@ class PendingLayer:
     request: Pack
     key: str | None
     activity: Activity
+    made: datetime
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _outcome: tuple[LayerDiff | None] | Exception | None = None
 
@@ -64,8 +66,7 @@ class PendingLayer:
         store = self.space.store
         packed = self.pack.result()
         if packed is None:
-            if self.key is not None:
-                store.record_step(self.key, self.below.id, own=False)
+            self._record_step(self.below.id, own=False)
             return None
         diff = packed.diff
         store.adopt_blob(self.request.blob, diff.blob.digest, diff.blob.size)
@@ -73,6 +74,10 @@ class PendingLayer:
         chain = self.below.extended(diff)
         store.record_layers(chain.layers)
         store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)
-        if self.key is not None:
-            store.record_step(self.key, chain.id, own=True)
+        self._record_step(chain.id, own=True)
         return diff
+
+    def _record_step(self, chain: str, *, own: bool) -> None:
+        if self.key is not None:
+            made = self.made.timestamp()
+            self.space.store.record_step(self.key, chain, own=own, made=made)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from pybuild.errors import BackendFailed, BackendUnavailable
+from pybuild_embedded.locks import holding
 
 _FORMAT_FILE = "format"
 _FORMAT = b"pybuild store 1\n"
-LOCK = "lock"
+_LOCK = "lock"
 RESERVE = "reserve"
-# what it takes to open a full store's database and delete some rows
+# seconds to wait for others to open it, which takes milliseconds
+_PATIENCE = 60.0
+# what it takes to open a full store and delete some rows: bytes, and files for inodes
 _RESERVE_SIZE = 1 << 20
+_RESERVE_FILES = 8
 FOLDERS = (
+    "blobs",
     "blobs/sha256",
     "indexes",
     "layers",
@@ -27,7 +34,7 @@ FOLDERS = (
     "trash",
 )
 # what a killed process leaves that had only begun to make a store
-_BEGINNINGS = frozenset({LOCK, f"{_FORMAT_FILE}.new"})
+_BEGINNINGS = frozenset({_LOCK, f"{_FORMAT_FILE}.new"})
 # locks and shared memory, which the database needs, don't reach the other machines of these
 _NETWORK_TYPES = frozenset(
     "9p afs beegfs ceph cifs fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs gfs2 glusterfs "  # noqa: SIM905 - a word list
@@ -35,6 +42,10 @@ _NETWORK_TYPES = frozenset(
 )
 _MOUNTS = Path("/proc/self/mountinfo")
 _ELSEWHERE = "choose another folder for the store"
+
+
+class NoRoom(BackendFailed):
+    """The file system is full, or a quota of it is used up."""
 
 
 def prepare_root(root: Path) -> None:
@@ -61,6 +72,22 @@ def prepare_root(root: Path) -> None:
             root.chmod(0o700)
 
 
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the store's lock, as everybody does who opens it. Raises BackendUnavailable."""
+    end = time.monotonic() + _PATIENCE
+
+    def check_time() -> None:
+        if time.monotonic() > end:
+            raise BackendUnavailable(
+                f"another process has been opening the store {root} for a minute",
+                hint="look for a build that is stopped or hangs",
+            )
+
+    with holding(root / _LOCK, check_time):
+        yield
+
+
 def check_format(root: Path) -> None:
     """Under the store's lock: give a new store its format and folders, or check them.
 
@@ -80,28 +107,29 @@ def check_format(root: Path) -> None:
                 hint="use the version of pybuild that made it, or choose another folder",
             )
         for name in FOLDERS:
-            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (root / name).mkdir(mode=0o700, exist_ok=True)
 
 
 def keep_reserve(root: Path) -> None:
     """Set room aside that makes a full store usable again. Whether there is any doesn't matter."""
-    path = root / RESERVE
-    if path.exists():
+    folder = root / RESERVE
+    if folder.exists():
         return
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, _RESERVE_SIZE)
-        except OSError:
-            path.unlink()
-        finally:
-            os.close(descriptor)
+    try:
+        folder.mkdir(mode=0o700)
+        for number in range(_RESERVE_FILES):
+            descriptor = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, _RESERVE_SIZE // _RESERVE_FILES)
+            finally:
+                os.close(descriptor)
+    except OSError:
+        release_reserve(root)
 
 
 def release_reserve(root: Path) -> None:
     """Give the room back."""
-    with suppress(OSError):
-        (root / RESERVE).unlink()
+    shutil.rmtree(root / RESERVE, ignore_errors=True)
 
 
 def network_type(device: int, mounts: str) -> str | None:
@@ -120,7 +148,7 @@ def network_type(device: int, mounts: str) -> str | None:
 
 @contextmanager
 def failing(path: Path) -> Iterator[None]:
-    """Raise BackendFailed for what the file system refuses; a full one is named so."""
+    """Raise BackendFailed for what the file system refuses; NoRoom for a full one."""
     try:
         yield
     except OSError as error:
@@ -129,12 +157,16 @@ def failing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def unavailable(root: Path) -> Iterator[None]:
-    """As :func:`failing`, while a store is opened."""
+    """As :func:`failing`, while a store is opened: BackendUnavailable, but NoRoom."""
     try:
-        yield
-    except OSError as error:
-        failed = _failed(root, error)
-        raise BackendUnavailable(failed.message, hint=failed.hint or _ELSEWHERE) from error
+        with failing(root):
+            yield
+    except NoRoom:
+        raise
+    except BackendFailed as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise BackendUnavailable(error.message, hint=_ELSEWHERE) from error
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -164,7 +196,7 @@ def _mounts() -> str:
 
 def _failed(path: Path, error: OSError) -> BackendFailed:
     if error.errno in {ENOSPC, EDQUOT}:
-        return BackendFailed(
+        return NoRoom(
             f"no room is left in the store's file system, at {path}",
             hint="pybuild prune frees some",
         )

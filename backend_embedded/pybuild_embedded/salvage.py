@@ -22,12 +22,19 @@ def open_database(root: Path, session: Session) -> Database:
     try:
         return Database(root / FILE)
     except DamagedDatabase as error:
-        if session.others():
-            raise BackendUnavailable(
-                error.message, hint="it is mended once no other build uses the store"
-            ) from error
+        _check_alone(session, error)
     rebuild(root)
     return Database(root / FILE)
+
+
+def mend_database(root: Path, session: Session, database: Database, error: DamagedDatabase) -> None:
+    """Do as :func:`rebuild` with an open database. The store's lock must be held.
+
+    Raises BackendUnavailable, for the reason of `error`, where other sessions use it.
+    """
+    _check_alone(session, error)
+    with database.closed():
+        rebuild(root)
 
 
 def rebuild(root: Path) -> None:
@@ -47,6 +54,13 @@ def rebuild(root: Path) -> None:
         _remove(root / FILE, keep_main=True)
         new.replace(root / FILE)
         sync_folder(root)
+
+
+def _check_alone(session: Session, error: DamagedDatabase) -> None:
+    if session.others():
+        raise BackendUnavailable(
+            error.message, hint="it is mended once no other build uses the store"
+        ) from error
 
 
 def _copy(damaged: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:

@@ -70,6 +70,18 @@ class Session:
             if path.name != self.ident and not path.name.startswith(_NEW) and is_locked(path)
         }
 
+    def live(self) -> set[str]:
+        """All sessions that live, this one included."""
+        return self.others() | {self.ident}
+
+    def oldest(self, idents: Iterable[str]) -> float:
+        """When the first of these began, in seconds since 1970."""
+        begun = [self._path.stat().st_mtime]
+        for ident in idents:
+            with suppress(FileNotFoundError):
+                begun.append((self._folder / ident).stat().st_mtime)
+        return min(begun)
+
     def bury_dead(self, database: Database, trash: Trash) -> None:
         """Remove what sessions left that ended without closing. The store's lock must be held."""
         dead = {path.name for path in self._folder.iterdir()} - {self.ident} - self.others()

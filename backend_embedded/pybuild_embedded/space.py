@@ -70,12 +70,10 @@ class Space:
         """Finish what was begun, and remove what nobody needs any more."""
         for each in list(self.unfinished):
             each.finish()
-        if not self.machine.running:
-            return
-        self.store.discard_unsettled()
-        remove = self.machine.workers().remove
-        remove(self.litter)
-        self.store.empty_trash(remove)
+        if self.machine.running:
+            self.store.discard_unsettled()
+            self.machine.remove(self.litter)
+            self.store.empty_trash(self.machine.remove)
 
     def index_paths(self, layers: Sequence[LayerDiff]) -> tuple[Path, ...]:
         """The files with the indexes of these layers."""

@@ -19,37 +19,32 @@ was to be there after; what it had begun is removed by the next that opens the s
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from pybuild.backend import Activity
-from pybuild.errors import BackendError, BackendUnavailable
 from pybuild.oci.descriptor import LayerDiff
 from pybuild_embedded.blobs import Blobs, BlobWriter
 from pybuild_embedded.chains import CachedStep, Chains
-from pybuild_embedded.database import Database
+from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.folders import Folders, LayerFolder
 from pybuild_embedded.locks import holding
 from pybuild_embedded.rootfolder import (
-    LOCK,
-    RESERVE,
+    NoRoom,
     check_format,
     failing,
     keep_reserve,
+    locked,
     prepare_root,
     release_reserve,
     unavailable,
 )
-from pybuild_embedded.salvage import open_database
+from pybuild_embedded.salvage import mend_database, open_database
 from pybuild_embedded.sessions import Session, end_sessions
 from pybuild_embedded.trash import RemoveTrees, Trash
-
-# seconds; opening takes milliseconds
-_PATIENCE = 60.0
 
 
 class Store:
@@ -75,39 +70,40 @@ class Store:
     def open(cls, root: Path) -> Store:
         """Open the store in the folder `root`, which is made if it isn't there.
 
-        Raises BackendUnavailable, with what to do, for a folder that can't be one.
+        Raises BackendUnavailable, with what to do, for a folder that can't be one,
+        BackendFailed where there is no room for it.
         """
         root = root.absolute()
         prepare_root(root)
         try:
             return cls._open(root)
-        except BackendError:
-            if not (root / RESERVE).exists():
-                raise
-        # a full disk is the one thing that can be helped
-        release_reserve(root)
+        except NoRoom:
+            release_reserve(root)
         return cls._open(root)
 
     @classmethod
     def _open(cls, root: Path) -> Store:
-        with unavailable(root), holding(root / LOCK, _patience(root)):
+        with unavailable(root), locked(root):
             check_format(root)
-            session = Session(root)
-            try:
+            with ExitStack() as undoing:
+                session = Session(root)
+                undoing.callback(session.end)
                 database = open_database(root, session)
-            except BaseException:
-                session.end()
-                raise
-            store = cls(root, session, database)
-            try:
-                session.bury_dead(database, store.trash)
-                store._folders.drop_unsynced()
-            except BaseException:
-                database.close()
-                session.end()
-                raise
+                undoing.callback(database.close)
+                store = cls(root, session, database)
+                try:
+                    store._tidy()
+                except DamagedDatabase as error:
+                    mend_database(root, session, database, error)
+                    store._tidy()
+                undoing.pop_all()
             keep_reserve(root)
         return store
+
+    def _tidy(self) -> None:
+        """Remove what is left of processes and machines that died."""
+        self.session.bury_dead(self.database, self.trash)
+        self._folders.drop_unsynced()
 
     def close(self) -> None:
         """End the session: drop its pins and what it hasn't settled. Idempotent."""
@@ -115,9 +111,11 @@ class Store:
             return
         self._closed = True
         try:
-            self._folders.sync()
-            for folder in end_sessions(self.database, [self.session.ident]):
-                self.trash.put(folder)
+            # whatever is in it, it doesn't outlive the session
+            with suppress(DamagedDatabase):
+                self._folders.sync()
+                for folder in end_sessions(self.database, [self.session.ident]):
+                    self.trash.put(folder)
         finally:
             self.database.close()
             self.session.end()
@@ -215,13 +213,19 @@ class Store:
         """Remove from the disk what was discarded; `remove` gets the folders."""
         self.trash.empty(remove)
 
-    def record_step(self, key: str, chain: str, *, own: bool) -> None:
-        """The step with this cache key made `chain`; `own` says that the top layer is its."""
-        self._chains.record_step(key, chain, own=own)
+    def record_step(self, key: str, chain: str, *, own: bool, made: float | None = None) -> None:
+        """The step with this cache key made `chain`; `own` says that the top layer is its.
 
-    def step(self, key: str) -> CachedStep | None:
-        """What the step with this cache key made, pinned; None if any blob of it is missing."""
-        return self._chains.step(key)
+        `made` is when, in seconds since 1970, by default now.
+        """
+        self._chains.record_step(key, chain, own=own, made=made)
+
+    def step(self, key: str, elsewhere: Container[str] = ()) -> CachedStep | None:
+        """What the step with this cache key made, pinned; None if any blob of it is missing.
+
+        Blobs whose digests are in `elsewhere` may be missing: they can be fetched.
+        """
+        return self._chains.step(key, elsewhere)
 
     @contextmanager
     def single_flight(self, name: str, activity: Activity) -> Iterator[None]:
@@ -234,16 +238,3 @@ class Store:
             with failing(path):
                 stack.enter_context(holding(path, activity.raise_if_cancelled))
             yield
-
-
-def _patience(root: Path) -> Callable[[], None]:
-    end = time.monotonic() + _PATIENCE
-
-    def check() -> None:
-        if time.monotonic() > end:
-            raise BackendUnavailable(
-                f"another process has been opening the store {root} for a minute",
-                hint="look for a build that is stopped or hangs",
-            )
-
-    return check

@@ -17,6 +17,16 @@ from pybuild.backend import (
     Ulimit,
 )
 from pybuild.backends import backend_names, open_backend
+from pybuild.checks import (
+    CheckResult,
+    OutlineResult,
+    TargetsResult,
+    check,
+    outline,
+    targets,
+)
+from pybuild.dockerfile.lint import LintWarning
+from pybuild.dockerfile.targets import Target
 from pybuild.errors import (
     AuthenticationRequired,
     BackendError,
@@ -28,6 +38,8 @@ from pybuild.errors import (
     DockerfileError,
     DockerfileSyntaxError,
     ExpansionError,
+    ExportFailed,
+    FetchFailed,
     ImageError,
     ImageNotFound,
     InvalidImage,
@@ -44,10 +56,13 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.oci.platform import Platform
+from pybuild.plan.outline import Outline, OutlineArg, OutlineMount
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    LintReported,
     Reporter,
     StepFinished,
     StepLog,
@@ -55,7 +70,8 @@ from pybuild.run.events import (
     StepStarted,
     Warned,
 )
-from pybuild.run.result import BuildResult, StepResult
+from pybuild.run.result import BuildResult, OutputResult, StepResult
+from pybuild.secrets import Secret
 
 __version__ = "0.1.0"
 
@@ -69,25 +85,37 @@ __all__ = [
     "BuildFinished",
     "BuildResult",
     "CancelToken",
+    "CheckResult",
     "ContextError",
     "CopyFailed",
     "DockerfileError",
     "DockerfileSyntaxError",
     "Event",
     "ExpansionError",
+    "ExportFailed",
+    "FetchFailed",
     "HostEntry",
     "ImageError",
     "ImageNotFound",
     "InvalidImage",
+    "LintReported",
+    "LintWarning",
     "Network",
+    "Outline",
+    "OutlineArg",
+    "OutlineMount",
+    "OutlineResult",
+    "OutputResult",
     "PlannedBuild",
     "Platform",
     "PlatformMismatch",
     "PullPolicy",
     "PybuildError",
     "RegistryError",
+    "RemoteOptions",
     "Reporter",
     "RunFailed",
+    "Secret",
     "SourceRange",
     "StageCycle",
     "StageNotFound",
@@ -97,6 +125,8 @@ __all__ = [
     "StepProgress",
     "StepResult",
     "StepStarted",
+    "Target",
+    "TargetsResult",
     "Ulimit",
     "UnknownInstruction",
     "UnsupportedByBackend",
@@ -105,6 +135,9 @@ __all__ = [
     "__version__",
     "backend_names",
     "build",
+    "check",
     "open_backend",
+    "outline",
     "plan_build",
+    "targets",
 ]

@@ -14,36 +14,31 @@ from typing import Any, NoReturn
 
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
+from pybuild.export.outputs import Output, parse_output
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
+STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")
+"""The commands of :mod:`pybuild.storecommands`."""
+RUNNERS = ("auto", "sandbox", "task")
 
 _LATER = {
     "--allow": "entitlements",
     "--attest": "attestations",
-    "--build-context": "named contexts",
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
-    "--call": "subrequests",
     "--cgroup-parent": "control groups",
-    "--check": "build checks",
-    "--load": "loading into Docker",
-    "--no-cache-filter": "cache filters",
-    "--output": "other outputs",
     "--policy": "policies",
     "--provenance": "provenance",
-    "--push": "pushing",
     "--resource": "resource limits",
     "--sbom": "SBOMs",
-    "--secret": "secrets",
-    "--source-date-epoch": "an epoch as a flag",
     "--ssh": "SSH agents",
 }
-_SHORT_LATER = {"-o": "--output"}
 # Docker's old builder had these; they mean nothing here and break no script.
 _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
-_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true"}
+_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true", "--check": "true"}
+_CALLS = {"check": "check", "lint": "check", "outline": "outline", "targets": "targets"}
 _ULIMITS = frozenset(
     [
         "core",
@@ -75,10 +70,20 @@ class BackendArguments:
     address: str | None
     namespace: str | None
     snapshotter: str | None
+    runner: str | None
     hosts_dir: str | None
     moby_labels: bool
     unpack: bool
     debug: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SecretArgument:
+    """Where a secret is: in the file `path`, or in the variable `env` of the environment."""
+
+    id: str
+    path: str | None = None
+    env: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +91,23 @@ class DoctorArguments(BackendArguments):
     """``pybuild doctor``."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """``--call``: ``name`` is check, outline or targets. ``ignore_status`` ends with 0 where
+    a check found something.
+    """
+
+    name: str
+    as_json: bool = False
+    ignore_status: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildArguments(BackendArguments):
-    """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input."""
+    """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input.
+
+    ``build_arg_files`` are paths of files with more build args, which ``build_args`` override.
+    """
 
     context: str
     file: str | None
@@ -104,11 +123,20 @@ class BuildArguments(BackendArguments):
     add_hosts: tuple[HostEntry, ...]
     shm_size: int | None
     ulimits: tuple[Ulimit, ...]
+    outputs: tuple[Output, ...]
+    push: bool
+    load: bool
+    contexts: Mapping[str, str]
+    secrets: tuple[SecretArgument, ...]
+    public_only: bool
+    build_arg_files: tuple[str, ...]
+    no_cache_filter: tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
     progress: str | None
     dry_run: str | None
+    call: CallArguments | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,8 +158,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 class _Later(argparse.Action):
     def __call__(self, *arguments: Any) -> None:
         option = arguments[-1]
-        meaning = _LATER[_SHORT_LATER.get(option, option)]
-        raise UsageError(f"{option} is not supported yet ({meaning})")
+        raise UsageError(f"{option} is not supported yet ({_LATER[option]})")
 
 
 def parse_arguments(
@@ -144,19 +171,21 @@ def parse_arguments(
     """
     words = list(argv)
     if words[:1] == ["doctor"]:
-        found = _parse(_doctor_parser(version), words[1:])
-        return DoctorArguments(**_backend_values(found))
+        found = parse_words(_doctor_parser(version), words[1:], {})
+        return DoctorArguments(**backend_values(found))
     if words[:1] == ["build"]:
         words = words[1:]
-    found = _parse(_build_parser(version), words)
+    found = parse_words(_build_parser(version), words, _ALONE)
     if found.context is None:
         raise UsageError("the build context is missing", hint="for this folder: pybuild .")
     return BuildArguments(
-        **_backend_values(found),
+        **backend_values(found),
         context=found.context,
         file=found.file,
         tags=tuple(found.tag),
-        build_args=parse_build_args(found.build_arg, environ),
+        build_args=_with_epoch(
+            parse_build_args(found.build_arg, environ), found.source_date_epoch, environ
+        ),
         target=found.target,
         platforms=tuple(found.platform),
         pull=_pull_policy(found.pull),
@@ -167,11 +196,22 @@ def parse_arguments(
         add_hosts=tuple(map(parse_host, found.add_host)),
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
         ulimits=tuple(map(parse_ulimit, found.ulimit)),
+        outputs=tuple(map(parse_output, found.output)),
+        push=found.push,
+        load=found.load,
+        contexts=dict(_named_context(text) for text in found.build_context),
+        secrets=tuple(parse_secret(text, environ) for text in found.secret),
+        public_only=found.public_only,
+        build_arg_files=tuple(found.build_arg_file),
+        no_cache_filter=tuple(
+            name for text in found.no_cache_filter for name in text.split(",") if name
+        ),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
         progress=found.progress,
         dry_run=found.dry_run,
+        call=_call(found.call, check=_boolean("--check", found.check)),
     )
 
 
@@ -187,6 +227,43 @@ def parse_build_args(texts: Sequence[str], environ: Mapping[str, str]) -> dict[s
         elif name in environ:
             values[name] = environ[name]
     return values
+
+
+def _with_epoch(
+    build_args: dict[str, str], flag: str | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The build args with SOURCE_DATE_EPOCH: the flag's, else one given, else the environment's."""
+    found = flag or build_args.get("SOURCE_DATE_EPOCH") or environ.get("SOURCE_DATE_EPOCH")
+    return build_args | ({"SOURCE_DATE_EPOCH": found} if found else {})
+
+
+def parse_build_arg_file(text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Lines as :func:`parse_build_args` takes them; empty ones and those from ``#`` on don't count."""
+    lines = [line.strip("\r") for line in text.split("\n")]
+    return parse_build_args([x for x in lines if x.strip() and not x.startswith("#")], environ)
+
+
+def parse_secret(text: str, environ: Mapping[str, str]) -> SecretArgument:
+    """``[type=file|env,]id=NAME[,src=PATH|,env=VARIABLE]``; NAME alone is a variable or a file."""
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        name = {"source": "src"}.get(name.lower(), name.lower())
+        if not equals or name not in {"type", "id", "src", "env"} or name in fields:
+            raise UsageError(
+                f'--secret "{name}" isn\'t understood',
+                hint="write id=NAME,src=PATH or id=NAME,env=VARIABLE",
+            )
+        fields[name] = value
+    ident, kind = fields.get("id", ""), fields.get("type", "")
+    path, variable = fields.get("src"), fields.get("env")
+    if not ident or kind not in {"", "file", "env"} or (path and variable):
+        raise UsageError("--secret needs an id, and either src or env")
+    if kind == "env" and not variable:
+        return SecretArgument(ident, env=path or ident)
+    if path or variable:
+        return SecretArgument(ident, path or None, variable or None)
+    return SecretArgument(ident, env=ident) if ident in environ else SecretArgument(ident, ident)
 
 
 def parse_host(text: str) -> HostEntry:
@@ -240,9 +317,15 @@ def parse_ulimit(text: str) -> Ulimit:
     return Ulimit(name, soft, hard)
 
 
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def parse_words(
+    parser: argparse.ArgumentParser, words: list[str], alone: Mapping[str, str]
+) -> argparse.Namespace:
+    """Parse `words`. Flags in `alone` take that value if none follows behind a ``=``.
+
+    Raises UsageError.
+    """
     end = words.index("--") if "--" in words else len(words)
-    spelled = [f"{word}={_ALONE[word]}" if word in _ALONE else word for word in words[:end]]
+    spelled = [f"{word}={alone[word]}" if word in alone else word for word in words[:end]]
     found, extra = parser.parse_known_args([*spelled, *words[end:]])
     unknown = next((word for word in extra if word.startswith("-") and word != "-"), None)
     if unknown is not None:
@@ -259,18 +342,43 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     return found
 
 
-def _backend_values(found: argparse.Namespace) -> dict[str, Any]:
+def backend_values(found: argparse.Namespace) -> dict[str, Any]:
     return {
         "backend": found.backend,
         "root": found.root,
         "address": found.containerd_address,
         "namespace": found.containerd_namespace,
         "snapshotter": found.snapshotter,
+        "runner": found.runner,
         "hosts_dir": found.hosts_dir,
         "moby_labels": found.moby_labels,
         "unpack": not found.no_unpack,
         "debug": found.debug,
     }
+
+
+def _call(text: str, *, check: bool) -> CallArguments | None:
+    """``NAME[,format=json][,ignorestatus=true]``; None for a build."""
+    names: list[str] = []
+    settings: dict[str, str] = {}
+    for field in text.split(","):
+        key, equals, value = field.partition("=")
+        if equals:
+            settings[key] = value
+        else:
+            names.append(field)
+    wrong = settings.keys() - {"format", "ignorestatus"}
+    if len(names) != 1 or names[0] not in {*_CALLS, "build"} or wrong:
+        raise UsageError(
+            f'--call "{text}" is not known',
+            hint="it is build, check, outline or targets, and format=json may follow a comma",
+        )
+    as_json = settings.get("format", "text")
+    if as_json not in {"text", "json"}:
+        raise UsageError(f'--call "{text}": the format is text or json')
+    ignore = _boolean("--call ignorestatus", settings.get("ignorestatus", "false"))
+    name = names[0] if names[0] != "build" else "check" if check else ""
+    return CallArguments(_CALLS[name], as_json == "json", ignore) if name else None
 
 
 def _pull_policy(text: str) -> str:
@@ -294,6 +402,15 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+def _named_context(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise UsageError(
+            f'--build-context "{text}" is not NAME=VALUE', hint="the value is a folder, say"
+        )
+    return name, value
+
+
 def _annotation(text: str) -> tuple[str, str]:
     """``[manifest:]key=value``: only the manifest can be annotated as long as there is no index."""
     if "=" not in text:
@@ -307,7 +424,7 @@ def _annotation(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _new_parser(program: str, usage: str, description: str) -> _Parser:
+def new_parser(program: str, usage: str, description: str) -> _Parser:
     return _Parser(
         prog=program,
         usage=usage,
@@ -318,14 +435,14 @@ def _new_parser(program: str, usage: str, description: str) -> _Parser:
     )
 
 
-def _add_other(parser: _Parser, version: str) -> None:
+def add_other_options(parser: _Parser, version: str) -> None:
     add = parser.add_argument_group("other").add_argument
     add("-h", "--help", action="help", help="show this")
     add("--version", action="version", version=f"pybuild {version}", help="show the version")
     add("-D", "--debug", action="store_true", help="show tracebacks of errors")
 
 
-def _add_backend(parser: _Parser) -> None:
+def add_backend_options(parser: _Parser) -> None:
     group = parser.add_argument_group("backend")
     add = group.add_argument
     add("--backend", metavar="NAME", help="what builds (PYBUILD_BACKEND; default: embedded)")
@@ -333,36 +450,40 @@ def _add_backend(parser: _Parser) -> None:
     add("--containerd-address", metavar="SOCKET", help="containerd's socket (CONTAINERD_ADDRESS)")
     add("--containerd-namespace", metavar="NAME", help="where images go (CONTAINERD_NAMESPACE)")
     add("--snapshotter", metavar="NAME", help="which snapshotter (CONTAINERD_SNAPSHOTTER)")
+    add(
+        "--runner", choices=RUNNERS, help="how a RUN is run (default: auto, the fastest that works)"
+    )
     add("--hosts-dir", metavar="DIR", help="mirrors of registries, as hosts.toml files")
     add("--moby-labels", action="store_true", help="label the image as Docker's builder does")
     add("--no-unpack", action="store_true", help="don't unpack the finished image")
 
 
 def _doctor_parser(version: str) -> _Parser:
-    parser = _new_parser(
+    parser = new_parser(
         "pybuild doctor",
         "pybuild doctor [options]",
         "Say what pybuild found on this machine, and what to do about what is missing.",
     )
-    _add_backend(parser)
-    _add_other(parser, version)
+    add_backend_options(parser)
+    add_other_options(parser, version)
     return parser
 
 
 def _build_parser(version: str) -> _Parser:
-    parser = _new_parser(
+    parser = new_parser(
         "pybuild",
-        "pybuild [options] CONTEXT\n       pybuild doctor",
-        "Build an image from a Dockerfile. CONTEXT is a folder, or - for a tar archive or a "
-        "Dockerfile on standard input.",
+        "pybuild [options] CONTEXT\n       pybuild doctor\n       "
+        f"pybuild {'|'.join(STORE_COMMANDS)} ...",
+        "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
+        "Dockerfile on standard input, or the URL of a git repository or a tar archive.",
     )
     parser.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
     _add_input(parser)
     _add_run(parser)
     _add_output(parser)
-    _add_backend(parser)
-    _add_other(parser, version)
-    for flag in (*_LATER, *_SHORT_LATER):
+    add_backend_options(parser)
+    add_other_options(parser, version)
+    for flag in _LATER:
         parser.add_argument(flag, action=_Later, nargs="?", help=argparse.SUPPRESS)
     for flag in _IGNORED:
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
@@ -387,6 +508,28 @@ def _add_input(parser: _Parser) -> None:
         metavar="NAME[=VALUE]",
         help="value of an ARG; without one, the environment's",
     )
+    add(
+        "--build-context",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what stands in for the image or stage NAME: a folder, an URL, docker-image://NAME, "
+        "oci-layout://PATH[:TAG][@DIGEST] or target:STAGE",
+    )
+    add(
+        "--build-arg-file",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file with a build arg in each line",
+    )
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID,src=PATH",
+        help="secret from a file, or with env=NAME from the environment",
+    )
     add("--target", metavar="STAGE", help="build this stage instead of the last one")
     add("--platform", action="append", default=[], metavar="OS/ARCH", help="as linux/arm64")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
@@ -408,6 +551,18 @@ def _add_run(parser: _Parser) -> None:
         help="missing (the default), always or never; alone, always",
     )
     add("--no-cache", default="false", help="use no result of earlier builds")
+    add(
+        "--no-cache-filter",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run all steps of this stage again",
+    )
+    add(
+        "--public-only",
+        action="store_true",
+        help="fetch ADD's sources and contexts from public addresses alone",
+    )
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(
         "--add-host",
@@ -423,11 +578,33 @@ def _add_run(parser: _Parser) -> None:
 def _add_output(parser: _Parser) -> None:
     add = parser.add_argument_group("what to show and write").add_argument
     add(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUTPUT",
+        help="type=image, registry, oci, docker, tar or local, with dest=PATH; repeatable",
+    )
+    add("--push", action="store_true", help="push the image to the registries of its names")
+    add("--load", action="store_true", help="load the image into Docker or containerd")
+    add(
+        "--source-date-epoch",
+        metavar="SECONDS",
+        help="no time in the image is later (SOURCE_DATE_EPOCH)",
+    )
+    add(
         "--dry-run",
         choices=("text", "json"),
         metavar="FORMAT",
         help="show the plan, as text or json, and build nothing",
     )
+    add(
+        "--call",
+        default="build",
+        metavar="NAME",
+        help="check, outline or targets instead of building; as JSON with ,format=json",
+    )
+    add("--check", default="false", help="run the build checks and build nothing")
     add("-q", "--quiet", action="store_true", help="show nothing but the image's digest")
     add("--progress", choices=PROGRESS_MODES, metavar="MODE", help=", ".join(PROGRESS_MODES))
     add("--iidfile", metavar="PATH", help="write the image's digest to a file")

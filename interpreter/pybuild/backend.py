@@ -40,9 +40,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum, StrEnum
 from typing import BinaryIO, Protocol, Self
 
+from pybuild.errors import UnsupportedByBackend
+from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
@@ -62,6 +65,8 @@ class Capability(StrEnum):
     BIND_MOUNT = "bind-mount"
     TMPFS_MOUNT = "tmpfs-mount"
     STEP_CACHE = "step-cache"
+    FILE_OWNERS = "file-owners"
+    """A process sees and makes files of several users; otherwise one user has them all."""
 
 
 class PullPolicy(Enum):
@@ -249,6 +254,14 @@ class ROLayer(_Layer):
         """
 
     @property
+    def made(self) -> datetime | None:
+        """When the step ran that made it, the same for the commit and each later lookup.
+
+        None where the backend doesn't know.
+        """
+        return None
+
+    @property
     @abstractmethod
     def diffs(self) -> tuple[LayerDiff, ...]:
         """All layers of this file system, bottom first, the base image's included; waits."""
@@ -323,6 +336,14 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        """Have the layers of an image in a layout as if it had been pulled, under no name.
+
+        Its reference finds nothing afterwards; it is kept as long as this build, and as the
+        images made from it. Raises InvalidImage for blobs that aren't what they should be.
+        """
+
+    @abstractmethod
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         """The file system of an image; of scratch for None."""
 
@@ -351,6 +372,19 @@ class Backend(ABC):
 
         May fetch a base image's blob that nothing needed so far.
         """
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        """Store an image that another backend built; `open_blob` opens its layers' blobs.
+
+        Raises UnsupportedByBackend where that can't be done.
+        """
+        del spec, open_blob, activity
+        raise UnsupportedByBackend(
+            f'the backend "{self.name}" takes no images from elsewhere',
+            hint="write an archive with --output type=oci, and import that",
+        )
 
     def image_store(self) -> ImageStore | None:
         """What the user may do with the images here; None if other tools are there for that."""

@@ -12,13 +12,13 @@ import io
 import json
 import os
 import queue
-import select
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -28,23 +28,48 @@ from pybuild import __version__
 from pybuild.api import build, plan_build
 from pybuild.arguments import (
     PROGRESS_MODES,
+    STORE_COMMANDS,
     BackendArguments,
     BuildArguments,
+    CallArguments,
     DoctorArguments,
     parse_arguments,
+    parse_build_arg_file,
 )
-from pybuild.backends import DEFAULT_BACKEND
+from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.checks import CheckResult, OutlineResult, TargetsResult, check, outline, targets
 from pybuild.diagnostics import describe_error
-from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
+from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
+from pybuild.export.outputs import (
+    DEFAULT_DOCKER_HOST,
+    STANDARD_OUTPUT,
+    BackendLoadOutput,
+    DockerLoadOutput,
+    DockerOutput,
+    ImageOutput,
+    OciOutput,
+    Output,
+    RegistryOutput,
+    TarOutput,
+)
+from pybuild.oci.auth import DockerCredentials
+from pybuild.oci.hosts import load_hosts
+from pybuild.oci.manifest import descriptor_as_json
+from pybuild.oci.platform import platform_as_json
+from pybuild.oci.registry import RegistryClient
+from pybuild.pipes import CancellableInput, CancellableOutput
 from pybuild.plan import describe_plan, plan_as_json
+from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken
-from pybuild.run.events import Event, Reporter, Warned
+from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
+from pybuild.run.progress.lint import short_text
 from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
+from pybuild.secrets import Secret
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
-_SECONDS_BETWEEN_LOOKS = 0.1
+_LARGEST_SECRET = 500 * 1024
 EXIT_CANCELLED = BuildCancelled.exit_code
 
 
@@ -54,10 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "-D" in words or "--debug" in words
     shows_output = False
     try:
+        if words[:1] and words[0] in STORE_COMMANDS:
+            return _store_command(words)
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
         shows_output = _progress_mode(arguments) in {"plain", "rawjson"}
+        if arguments.call:
+            return _call(arguments, arguments.call)
         if arguments.dry_run:
             return _dry_run(arguments)
         return _build(arguments)
@@ -110,27 +139,36 @@ def _build(arguments: BuildArguments) -> int:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
         context, dockerfile = _inputs(arguments, cancel)
+        outputs = _outputs(arguments, cancel)
         result = build(
             context,
             dockerfile=dockerfile,
             tags=arguments.tags,
             backend=_backend_name(arguments),
             backend_options=_backend_options(arguments),
-            build_args=arguments.build_args,
+            build_args=_build_args(arguments),
             target=arguments.target,
             platform=arguments.platforms,
             pull=arguments.pull,
             no_cache=arguments.no_cache,
+            no_cache_filter=arguments.no_cache_filter,
             labels=arguments.labels,
             annotations=arguments.annotations,
             network=arguments.network,
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            contexts=arguments.contexts,
+            secrets=_secrets(arguments),
+            remotes=_remote_options(arguments),
             reporter=reporter,
             cancel=cancel,
+            outputs=outputs,
+            registry=_registry(arguments, outputs, stack),
         )
     _write_files(arguments, result)
+    if _uses_standard_output(arguments.outputs):
+        return 0
     if arguments.quiet or not result.names:
         _print(result.digest)
     else:
@@ -148,7 +186,7 @@ def _dry_run(arguments: BuildArguments) -> int:
             dockerfile=dockerfile,
             backend=None if name == "none" else name,
             backend_options=_backend_options(arguments),
-            build_args=arguments.build_args,
+            build_args=_build_args(arguments),
             target=arguments.target,
             platform=arguments.platforms,
             pull=arguments.pull,
@@ -157,6 +195,9 @@ def _dry_run(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            contexts=arguments.contexts,
+            secrets=_secrets(arguments),
+            remotes=_remote_options(arguments),
             reporter=_Warnings(),
             cancel=cancel,
         )
@@ -175,6 +216,46 @@ def _dry_run(arguments: BuildArguments) -> int:
     return 0
 
 
+def _call(arguments: BuildArguments, call: CallArguments) -> int:
+    """Print what the Dockerfile tells. Ends with 1 where a check found something."""
+    from pybuild.reports import as_json, describe  # noqa: PLC0415  (a build needs none of it)
+
+    result = _called(arguments, call.name)
+    _encodable(sys.stdout)
+    text = json.dumps(as_json(result), indent=2) if call.as_json else describe(result)
+    if text:
+        _print(text)
+    if not isinstance(result, CheckResult):
+        return 0
+    if result.error is not None:
+        raise result.error
+    return 1 if result.warnings and not call.ignore_status else 0
+
+
+def _called(arguments: BuildArguments, name: str) -> CheckResult | OutlineResult | TargetsResult:
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel):
+        context, dockerfile = _inputs(arguments, cancel)
+        if name == "targets":
+            return targets(
+                context, dockerfile=dockerfile, build_args=arguments.build_args, cancel=cancel
+            )
+        backend = _backend_name(arguments)
+        ask: Callable[..., CheckResult | OutlineResult] = check if name == "check" else outline
+        return ask(
+            context,
+            dockerfile=dockerfile,
+            backend=None if backend == "none" else backend,
+            backend_options=_backend_options(arguments),
+            build_args=arguments.build_args,
+            target=arguments.target,
+            platform=arguments.platforms,
+            pull=arguments.pull,
+            reporter=_Warnings(),
+            cancel=cancel,
+        )
+
+
 def _doctor(arguments: DoctorArguments) -> int:
     from pybuild.doctor import describe_findings, examine  # noqa: PLC0415  (loads every backend)
 
@@ -185,6 +266,27 @@ def _doctor(arguments: DoctorArguments) -> int:
     return 0 if chosen_works else 4
 
 
+def _store_command(words: Sequence[str]) -> int:
+    from pybuild.storecommands import (  # noqa: PLC0415  (no build needs it)
+        parse_store_arguments,
+        run_store_command,
+    )
+
+    arguments = parse_store_arguments(words, __version__)
+    name = _backend_name(arguments)
+    with open_backend(name, _backend_options(arguments)) as backend:
+        store = backend.image_store()
+        if store is None:
+            raise UnsupportedByBackend(
+                f'pybuild {arguments.command} is not for the backend "{name}"',
+                hint="its images are seen to by its own tools: ctr, nerdctl, docker",
+            )
+        text, code = run_store_command(store, arguments)
+    if text:
+        _print(text)
+    return code
+
+
 def _backend_name(arguments: BackendArguments) -> str:
     named = arguments.backend or os.environ.get("PYBUILD_BACKEND")
     # who says where containerd is, means containerd
@@ -192,19 +294,25 @@ def _backend_name(arguments: BackendArguments) -> str:
     return named or ("containerd" if about_containerd else DEFAULT_BACKEND)
 
 
-def _backend_options(arguments: BackendArguments) -> Mapping[str, object]:
-    """What a backend is told of the command line and the environment: it reads neither itself."""
+def _backend_options(
+    arguments: BackendArguments, backend: str | None = None
+) -> Mapping[str, object]:
+    """What a backend is told of the command line and the environment: it reads neither itself.
+
+    `backend` names another one than the arguments do.
+    """
     environ = os.environ
     registries: dict[str, object | None] = {
         "docker_config": _docker_config(environ),
         "proxies": _proxies(),
         "hosts_dir": arguments.hosts_dir or _hosts_dir(),
     }
-    match _backend_name(arguments):
+    match backend or _backend_name(arguments):
         case "containerd":
             options = registries | _containerd_options(arguments, environ)
         case "embedded":
-            options = registries | {"root": arguments.root or environ.get("PYBUILD_ROOT")}
+            root = arguments.root or environ.get("PYBUILD_ROOT")
+            options = registries | {"root": root, "runner": arguments.runner}
         case _:
             return {}
     return {name: value for name, value in options.items() if value is not None and value != ""}
@@ -219,10 +327,106 @@ def _containerd_options(
         "xdg_runtime_dir": environ.get("XDG_RUNTIME_DIR"),
         "namespace": arguments.namespace or environ.get("CONTAINERD_NAMESPACE"),
         "snapshotter": arguments.snapshotter or environ.get("CONTAINERD_SNAPSHOTTER"),
+        "runner": arguments.runner,
         "moby_labels": arguments.moby_labels or None,
         "unpack": arguments.unpack,
         "cache_dir": _cache_dir(),
     }
+
+
+def _outputs(arguments: BuildArguments, cancel: CancelToken) -> list[Output]:
+    """The outputs, with what only the surroundings know: streams, and where Docker is."""
+    outputs = [_placed(output, cancel) for output in arguments.outputs]
+    if sum(map(_uses_standard_output, ([one] for one in arguments.outputs))) > 1:
+        raise UsageError("only one output can go to standard output")
+    if arguments.push:
+        outputs = [replace(o, push=True) if isinstance(o, ImageOutput) else o for o in outputs]
+        if not any(isinstance(o, ImageOutput | RegistryOutput) for o in outputs):
+            outputs.append(RegistryOutput())
+    if arguments.load:
+        loaded = _load_output(arguments)
+        if not any(type(one) is type(loaded) for one in outputs):
+            outputs.append(loaded)
+    return outputs
+
+
+def _uses_standard_output(outputs: Sequence[Output]) -> bool:
+    return any(getattr(output, "dest", None) == STANDARD_OUTPUT for output in outputs)
+
+
+def _placed(output: Output, cancel: CancelToken) -> Output:
+    match output:
+        case DockerLoadOutput():
+            return replace(output, host=os.environ.get("DOCKER_HOST") or output.host)
+        case OciOutput() | DockerOutput() | TarOutput() if output.dest == STANDARD_OUTPUT:
+            return replace(output, dest=_standard_output(cancel))
+        case _:
+            return output
+
+
+def _load_output(arguments: BuildArguments) -> Output:
+    """Where ``--load`` goes: the store itself if it is containerd's, else Docker, else there."""
+    if _backend_name(arguments) == "containerd":
+        return ImageOutput()
+    host = os.environ.get("DOCKER_HOST")
+    here = Path(DEFAULT_DOCKER_HOST.removeprefix("unix://")).exists()
+    if arguments.address is None and (host or here):
+        return DockerLoadOutput(host=host or DEFAULT_DOCKER_HOST)
+    return BackendLoadOutput(
+        backend="containerd", options=_backend_options(arguments, "containerd")
+    )
+
+
+def _registry(
+    arguments: BackendArguments, outputs: Sequence[Output], stack: ExitStack
+) -> RegistryClient | None:
+    """What pushes, if anything is pushed: with the logins of ``docker login``."""
+    if not any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs):
+        return None
+    hosts = load_hosts(arguments.hosts_dir or _hosts_dir())
+    credentials = DockerCredentials(_docker_config(os.environ))
+    return stack.enter_context(RegistryClient(hosts, credentials, proxies=_proxies()))
+
+
+def _build_args(arguments: BuildArguments) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for path in arguments.build_arg_files:
+        text = _read(path, "the file of build args").decode("utf-8", "surrogateescape")
+        values |= parse_build_arg_file(text, os.environ)
+    return values | dict(arguments.build_args)
+
+
+def _secrets(arguments: BuildArguments) -> dict[str, Secret]:
+    found: dict[str, Secret] = {}
+    for secret in arguments.secrets:
+        if secret.path is not None:
+            value = _read(secret.path, f"the secret {secret.id}")
+        elif secret.env is None or secret.env not in os.environ:
+            raise UsageError(f"the secret {secret.id} is not in the environment")
+        else:
+            value = os.fsencode(os.environ[secret.env])
+        if len(value) > _LARGEST_SECRET:
+            raise UsageError(f"the secret {secret.id} has more than {_LARGEST_SECRET} bytes")
+        found[secret.id] = Secret(value)
+    return found
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        with Path(path).open("rb") as stream:
+            return read_limited(stream, what)
+    except OSError as error:
+        raise UsageError(f'can\'t read {what} "{path}": {error.strerror or error}') from error
+
+
+def _remote_options(arguments: BuildArguments) -> RemoteOptions:
+    environ = os.environ
+    return RemoteOptions(
+        proxies=_proxies(),
+        public_only=arguments.public_only,
+        search_path=environ.get("PATH"),
+        ssh_agent=environ.get("SSH_AUTH_SOCK"),
+    )
 
 
 def _docker_config(environ: Mapping[str, str]) -> str | None:
@@ -234,10 +438,16 @@ def _docker_config(environ: Mapping[str, str]) -> str | None:
     return str(path) if path.is_file() else None
 
 
-def _proxies() -> dict[str, str] | None:
-    from urllib.request import getproxies_environment  # noqa: PLC0415  (30 ms)
-
-    return getproxies_environment() or None
+def _proxies() -> dict[str, str]:
+    """As :func:`urllib.request.getproxies_environment`, whose module takes 30 ms to load."""
+    # lower case goes before upper; in a CGI program HTTP_PROXY is a client's header
+    names = sorted(
+        (name for name in os.environ if name.lower().endswith("_proxy")), key=str.islower
+    )
+    if "REQUEST_METHOD" in os.environ:
+        names = [name for name in names if name != "HTTP_PROXY"]
+    found = {name.lower().removesuffix("_proxy"): os.environ[name] for name in names}
+    return {kind: value for kind, value in found.items() if kind and value}
 
 
 def _cache_dir() -> str:
@@ -277,31 +487,25 @@ def _standard_input(cancel: CancelToken) -> BinaryIO:
         number = stream.fileno()
     except OSError:  # a replaced stream
         return stream
-    return cast("BinaryIO", io.BufferedReader(_CancellableInput(number, cancel)))
+    return cast("BinaryIO", io.BufferedReader(CancellableInput(number, cancel)))
 
 
-class _CancellableInput(io.RawIOBase):
-    """Reads a file descriptor. Raises BuildCancelled, UsageError."""
-
-    def __init__(self, number: int, cancel: CancelToken) -> None:
-        self._number = number
-        self._cancel = cancel
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
-        while True:
-            self._cancel.raise_if_cancelled()
-            try:
-                if not select.select([self._number], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
-                    continue
-                part = os.read(self._number, len(buffer))
-            except OSError as error:
-                reason = error.strerror or error
-                raise UsageError(f"can't read standard input: {reason}") from error
-            buffer[: len(part)] = part
-            return len(part)
+def _standard_output(cancel: CancelToken) -> BinaryIO:
+    """Standard output for an archive; whoever writes stops waiting when the build is cancelled."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
+    if sys.stdout.isatty():
+        raise UsageError(
+            "an archive isn't written to a terminal", hint="give a file: --output …,dest=FILE"
+        )
+    stream = sys.stdout.buffer
+    try:
+        number = stream.fileno()
+    except OSError:  # a replaced stream
+        return stream
+    if sys.platform == "win32":  # nothing there can wait for a pipe
+        return stream
+    return cast("BinaryIO", CancellableOutput(number, cancel))
 
 
 def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
@@ -310,6 +514,10 @@ def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
     if arguments.metadata_file:
         metadata: dict[str, Any] = {
             "containerimage.config.digest": result.config_digest,
+            "containerimage.descriptor": {
+                **descriptor_as_json(result.manifest),
+                "platform": platform_as_json(result.platform),
+            },
             "containerimage.digest": result.digest,
             "image.name": ",".join(result.names),
         }
@@ -383,6 +591,9 @@ class _Warnings:
     def report(self, event: Event) -> None:
         if isinstance(event, Warned):
             _complain(f"warning: {warning_text(event)}")
+        elif isinstance(event, LintReported):
+            for warning in event.warnings:
+                _complain(f"warning: {short_text(warning)}")
 
 
 class _UntilBroken:

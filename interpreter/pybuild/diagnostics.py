@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pybuild.errors import AuthenticationRequired, PybuildError, RunFailed, SourceRange
+from pybuild.remotes.locations import masked
 from pybuild.run.output import cut, width, without_escapes
 
 _TAB = 4
@@ -52,7 +53,7 @@ def _frame(where: SourceRange, data: bytes | None) -> list[str]:
         return lines
     margin = len(str(shown[-1]))
     for number in shown:
-        text = source[number - 1].decode("utf-8", "replace").removesuffix("\r")
+        text = masked(source[number - 1].decode("utf-8", "replace").removesuffix("\r"))
         lines.append(f" {number:>{margin}} | {cut(_shown(text), _MAX_COLUMNS)}".rstrip())
         if number == where.start_line and where.start_column is not None:
             caret = _caret(text, where)

@@ -14,6 +14,7 @@
     │   ├── StageNotFound
     │   └── StageCycle
     ├── ContextError          exit 3    the build context
+    ├── FetchFailed           exit 3    a source on the network
     ├── ImageError            exit 3
     │   ├── ImageNotFound
     │   ├── InvalidImage
@@ -24,6 +25,7 @@
     │   ├── BackendUnavailable
     │   ├── UnsupportedByBackend
     │   └── BackendFailed
+    ├── ExportFailed          exit 5    an output of the finished image
     └── BuildCancelled        exit 130
 
 Every class carries the exit code that the command line ends with. Anything else that
@@ -153,6 +155,12 @@ class ContextError(PybuildError):
     exit_code = 3
 
 
+class FetchFailed(PybuildError):
+    """A file or repository on the network can't be fetched, or isn't what it should be."""
+
+    exit_code = 3
+
+
 class ImageError(PybuildError):
     """Something is wrong with a base image."""
 
@@ -195,6 +203,12 @@ class UnsupportedByBackend(BackendError):
 
 class BackendFailed(BackendError):
     """The backend broke in the middle of its work."""
+
+
+class ExportFailed(PybuildError):
+    """The image was built, but an output can't be written; pushing raises a RegistryError."""
+
+    exit_code = 5
 
 
 class BuildCancelled(PybuildError):

@@ -49,7 +49,7 @@ class StoreArguments(BackendArguments):
 class _Command:
     operands: str
     summary: str
-    options: Callable[[argparse.ArgumentParser], None]
+    options: Callable[[argparse._ArgumentGroup], None]
     run: Callable[[ImageStore, Mapping[str, Any]], tuple[str, int]]
 
 
@@ -60,10 +60,10 @@ def parse_store_arguments(words: Sequence[str], version: str) -> StoreArguments:
     usage = f"pybuild {name} [options] {command.operands}".rstrip()
     parser = new_parser(f"pybuild {name}", usage, command.summary)
     own = parser.add_argument_group("options")
-    command.options(own)  # type: ignore[arg-type]  # a group takes arguments as a parser does
+    command.options(own)
     add_backend_options(parser)
     add_other_options(parser, version)
-    found = parse_words(parser, list(words[1:]))
+    found = parse_words(parser, list(words[1:]), {})
     backend = backend_values(found)
     given = {key: value for key, value in vars(found).items() if key.startswith("own_")}
     return StoreArguments(
@@ -255,7 +255,7 @@ def _check(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
     return "\n".join(lines), BackendFailed.exit_code if left else 0
 
 
-def _add_format(parser: argparse.ArgumentParser) -> None:
+def _add_format(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--format",
         dest="own_format",
@@ -266,21 +266,21 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_inspect(parser: argparse.ArgumentParser) -> None:
+def _add_inspect(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("own_images", nargs="+", metavar="IMAGE", help="name or digest")
 
 
-def _add_history(parser: argparse.ArgumentParser) -> None:
+def _add_history(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("own_image", metavar="IMAGE", help="name or digest")
     parser.add_argument("--no-trunc", dest="own_whole", action="store_true", help="shorten nothing")
 
 
-def _add_tag(parser: argparse.ArgumentParser) -> None:
+def _add_tag(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("own_image", metavar="IMAGE", help="name or digest")
     parser.add_argument("own_name", metavar="NAME", help="its further name")
 
 
-def _add_prune(parser: argparse.ArgumentParser) -> None:
+def _add_prune(parser: argparse._ArgumentGroup) -> None:
     add = parser.add_argument
     add(
         "--max-size",
@@ -302,7 +302,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_check(parser: argparse.ArgumentParser) -> None:
+def _add_check(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--repair", dest="own_repair", action="store_true", help="remove what is damaged"
     )

@@ -69,6 +69,11 @@ def test_buildkit_case(
                 options["target"] = value
             case ["shm-size"]:
                 options["shm_size"] = int(value)
+            case ["context", name]:
+                folder = tmp_path.with_name(f"{tmp_path.name}-{name}")
+                folder.mkdir()
+                lay_out(case["contexts"][value.removeprefix("local:")], folder)
+                options.setdefault("contexts", {})[name] = folder
             case ["ulimit"]:
                 options["ulimits"] = [parse_ulimit(value)]
             case _:

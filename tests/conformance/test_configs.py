@@ -23,7 +23,6 @@ BASE = ImageConfig(AMD64, env=(("PATH", PATH),), cmd=("sh",))
 
 # What this version refuses and BuildKit builds, by its message. There is no other difference.
 REFUSED = {
-    "buildah-add": "ADD from a URL can't be done yet",
     "buildah-mount-cache-by-ownership": "RUN --mount=type=cache can't be run yet",
 }
 

@@ -212,7 +212,7 @@ def test_a_context_that_is_none(pybuild: CommandLine, kind: str) -> None:
         case "a file":
             said = last_lines(pybuild.fail(3, context / "Dockerfile"))
         case "a git repository":
-            said = last_lines(pybuild.fail(2, "https://example.com/x.git"))
+            said = last_lines(pybuild.fail(3, "https://127.0.0.1:1/x.git"))
         case _:
             said = last_lines(pybuild.fail(3, "-", stdin=b"\x1f\x8b\x08\x00broken"))
     assert len(said) == 1 or said[1].startswith("hint: ")
@@ -330,9 +330,6 @@ def test_a_namespace_whose_name_is_none(pybuild: CommandLine) -> None:
         "RUN --mount=type=cache,target=/c true",
         "RUN --security=insecure true",
         "RUN --device=vendor.example/gpu true",
-        "ADD https://example.com/file /",
-        "ADD https://example.com/repository.git /",
-        "ADD git@example.com:a/b.git /",
     ],
 )
 def test_what_cant_be_run_yet_is_refused_before_anything_runs(
@@ -357,7 +354,7 @@ def test_several_platforms_and_other_systems_are_refused(pybuild: CommandLine) -
     assert said[1] == "  --> Dockerfile:1"
 
 
-@pytest.mark.parametrize("flag", ["--push", "--secret", "--cache-from=x", "--ssh", "-o", "--check"])
+@pytest.mark.parametrize("flag", ["--cache-from=x", "--ssh"])
 def test_options_for_later_are_refused_by_name(pybuild: CommandLine, flag: str) -> None:
     said = failing(pybuild, 2, "FROM scratch\n", flag)
     assert said[0].startswith(f"error: {flag.partition('=')[0]} is not supported yet")

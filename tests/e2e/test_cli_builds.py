@@ -67,9 +67,17 @@ def test_digests_and_names_are_written_to_files(pybuild: CommandLine) -> None:
         "--iidfile=id", "--metadata-file", "meta.json", "-t", "a", "-t", "b", context
     )
     assert (pybuild.folder / "id").read_text() == ended.digest
-    config = pybuild.manifest(ended.digest)["config"]["digest"]
+    manifest = pybuild.manifest(ended.digest)
+    config = manifest["config"]["digest"]
+    platform = {name: pybuild.config(ended.digest)[name] for name in ("architecture", "os")}
     assert json.loads((pybuild.folder / "meta.json").read_text()) == {
         "containerimage.config.digest": config,
+        "containerimage.descriptor": {
+            "mediaType": manifest["mediaType"],
+            "digest": ended.digest,
+            "size": len(pybuild.blob(ended.digest)),
+            "platform": platform,
+        },
         "containerimage.digest": ended.digest,
         "image.name": "docker.io/library/a:latest,docker.io/library/b:latest",
     }

@@ -232,3 +232,21 @@ def test_a_forbidden_socket(nobody: Nobody, containerd: PrivateContainerd) -> No
     doctor = nobody("doctor", "--containerd-address", containerd.address)
     assert doctor.code == 4
     assert containerd.address in doctor.out
+
+
+def test_files_of_an_image_become_the_users_own(nobody: Nobody) -> None:
+    out = nobody.home / "out"
+    context = nobody.context(
+        "FROM busybox\nRUN cp /bin/busybox /su && chmod 4755 /su && mkfifo /fifo"
+        " && mkdir -m 500 /closed && echo x > /closed/x && ln -s /etc/shadow /link\n"
+    )
+    made = nobody.build("-o", out, context)
+    assert "fifo can't be made here: only root makes special files" in made.err
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in out.rglob("*")} == {
+        (NOBODY, NOBODY)
+    }
+    assert (out / "su").stat().st_mode & 0o7777 == 0o755
+    assert (out / "closed").stat().st_mode & 0o777 == 0o500
+    assert (out / "link").is_symlink()
+    again = nobody.build("-o", out, context)
+    assert again.digest.startswith("sha256:")

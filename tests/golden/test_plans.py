@@ -19,6 +19,8 @@ from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform, parse_platform
 from pybuild.oci.reference import Reference
 from pybuild.plan import Plan, PlanRequest, describe_plan, make_plan, plan_as_json
+from pybuild.plan.contexts import parse_context
+from pybuild.plan.resolve import ImageName
 
 FOLDER = Path(__file__).parent
 CASES = sorted(path.parent.name for path in FOLDER.glob("*/Dockerfile"))
@@ -30,7 +32,8 @@ def plan_case(folder: Path) -> Plan:
     asked: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     triggers = asked.get("triggers", {})
 
-    def resolve(reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
+    def resolve(reference: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
+        assert isinstance(reference, Reference)
         config = ImageConfig(
             platform,
             env=(("PATH", "/bin"),),
@@ -47,9 +50,10 @@ def plan_case(folder: Path) -> Plan:
         asked.get("target"),
         asked.get("build_args", {}),
         asked.get("labels", {}),
+        contexts={n: parse_context(v) for n, v in asked.get("contexts", {}).items()},
     )
     dockerfile = parse((folder / "Dockerfile").read_bytes())
-    return make_plan(dockerfile, request, resolve, frozenset(asked.get("contexts", ())))
+    return make_plan(dockerfile, request, resolve)
 
 
 def outcome(folder: Path) -> dict[str, str]:

@@ -65,6 +65,14 @@ BOMBS = {
     "flag without end": "FROM scratch\nCOPY --chown=" + "-" * 5_000_000 + " a b\n",
     "directive without end": "# syntax=" + "d" * 5_000_000 + "\nFROM scratch\n",
     "zero bytes": "FROM scratch\n" + "\0" * 1_000_000 + "\n",
+    "many undefined variables": "FROM scratch\n"
+    + "".join(f"ENV {'a' * 35}{n}={n}\n" for n in range(20_000))
+    + "".join(f"ENV b=${'a' * 35}_{n}\n" for n in range(20_000)),
+    "many comments": "FROM scratch\n"
+    + "# check=skip=x\n" * 500_000
+    + "ENV"
+    + " a=$b" * 12_000
+    + "\n",
     "many exclusions": "FROM scratch\nCOPY " + "--exclude=**/a/**/b " * 20_000 + "x /\n",
 }
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import assert_type
+from typing import BinaryIO, assert_type
 
 import pybuild
 from pybuild.backends import open_backend
 from pybuild.errors import PybuildError, RunFailed
+from pybuild.export.outputs import OciOutput, RegistryOutput
+from pybuild.files.trees import Tree
 from pybuild.oci.platform import Platform
+from pybuild.oci.registry import RegistryClient
 from pybuild.run.events import BuildFinished, Event, StepLog
 
 
@@ -44,6 +47,18 @@ def build_twice_with_one_backend(archive: bytes) -> None:
         pybuild.build(None, dockerfile=b"FROM scratch\n", backend=backend, pull="never")
 
 
+def look_without_building(folder: Path) -> bool:
+    result = pybuild.check(folder, build_args={"A": "b"}, target="test")
+    for warning in result.warnings:
+        assert_type(warning, pybuild.LintWarning)
+        assert_type(warning.where.start_line, int)
+    assert_type(result.error, PybuildError | None)
+    args = pybuild.outline(folder).outline.args
+    assert_type([arg.value for arg in args], list[str])
+    assert_type(pybuild.targets(folder).targets, tuple[pybuild.Target, ...])
+    return result.error is None
+
+
 def build_and_explain(folder: str) -> int:
     try:
         pybuild.build(folder, dockerfile=Path("other.Dockerfile"), target="test")
@@ -55,7 +70,30 @@ def build_and_explain(folder: str) -> int:
     return 0
 
 
+def build_to_several_outputs(archive: BinaryIO) -> list[str]:
+    with RegistryClient() as registry:
+        result = pybuild.build(
+            ".",
+            tags=["registry.example/app:1"],
+            outputs=[OciOutput(dest=archive), RegistryOutput(), "type=local,dest=out"],
+            registry=registry,
+        )
+    assert_type(result.outputs, tuple[pybuild.OutputResult, ...])
+    return [output.manifest.digest for output in result.outputs if output.manifest is not None]
+
+
+def build_with_sources_from_elsewhere(folder: Path, tree: Tree) -> None:
+    pybuild.build(
+        "https://host.example/repository.git#main:sub",
+        contexts={"src": folder, "base": "docker-image://busybox", "made": tree},
+        secrets={"GIT_AUTH_TOKEN": pybuild.Secret(b"token")},
+        remotes=pybuild.RemoteOptions(public_only=True),
+        no_cache_filter=["test"],
+    )
+
+
 def wrong_arguments(folder: Path) -> None:
     pybuild.build(folder, tags=1)  # type: ignore[arg-type]
     pybuild.build(folder, "Dockerfile")  # type: ignore[call-arg]
+    pybuild.build(folder, outputs=[1])  # type: ignore[list-item]
     pybuild.build(folder, unknown=True)  # type: ignore[call-arg]

@@ -23,6 +23,7 @@ from pybuild.backend import (
     TmpfsMount,
 )
 from pybuild.errors import ImageNotFound
+from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import Tree
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import LayerDiff
@@ -44,6 +45,10 @@ class NoBackend(Backend):
     ) -> BaseImage:
         activity.raise_if_cancelled()
         raise ImageNotFound(f"no image {reference}")
+
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        activity.raise_if_cancelled()
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
 
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         raise NotImplementedError

@@ -642,8 +642,9 @@ def test_an_endless_dockerfile_is_refused(backend: MemoryBackend) -> None:
     [
         ("/nowhere/at/all", ContextError),
         (__file__, ContextError),
-        ("https://example.com/repo.git", UsageError),
-        ("git@example.com:repo.git", UsageError),
+        ("https://host.example/repo.git#--upload-pack=x", UsageError),
+        ("git@host.example:-repo.git", UsageError),
+        ("ftp://host.example/x.tar", ContextError),
         (None, UsageError),
     ],
 )
@@ -728,3 +729,11 @@ def test_a_plan_with_a_backend_that_cannot_start_warns_and_goes_on(
 def test_a_plan_of_scratch_opens_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pybuild.api.open_backend", lambda *_: pytest.fail("opened"))
     pybuild.plan_build(None, dockerfile=b"FROM scratch\nENV A=1\n", backend="containerd")
+
+
+def test_stages_of_a_cache_filter_run_again_and_others_do_not(backend: MemoryBackend) -> None:
+    text = "FROM busybox AS Base\nRUN echo a > /a\nFROM busybox\nCOPY --from=base /a /b\nRUN echo c > /c\n"
+    assert [step.cached for step in build(backend, text).steps] == [False, False, False]
+    again = build(backend, text, no_cache_filter=["BASE", "other"])
+    assert [step.cached for step in again.steps] == [False, True, True]
+    assert all(step.cached for step in build(backend, text).steps)

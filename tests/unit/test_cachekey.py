@@ -26,6 +26,7 @@ from pybuild.plan.steps import (
     ImageSource,
     InlineFile,
     PlannedBind,
+    PlannedRemote,
     PlannedScript,
     PlannedTmpfs,
     RunStep,
@@ -33,6 +34,7 @@ from pybuild.plan.steps import (
     Step,
     WorkdirStep,
 )
+from pybuild.remotes.locations import GitLocation, Location, WebLocation
 
 AMD64 = Platform("linux", "amd64")
 HERE = SourceRange("Dockerfile", 1, 1)
@@ -85,6 +87,7 @@ WORKDIR = WorkdirStep(where=HERE, title="WORKDIR /w", key="", path="/w", user=""
                 "parents": True,
                 "link": True,
                 "unpack": True,
+                "remotes": (PlannedRemote(WebLocation("http://h.example/x"), 0, unpack=False),),
                 "instruction": "ADD",
             },
         ),
@@ -95,12 +98,38 @@ def test_every_member_of_a_step_but_place_title_and_key_counts(
     step: Step, changes: dict[str, Any]
 ) -> None:
     members = {name for kind in type(step).__mro__ for name in getattr(kind, "__slots__", ())}
-    assert members - set(changes) == {"where", "title", "key"}
+    # what is fetched counts by the files that come
+    assert members - set(changes) - {"remotes"} == {"where", "title", "key"}
     keys = {step_key("p", step), step_key("q", step)}
     keys |= {step_key("p", replace(step, **{name: value})) for name, value in changes.items()}
     assert len(keys) == 2 + len(changes)
     ignored = replace(step, where=SourceRange("F", 9, 9), title="t", key="k")
     assert step_key("p", ignored) == step_key("p", step)
+
+
+def test_all_that_says_what_a_remote_source_holds_counts_and_no_login() -> None:
+    web, git = WebLocation("http://h.example/x"), GitLocation("http://h.example/x")
+    different: list[Location] = [
+        web,
+        replace(web, url="http://h.example/y"),
+        replace(web, checksum="sha256:1"),
+        git,
+        replace(git, remote="http://h.example/y"),
+        replace(git, ref="a"),
+        replace(git, subdir="a"),
+        replace(git, checksum="a"),
+        replace(git, keep_git_dir=True),
+        replace(git, submodules=False),
+        replace(git, commit_times=True),
+    ]
+    planned = [(PlannedRemote(one, 0, unpack=False),) for one in different]
+    planned += [(PlannedRemote(web, 1, unpack=False),), (PlannedRemote(web, 0, unpack=True),)]
+    assert len({step_key("p", replace(COPY, remotes=one)) for one in planned}) == len(planned)
+    for one in (web, git):
+        with_login = (PlannedRemote(replace(one, login="me:x"), 0, unpack=False),)
+        without = (PlannedRemote(one, 0, unpack=False),)
+        keys = {step_key("p", replace(COPY, remotes=one)) for one in (with_login, without)}
+        assert len(keys) == 1
 
 
 def test_strings_are_never_joined() -> None:

@@ -19,9 +19,12 @@ from building import files_of, image_of, memory_backend, waiting_runner
 from pybuild import __version__, cli
 from pybuild.arguments import (
     BuildArguments,
+    CallArguments,
+    SecretArgument,
     parse_arguments,
     parse_build_args,
     parse_host,
+    parse_secret,
     parse_size,
     parse_ulimit,
 )
@@ -34,6 +37,11 @@ from pybuild.errors import (
     PybuildError,
     UsageError,
 )
+from pybuild.export.outputs import LocalOutput, TarOutput
+from pybuild.secrets import Secret
+from pybuild.testkit.layouts import LayoutReader
+from pybuild.testkit.registry import Registry
+from pybuild.testkit.validate import validate
 from pybuild_containerd.options import parse_options
 
 ENVIRONMENT = [
@@ -44,6 +52,8 @@ ENVIRONMENT = [
     "CONTAINERD_NAMESPACE",
     "CONTAINERD_SNAPSHOTTER",
     "DOCKER_CONFIG",
+    "DOCKER_HOST",
+    "SOURCE_DATE_EPOCH",
     "NO_COLOR",
     "XDG_RUNTIME_DIR",
     "HTTP_PROXY",
@@ -115,8 +125,13 @@ def test_every_option_is_read() -> None:
         "manifest:m=n", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
         "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
-        "--containerd-namespace", "n", "--snapshotter", "s", "--moby-labels", "--no-unpack",
-        "--hosts-dir", "/h", "--dry-run=json", "-D", "ctx",
+        "--containerd-namespace", "n", "--snapshotter", "s", "--runner", "task",
+        "--moby-labels", "--no-unpack",
+        "--hosts-dir", "/h", "--build-context", "c=d=e", "--secret", "id=s,src=p", "--public-only",
+        "--build-arg-file", "af", "--no-cache-filter", "x,y", "--no-cache-filter=z",
+        "--dry-run=json", "--call",
+        "lint,format=json,ignorestatus=1", "-D", "-o", "out", "--output", "type=tar,dest=t",
+        "--push", "--load", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
     assert found == BuildArguments(
@@ -134,16 +149,26 @@ def test_every_option_is_read() -> None:
         add_hosts=(HostEntry("h", "1.2.3.4"),),
         shm_size=1 << 30,
         ulimits=(Ulimit("nofile", 10, 20),),
+        outputs=(LocalOutput(dest="out"), TarOutput(dest="t")),
+        push=True,
+        load=True,
         iidfile="i",
         metadata_file="m",
         quiet=True,
         progress="rawjson",
+        contexts={"c": "d=e"},
+        secrets=(SecretArgument("s", "p"),),
+        public_only=True,
+        build_arg_files=("af",),
+        no_cache_filter=("x", "y", "z"),
         dry_run="json",
+        call=CallArguments("check", as_json=True, ignore_status=True),
         backend="memory",
         root="/r",
         address="/s",
         namespace="n",
         snapshotter="s",
+        runner="task",
         hosts_dir="/h",
         moby_labels=True,
         unpack=False,
@@ -161,6 +186,12 @@ def test_every_option_is_read() -> None:
         (["."], "pull", "missing"),
         (["--no-cache=false", "."], "no_cache", False),
         (["--dry-run", "."], "dry_run", "text"),
+        (["."], "call", None),
+        (["--call=build", "."], "call", None),
+        (["--call", "outline", "."], "call", CallArguments("outline")),
+        (["--call=targets,format=text", "."], "call", CallArguments("targets")),
+        (["--check", "."], "call", CallArguments("check")),
+        (["--check=false", "."], "call", None),
         (["--rm", "--force-rm", "."], "context", "."),
         (["-"], "context", "-"),
         (["-f", "-", "."], "file", "-"),
@@ -189,13 +220,20 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--label", "=x", "."], "has no name"),
         (["--annotation", "x", "."], "is not KEY=VALUE"),
         (["--annotation", "index:x=y", "."], "not supported yet"),
-        (["--secret", "id=x", "."], "--secret is not supported yet"),
+        (["--secret", "x", "."], "isn't understood"),
+        (["--secret", "src=x", "."], "needs an id"),
+        (["--secret", "id=x,src=y,env=z", "."], "either src or env"),
+        (["--secret", "id=x,type=other", "."], "needs an id"),
+        (["--build-context", "x", "."], "is not NAME=VALUE"),
         (["--ssh=default", "."], "--ssh is not supported yet"),
-        (["-o", "type=local", "."], "-o is not supported yet"),
-        (["--output=x", "."], "--output is not supported yet"),
-        (["--push", "."], "--push is not supported yet"),
-        (["--load", "."], "--load is not supported yet"),
+        (["-o", "type=local", "."], "type=local needs dest"),
+        (["--output=type=tra", "."], 'there is no type "tra"'),
         (["--cache-from=x", "."], "--cache-from is not supported yet"),
+        (["--call=", "."], '--call "" is not known'),
+        (["--call=check,outline", "."], '"check,outline" is not known'),
+        (["--call=check,colour=red", "."], "is not known"),
+        (["--call=check,format=xml", "."], "the format is text or json"),
+        (["--call=check,ignorestatus=x", "."], "is not true or false"),
         (["doctor", "--taget"], "unknown flag --taget"),
     ],
 )
@@ -203,6 +241,22 @@ def test_wrong_words_are_told_plainly(words: Any, message: Any) -> None:
     with pytest.raises(UsageError) as caught:
         parse_arguments(words, {}, "1")
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "epoch"),
+    [
+        (["--source-date-epoch", "1", "--build-arg", "SOURCE_DATE_EPOCH=2"], "3", "1"),
+        (["--build-arg", "SOURCE_DATE_EPOCH=2"], "3", "2"),
+        ([], "3", "3"),
+        ([], "", None),
+    ],
+)
+def test_the_epoch_is_the_flags_else_a_build_args_else_the_environments(
+    words: Any, environ: str, epoch: str | None
+) -> None:
+    found = parsed(*words, ".", environ={"SOURCE_DATE_EPOCH": environ})
+    assert found.build_args.get("SOURCE_DATE_EPOCH") == epoch
 
 
 def test_a_build_arg_without_value_comes_from_the_environment_or_not_at_all() -> None:
@@ -316,6 +370,11 @@ def test_digests_and_names_are_written_to_files(kept: Kept, context: Path, tmp_p
     metadata = json.loads((tmp_path / "meta").read_text())
     assert metadata["containerimage.digest"] == digest
     assert metadata["containerimage.config.digest"].startswith("sha256:")
+    descriptor = metadata["containerimage.descriptor"]
+    assert descriptor["digest"] == digest
+    assert descriptor["platform"] == {"architecture": "amd64", "os": "linux"}
+    with kept.backend.open_blob(digest) as stream:
+        assert descriptor["size"] == len(stream.read())
     assert metadata["image.name"] == "docker.io/library/app:latest,docker.io/library/b:latest"
 
 
@@ -424,7 +483,7 @@ def test_a_backend_that_is_not_there_is_told_with_the_known_ones(
     assert cli.main(["--backend", "memroy", str(context)]) == 4
     err = capsys.readouterr().err
     assert 'no backend "memroy"; did you mean memory?' in err
-    assert "containerd, memory" in err
+    assert "containerd, embedded, memory" in err
 
 
 def test_a_bug_ends_with_70_and_its_traceback(
@@ -484,12 +543,13 @@ def test_the_containerd_backend_knows_all_options_that_it_is_given(
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/me")
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:1")
     arguments = parsed(
-        "--containerd-address=/a", "--containerd-namespace=n", "--snapshotter=s", "--moby-labels",
+        "--containerd-address=/a", "--containerd-namespace=n", "--snapshotter=s", "--runner=task", "--moby-labels",
         "--hosts-dir=/h", ".",
     )  # fmt: skip
     options = parse_options(cli._backend_options(arguments))
     assert options.address == "/a"
     assert options.moby_labels is True
+    assert options.runner == "task"
 
 
 # Progress by environment
@@ -557,7 +617,133 @@ def test_progress_that_nobody_reads_cancels_the_build(
     assert cli.main(["--progress=plain", str(context)]) == 130
 
 
+# Outputs
+
+
+def test_outputs_are_written_instead_of_the_store(
+    kept: Kept, context: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-t", "app", "-o", "out", "-o", "type=oci,dest=a.tar", str(context)]
+    assert cli.main(words) == 0
+    (image,) = LayoutReader(tmp_path / "a.tar").images().values()
+    out = capsys.readouterr().out
+    assert out == f"docker.io/library/app:latest {image.manifest.digest}\n"
+    assert (tmp_path / "out/a.txt").read_text() == "alpha"
+    with pytest.raises(ImageNotFound):
+        image_of(kept.backend)
+
+
+def test_push_sends_the_image_with_the_login_of_docker(
+    kept: Kept, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYBUILD_BACKEND", "containerd")
+    with Registry(username="me", password="pw") as registry:
+        auths = {registry.address: {"username": "me", "password": "pw"}}
+        (tmp_path / ".docker").mkdir()
+        (tmp_path / ".docker/config.json").write_text(json.dumps({"auths": auths}))
+        name = f"{registry.address}/app:1"
+        assert cli.main(["-t", name, "--push", "--metadata-file", "m", str(context)]) == 0
+        digest = registry.read_manifest("app:1")[0].digest
+        assert json.loads((tmp_path / "m").read_text())["containerimage.digest"] == digest
+        with pytest.raises(ImageNotFound):
+            image_of(kept.backend, name)
+        assert cli.main(["-t", name, "-o", "type=image", "--push", "--load", str(context)]) == 0
+        assert image_of(kept.backend, name).digest == registry.read_manifest("app:1")[0].digest
+
+
+def test_push_without_a_login_says_what_to_do(
+    kept: Kept, context: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Registry(username="me", password="pw") as registry:
+        assert cli.main(["-t", f"{registry.address}/app:1", "--push", str(context)]) == 3
+        assert f"docker login {registry.address}" in capsys.readouterr().err
+
+
+def test_load_goes_to_the_docker_that_the_environment_names(
+    kept: Kept, context: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYBUILD_BACKEND", "memory")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/d.sock")
+    for words in (["--load"], ["-o", "type=docker"]):
+        assert cli.main([*words, str(context)]) == 5
+        assert "Docker at unix:///nowhere/d.sock: No such file" in capsys.readouterr().err
+
+
+def test_load_goes_to_the_containerd_that_the_command_line_names(
+    kept: Kept, context: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = memory_backend()
+    monkeypatch.setattr(other, "close", lambda: None)
+    asked = []
+
+    def opened(name: str, options: Any) -> Any:
+        asked.append((name, options["address"]))
+        return other
+
+    monkeypatch.setenv("PYBUILD_BACKEND", "memory")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/d.sock")
+    monkeypatch.setattr("pybuild.export.exporting.open_backend", opened)
+    words = ["--load", "--containerd-address", "/x.sock", "-t", "app", str(context)]
+    assert cli.main(words) == 0
+    assert asked == [("containerd", "/x.sock")]
+    assert files_of(other)["a.txt"] == b"alpha"
+
+
+def test_load_is_the_store_itself_if_that_is_containerds(kept: Kept, context: Path) -> None:
+    assert cli.main(["--backend=containerd", "--load", "-t", "app", str(context)]) == 0
+    assert files_of(kept.backend)["a.txt"] == b"alpha"
+
+
+def test_an_archive_is_not_written_to_a_terminal(
+    kept: Kept, context: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli.main(["-o", "-", str(context)]) == 2
+    assert "isn't written to a terminal" in capsys.readouterr().err
+
+
+def test_only_one_archive_goes_to_standard_output(
+    kept: Kept, context: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["-o", "-", "-o", "type=oci", str(context)]) == 2
+    assert "only one output" in capsys.readouterr().err
+
+
 COMMAND = [sys.executable, "-m", "pybuild"]
+
+
+def archive_of(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    (folder / "D").write_text("FROM scratch\nCOPY large /\n")
+    (folder / "large").write_bytes(os.urandom(1 << 20))
+    command = [*COMMAND, "--backend=memory", "--progress=plain", "-f", "D", *words, "."]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_standard_output_gets_the_archive_and_nothing_else(tmp_path: Path) -> None:
+    with archive_of(tmp_path, "-o", "type=docker,dest=-", "-t", "app") as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (tmp_path / "a.tar").write_bytes(out)
+    layout = LayoutReader(tmp_path / "a.tar")
+    validate(layout, layout.images()["docker.io/library/app:latest"])
+
+
+def test_a_reader_that_waits_forever_does_not_hold_up_a_cancel(tmp_path: Path) -> None:
+    with archive_of(tmp_path, "-o", "-") as process:
+        assert process.stdout is not None
+        process.stdout.read(512)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+def test_a_reader_that_goes_away_is_told(tmp_path: Path) -> None:
+    with archive_of(tmp_path, "-o", "-") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(512)
+        process.stdout.close()
+        assert process.wait(60) == 5
+        assert b"nobody reads it any more" in process.stderr.read()
 
 
 def run(*words: str, **options: Any) -> Any:
@@ -619,9 +805,9 @@ def test_help_fits_a_reader_in_a_hurry() -> None:
     done = run("--help")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert len(lines) < 60
+    assert len(lines) < 100
     assert max(map(len, lines)) <= 100
-    assert "--secret" not in done.stdout
+    assert "--cache-to" not in done.stdout
     for flag in ("--file", "--tag", "--build-arg", "--dry-run", "--containerd-address"):
         assert flag in done.stdout
 
@@ -634,10 +820,70 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert version("pybuild-oci") == __version__
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("id=a,src=/p", SecretArgument("a", "/p")),
+        ("type=file,id=a,source=/p", SecretArgument("a", "/p")),
+        ("id=a,env=B", SecretArgument("a", None, "B")),
+        ("type=env,id=a,src=B", SecretArgument("a", None, "B")),
+        ("type=env,id=SET", SecretArgument("SET", None, "SET")),
+        ("id=SET", SecretArgument("SET", None, "SET")),
+        ("id=unset", SecretArgument("unset", "unset")),
+    ],
+)
+def test_a_secret_is_in_a_file_or_in_the_environment(text: str, expected: SecretArgument) -> None:
+    assert parse_secret(text, {"SET": "x"}) == expected
+
+
+def test_secrets_are_read_where_they_are(context: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xffbytes\n")
+    found = cli._secrets(parsed("--secret=id=a,src=file", "--secret=id=b,env=HOME", str(context)))
+    assert (found["a"], found["b"]) == (Secret(b"\xffbytes\n"), Secret(str(tmp_path).encode()))
+    assert "bytes" not in repr(found)
+    (tmp_path / "large").write_bytes(bytes(600_000))
+    for wrong in ("id=a,src=nowhere", "id=a,env=NOT_SET", "id=a,src=large"):
+        with pytest.raises(UsageError):
+            cli._secrets(parsed(f"--secret={wrong}", str(context)))
+
+
+def test_build_args_of_a_file_give_way_to_those_of_the_command_line(
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROM_OUTSIDE", "outside")
+    (tmp_path / "one").write_bytes(b"# A=0\r\nA=1\r\n\n  \nB= x y \nFROM_OUTSIDE\nNOT_SET\n")
+    (tmp_path / "two").write_text("A=2\nC=#3\n")
+    files = ("--build-arg-file=one", "--build-arg-file=two")
+    found = cli._build_args(parsed(*files, "--build-arg=C=4", str(context)))
+    assert found == {"A": "2", "B": " x y ", "FROM_OUTSIDE": "outside", "C": "4"}
+    (tmp_path / "one").write_text("=x\n")
+    with pytest.raises(UsageError):
+        cli._build_args(parsed(*files, str(context)))
+
+
+def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.request import getproxies_environment  # noqa: PLC0415  (what it is compared to)
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    given = {
+        "HTTP_PROXY": "http://a",
+        "http_proxy": "http://b",
+        "NO_PROXY": "c",
+        "Ftp_Proxy": "http://d",
+    }
+    for name, value in {**given, "https_proxy": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert cli._proxies() == getproxies_environment()
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.setenv("REQUEST_METHOD", "GET")
+    assert cli._proxies() == getproxies_environment() == {"no": "c", "ftp": "http://d"}
+
+
 def test_a_usage_error_exits_with_2_and_a_hint() -> None:
-    done = run("--secret", "id=x", ".")
+    done = run("--ssh", "default", ".")
     assert done.returncode == 2
-    assert done.stderr == "error: --secret is not supported yet (secrets)\n"
+    assert done.stderr == "error: --ssh is not supported yet (SSH agents)\n"
 
 
 # Dry runs

@@ -380,11 +380,45 @@ def test_bytes_that_are_not_utf_8_pass_through() -> None:
     assert cmd.command.args == ("\ufffd",)
 
 
-def test_warnings_and_directives_are_handed_on() -> None:
-    parsed = dockerfile("# syntax=some/frontend\n# check=skip=all\nFROM \\\n\n a")
-    assert parsed.directives.syntax == "some/frontend"
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        "docker/dockerfile",
+        "docker/dockerfile:1",
+        "docker/dockerfile:1.7-labs",
+        "docker.io/docker/dockerfile:1@sha256:aa",
+        "docker/dockerfile-upstream:master",
+        "mirror.example:5000/docker/dockerfile:1",
+        "docker/dockerfile:1 anything else",
+        "dockerfile.v0",
+    ],
+)
+def test_the_official_frontend_is_built_in(syntax: str) -> None:
+    dockerfile(f"# syntax={syntax}\nFROM base\n")
+
+
+@pytest.mark.parametrize("syntax", ["me/frontend", "docker/dockerfilex", "docker/dockerfile/x"])
+def test_another_frontend_is_refused_at_its_line(syntax: str) -> None:
+    # what stands below it needn't be a Dockerfile
+    for text, override, line in (
+        (f"# escape=`\n# syntax={syntax}\nfs default() {{}}\n", None, 2),
+        ("FROM base\n", syntax, 1),
+        ("# syntax=docker/dockerfile:1\nFROM base\n", syntax, 1),
+    ):
+        with pytest.raises(DockerfileError, match="unknown syntax") as caught:
+            parse(text.encode(), syntax=override)
+        assert caught.value.where == SourceRange("Dockerfile", line, line)
+
+
+def test_the_caller_may_replace_the_frontend() -> None:
+    parse(b"# syntax=me/mine\nFROM base\n", syntax="docker/dockerfile:1")
+
+
+def test_directives_are_handed_on_with_their_lines() -> None:
+    parsed = dockerfile("# syntax=docker/dockerfile:1\n# check=skip=all\nFROM \\\n\n a")
+    assert parsed.directives.syntax == "docker/dockerfile:1"
     assert parsed.directives.check == "skip=all"
-    assert [where.start_line for _, where in parsed.warnings] == [5]
+    assert (parsed.directives.syntax_line, parsed.directives.check_line) == (1, 2)
 
 
 def test_a_trigger_is_one_instruction() -> None:

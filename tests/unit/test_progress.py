@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from pybuild.dockerfile.lint import LintWarning
 from pybuild.errors import BackendFailed, BuildCancelled, RunFailed, SourceRange
+from pybuild.oci.descriptor import OCI_MANIFEST, Descriptor
 from pybuild.oci.platform import Platform
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    LintReported,
     StepFinished,
     StepLog,
     StepProgress,
@@ -27,7 +30,14 @@ from pybuild.run.progress.tty import TtyReporter
 from pybuild.run.result import BuildResult
 
 WHERE = SourceRange("Dockerfile", 2, 3)
-RESULT = BuildResult("sha256:d", "sha256:c", ("a:1",), Platform("linux", "amd64"), (), 1.5)
+RESULT = BuildResult(
+    Descriptor(OCI_MANIFEST, "sha256:d", 1),
+    "sha256:c",
+    ("a:1",),
+    Platform("linux", "amd64"),
+    (),
+    1.5,
+)
 
 
 def plain(*events: Event, clock: Any = lambda: 0.0) -> str:
@@ -44,6 +54,18 @@ def as_json(*events: Event) -> list[dict]:
     for event in events:
         reporter.report(event)
     return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+SOURCE = b"FROM \x1b[31ma AS b\n\tENV c \\\n  d\nUSER e\nUSER f\n"
+LINT = LintReported(
+    (
+        LintWarning(
+            "StageNameCasing", "a \x1b[1mname", SourceRange("Dockerfile", 1, 1), "In words"
+        ),
+        LintWarning("Legacy", "two lines", WHERE, "Old"),
+    ),
+    SOURCE,
+)
 
 
 def test_plain_progress_reads_like_buildkits() -> None:
@@ -117,6 +139,54 @@ def test_plain_shows_progress_every_five_seconds_or_five_hundredths() -> None:
         "#1 layer 1.00MB / 1.00MB done",
         "#1 naming to a:1 done",
     ]
+
+
+def test_plain_ends_with_the_findings_of_the_build_checks() -> None:
+    assert plain(LINT) == (
+        "\n"
+        " 2 warnings found:\n"
+        " - StageNameCasing: a name (line 1)\n"
+        "In words\n"
+        "Dockerfile:1\n"
+        "--------------------\n"
+        "   1 | >>> FROM a AS b\n"
+        "   2 |         ENV c \\\n"
+        "   3 |       d\n"
+        "--------------------\n"
+        "\n"
+        " - Legacy: two lines (line 2)\n"
+        "Old\n"
+        "Dockerfile:2\n"
+        "--------------------\n"
+        "   1 |     FROM a AS b\n"
+        "   2 | >>>     ENV c \\\n"
+        "   3 | >>>   d\n"
+        "   4 |     USER e\n"
+        "--------------------\n"
+        "\n"
+    )
+    assert "1 warning found" in plain(LintReported(LINT.warnings[:1], SOURCE))
+
+
+def test_raw_json_has_the_findings_in_one_line() -> None:
+    (line,) = as_json(LintReported(LINT.warnings[1:], SOURCE))
+    assert line == {
+        "event": "lint-reported",
+        "warnings": [
+            {
+                "rule": "Legacy",
+                "message": "two lines",
+                "where": {
+                    "file": "Dockerfile",
+                    "start_line": 2,
+                    "end_line": 3,
+                    "start_column": None,
+                    "end_column": None,
+                },
+                "description": "Old",
+            }
+        ],
+    }
 
 
 def test_plain_tells_warnings_with_place_and_hint() -> None:
@@ -209,6 +279,7 @@ def test_tty_shows_running_steps_and_leaves_finished_ones() -> None:
         reporter.report(Warned(1, "careful"))
         reporter.report(StepFinished(1, 0.5))
         reporter.report(StepLog(9, 1, b"of no unit", 0.1))
+        reporter.report(LINT)
         reporter.report(BuildFinished(RESULT))
     text = stream.getvalue()
     assert "[build 2/4] RUN make" in text
@@ -217,6 +288,7 @@ def test_tty_shows_running_steps_and_leaves_finished_ones() -> None:
     assert "#1 [build 2/4] RUN make  DONE 0.5s\n" in text
     assert "   naming to a:1\n" in text
     assert "WARN: careful" in text
+    assert " - Legacy: two lines (line 2)\n" in text
     assert "\x1b[2J" not in text
 
 

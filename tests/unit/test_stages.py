@@ -15,17 +15,29 @@ from pybuild.errors import (
     StageCycle,
     StageNotFound,
     UnsupportedByBackend,
+    UsageError,
 )
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
 from pybuild.plan import Plan, PlanRequest, make_plan
+from pybuild.plan.contexts import (
+    FilesContext,
+    ImageContext,
+    LayoutContext,
+    NamedContext,
+    StageContext,
+    parse_context,
+)
+from pybuild.plan.resolve import ImageName
 from pybuild.plan.stages import find_cycle, reachable
 from pybuild.plan.steps import ContextSource, CopyStep, ImageSource, RunStep, StageSource
 
 AMD64 = Platform("linux", "amd64")
 ARM64 = Platform("linux", "arm64")
 HERE = SourceRange("Dockerfile", 1, 1)
+SRC = FilesContext("src")
+DIGEST = "sha256:" + "7" * 64
 
 
 class Images:
@@ -36,8 +48,9 @@ class Images:
         self.places: list[int] = []
         self._onbuild = onbuild or {}
 
-    def __call__(self, reference: Reference, platform: Platform, where: SourceRange) -> BaseImage:
-        self.asked.append((str(reference), str(platform)))
+    def __call__(self, name: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
+        self.asked.append((str(name), str(platform)))
+        reference = name if isinstance(name, Reference) else Reference("localhost", "layout")
         self.places.append(where.start_line)
         if "missing" in reference.repository:
             raise ImageNotFound(f"{reference} not found")
@@ -55,11 +68,11 @@ def plan(
     text: str,
     target: str | None = None,
     images: Images | None = None,
-    contexts: frozenset[str] = frozenset(),
+    contexts: dict[str, NamedContext] | None = None,
     **arguments: str,
 ) -> Plan:
-    request = PlanRequest(AMD64, AMD64, target, arguments)
-    return make_plan(parse(text.encode()), request, images or Images(), contexts)
+    request = PlanRequest(AMD64, AMD64, target, arguments, contexts=contexts or {})
+    return make_plan(parse(text.encode()), request, images or Images())
 
 
 def sources(found: Plan) -> list[object]:
@@ -234,28 +247,108 @@ def test_a_missing_image_is_reported_at_the_line_that_names_it() -> None:
 
 def test_a_named_context_is_a_source_and_stands_in_for_a_stage_of_its_name() -> None:
     text = "FROM missing AS src\nFROM scratch\nCOPY --from=src / /\nCOPY --from=0 / /\n"
-    found = plan(text, contexts=frozenset({"src"}))
+    found = plan(text, contexts={"src": SRC})
     assert sources(found) == [ContextSource("src"), ContextSource("src")]
     assert len(found.stages) == 1
 
 
 @pytest.mark.parametrize("name", ["src", "src:latest", "docker.io/library/src"])
 def test_a_context_is_found_by_any_form_of_its_name(name: str) -> None:
-    found = plan(f"FROM scratch\nCOPY --from={name} / /\n", contexts=frozenset({"src"}))
+    found = plan(f"FROM scratch\nCOPY --from={name} / /\n", contexts={"src": SRC})
     assert sources(found) == [ContextSource("src")]
 
 
 @pytest.mark.parametrize("name", ["scratch", "context"])
 def test_scratch_and_context_are_never_replaced(name: str) -> None:
     images = Images()
-    plan(f"FROM scratch\nCOPY --from={name} / /\n", images=images, contexts=frozenset({name}))
+    plan(f"FROM scratch\nCOPY --from={name} / /\n", images=images, contexts={name: SRC})
     assert images.names == ([] if name == "scratch" else ["context:latest"])
 
 
-def test_a_stage_on_a_named_context_is_refused() -> None:
-    with pytest.raises(UnsupportedByBackend) as caught:
-        plan("FROM src\n", contexts=frozenset({"src"}))
+@pytest.mark.parametrize("text", ["FROM src\n", "FROM missing AS src\nRUN never\n"])
+def test_a_stage_may_start_on_the_files_of_a_context(text: str) -> None:
+    (stage,) = plan(text, contexts={"src": SRC}).stages
+    assert stage.parent == ImageSource(None)
+    assert [type(step) for step in stage.steps] == [CopyStep]
+    assert sources(plan(text, contexts={"src": SRC})) == [ContextSource("src")]
+
+
+def test_a_context_gives_another_image_for_a_base_and_for_a_source() -> None:
+    images = Images()
+    contexts: dict[str, NamedContext] = {"a": ImageContext("b:2"), "c:1": ImageContext("scratch")}
+    text = "FROM docker.io/library/a:latest AS one\nFROM c:1\nCOPY --from=a /x /x\nCOPY --from=one / /\n"
+    found = plan(text, images=images, contexts=contexts)
+    assert images.names == ["b:2"]
+    assert found.target.parent == ImageSource(None)
+
+
+def test_a_stage_replaced_by_an_image_runs_nothing_of_its_own_nor_of_the_image() -> None:
+    images = Images({"b": ("RUN trigger",)})
+    text = "FROM missing AS one\nRUN own\nFROM one\nCOPY --from=one / /\n"
+    found = plan(text, images=images, contexts={"one": ImageContext("b")})
+    assert images.names == ["b:latest"]
+    assert [len(stage.steps) for stage in found.stages] == [0, 1]
+
+
+def test_a_context_for_a_platform_goes_before_one_for_all() -> None:
+    contexts: dict[str, NamedContext] = {
+        "a": ImageContext("any"),
+        "a::linux/arm64/v8": ImageContext("arm"),
+    }
+    images = Images()
+    text = "FROM --platform=linux/arm64 a AS one\nFROM a\nCOPY --from=one / /\n"
+    plan(text, images=images, contexts=contexts)
+    assert sorted(images.names) == ["any:latest", "arm:latest"]
+
+
+def test_a_layout_is_asked_for_by_its_place_once() -> None:
+    layout = LayoutContext("dir", "1")
+    images = Images()
+    plan("FROM a\nCOPY --from=a /x /x\n", images=images, contexts={"a": layout})
+    assert images.asked == [("oci-layout://dir:1", "linux/amd64")]
+
+
+def test_a_context_may_be_another_stage() -> None:
+    text = "FROM a AS one\nFROM base AS two\nRUN x\nFROM scratch\nCOPY --from=base / /\nCOPY --from=two / /\n"
+    images = Images()
+    found = plan(text, images=images, contexts={"base": StageContext("One")})
+    assert images.names == ["a:latest"]
+    assert found.stages[1].parent == StageSource(0)
+    assert sources(found) == [StageSource(0), StageSource(1)]
+
+
+@pytest.mark.parametrize("stage", ["later", "base", "nowhere"])
+def test_a_context_that_is_a_stage_must_stand_above(stage: str) -> None:
+    with pytest.raises(StageNotFound, match="isn't defined above") as caught:
+        plan("FROM base AS x\nFROM x AS later\n", contexts={"base": StageContext(stage)})
     assert caught.value.where is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("../dir", FilesContext("../dir")),
+        ("https://host.example/x.tar.gz", FilesContext("https://host.example/x.tar.gz")),
+        ("docker-image://a/b:1", ImageContext("a/b:1")),
+        ("docker-image://scratch", ImageContext("scratch")),
+        ("oci-layout://dir", LayoutContext("dir")),
+        ("oci-layout:///a/b.tar:1.2", LayoutContext("/a/b.tar", "1.2")),
+        ("oci-layout://C:/dir:x", LayoutContext("C:/dir", "x")),
+        (f"oci-layout://d@{DIGEST}", LayoutContext("d", None, DIGEST)),
+        (f"oci-layout://d@e:t@{DIGEST}", LayoutContext("d@e", "t", DIGEST)),
+        ("target:one", StageContext("one")),
+    ],
+)
+def test_the_value_of_a_context_says_its_kind(value: str, expected: NamedContext) -> None:
+    assert parse_context(value) == expected
+    if isinstance(expected, LayoutContext):
+        assert str(expected) == value
+
+
+@pytest.mark.parametrize("value", ["", "docker-image://", "docker-image://A B", "oci-layout://"])
+def test_a_value_that_says_nothing_is_refused(value: str) -> None:
+    with pytest.raises(UsageError):
+        parse_context(value)
 
 
 def test_triggers_run_first_with_the_place_of_from() -> None:
@@ -309,7 +402,6 @@ def test_images_that_are_only_copied_from_trigger_nothing() -> None:
         "",
         "NONSENSE",
         "RUN --mont=x y",
-        "ADD https://example.org/x /",
         "COPY --from=self / /",
         "COPY --from=9 / /",
         "RUN <<EOF",
@@ -382,7 +474,7 @@ def test_a_circle_of_many_stages_is_found() -> None:
     assert circle is not None
     assert circle == list(range(10_000, 20_001))
     assert find_cycle({i: [i + 1] for i in range(20_000)}) is None
-    assert len(reachable(0, edges)) == 20_001
+    assert len(reachable([0], edges)) == 20_001
 
 
 def test_a_shared_stage_is_no_circle() -> None:

@@ -145,12 +145,18 @@ def _without_surrogates(text: str) -> str:
 
 def suggestion(word: str, options: Iterable[str], prefix: str = "") -> str | None:
     """A hint with the option that is at most two edits from `word`, if there is one."""
+    best = closest(word, options)
+    return None if best is None else f"did you mean {prefix}{best}?"
+
+
+def closest(word: str, options: Iterable[str]) -> str | None:
+    """The option with the fewest edits from `word`, one or two, if there is one."""
     best, fewest = None, _MAX_EDITS + 1
     for option in sorted(options):
         edits = _distance(word, option)
         if 0 < edits < fewest:
             best, fewest = option, edits
-    return None if best is None else f"did you mean {prefix}{best}?"
+    return best
 
 
 def _distance(left: str, right: str) -> int:
@@ -162,4 +168,6 @@ def _distance(left: str, right: str) -> int:
         diagonal, row[0] = row[0], i
         for j, b in enumerate(right, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+        if min(row) > _MAX_EDITS:
+            return _MAX_EDITS + 1
     return row[-1]

@@ -218,6 +218,8 @@ class Directives:
     escape: str = "\\"
     syntax: str | None = None
     check: str | None = None
+    syntax_line: int = 1
+    check_line: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,4 +232,3 @@ class Dockerfile:
     global_args: tuple[Arg, ...]
     instructions: tuple[Instruction, ...]
     """From the first FROM on."""
-    warnings: tuple[tuple[str, SourceRange], ...] = ()

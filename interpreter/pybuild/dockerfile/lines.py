@@ -81,7 +81,8 @@ class LogicalLine:
 class SplitFile:
     directives: Directives
     lines: tuple[LogicalLine, ...]
-    warnings: tuple[tuple[str, SourceRange], ...]
+    gaps: tuple[SourceRange, ...]
+    """The last lines of the instructions with empty lines behind a continuation."""
 
 
 def split_file(data: bytes, name: str) -> SplitFile:
@@ -93,7 +94,7 @@ def split_file(data: bytes, name: str) -> SplitFile:
     directives, first = _read_directives(physical, name)
     reader = _Reader(physical, first, name, directives.escape)
     lines = _through_dockerfile_parse(reader.read(), len(physical))
-    return SplitFile(directives, lines, tuple(reader.warnings))
+    return SplitFile(directives, lines, tuple(reader.gaps))
 
 
 def split_trigger(trigger: str, where: SourceRange, escape: str) -> tuple[LogicalLine, ...]:
@@ -166,6 +167,7 @@ def _physical_lines(data: bytes, name: str) -> list[str]:
 def _read_directives(lines: Sequence[str], name: str) -> tuple[Directives, int]:
     """The parser directives, and the index of the first line that is none."""
     found: dict[str, str] = {}
+    places: dict[str, int] = {}
     for index, line in enumerate(lines):
         match = _DIRECTIVE.match(line.strip(SPACE))
         key = match[1].lower() if match else ""
@@ -175,6 +177,7 @@ def _read_directives(lines: Sequence[str], name: str) -> tuple[Directives, int]:
         if key in found:
             raise DockerfileSyntaxError(f"the directive {key} is given twice", where=where)
         found[key] = match[2]
+        places[key] = index + 1
         if key == "escape" and match[2] not in ("\\", "`"):
             raise DockerfileSyntaxError(
                 f"the escape character can't be {match[2]!r}",
@@ -187,7 +190,14 @@ def _read_directives(lines: Sequence[str], name: str) -> tuple[Directives, int]:
         match = _DIRECTIVE.match(lines[1].strip(SPACE)) if len(lines) > 1 else None
         if match is not None and match[1].lower() == "syntax":
             found["syntax"] = match[2]
-    directives = Directives(found.get("escape", "\\"), found.get("syntax"), found.get("check"))
+            places["syntax"] = 2
+    directives = Directives(
+        found.get("escape", "\\"),
+        found.get("syntax"),
+        found.get("check"),
+        places.get("syntax", 1),
+        places.get("check", 1),
+    )
     return directives, count
 
 
@@ -195,7 +205,7 @@ class _Reader:
     """Joins physical lines into logical ones."""
 
     def __init__(self, lines: Sequence[str], first: int, name: str, escape: str) -> None:
-        self.warnings: list[tuple[str, SourceRange]] = []
+        self.gaps: list[SourceRange] = []
         self._lines = lines
         self._next = first
         self._name = name
@@ -234,12 +244,7 @@ class _Reader:
         text, pieces, gap = self._join()
         where = SourceRange(self._name, start, self._next)
         if gap:
-            self.warnings.append(
-                (
-                    "NoEmptyContinuation: an empty line follows a continuation",
-                    SourceRange(self._name, self._next, self._next),
-                )
-            )
+            self.gaps.append(SourceRange(self._name, self._next, self._next))
         keyword, value_start = split_keyword(text)
         line = LogicalLine(
             instruction=keyword.upper(),

@@ -16,7 +16,9 @@ from pybuild.dockerfile.arguments import (
     split_keyword,
     suggestion,
 )
+from pybuild.dockerfile.checks import check_file, check_instruction
 from pybuild.dockerfile.flags import Kind, parse_duration
+from pybuild.dockerfile.frontend import check_frontend
 from pybuild.dockerfile.instructions import (
     Add,
     Arg,
@@ -43,8 +45,10 @@ from pybuild.dockerfile.instructions import (
     Workdir,
 )
 from pybuild.dockerfile.lines import LogicalLine, parse_heredoc, split_file, split_trigger
+from pybuild.dockerfile.lint import Lint
 from pybuild.dockerfile.mounts import parse_device, parse_mount
 from pybuild.dockerfile.requests import Request, read_request
+from pybuild.dockerfile.rules import NO_EMPTY_CONTINUATION
 from pybuild.dockerfile.words import SPACE
 from pybuild.errors import DockerfileSyntaxError, SourceRange, UnknownInstruction, located
 
@@ -86,17 +90,30 @@ _FLAGS: Mapping[str, Mapping[str, Kind]] = {
 }
 
 
-def parse(data: bytes, name: str = "Dockerfile") -> Dockerfile:
+def parse(
+    data: bytes,
+    name: str = "Dockerfile",
+    lint: Lint | None = None,
+    syntax: str | None = None,
+) -> Dockerfile:
     """The instructions of a Dockerfile; `name` is for messages.
 
+    `lint` takes what the build checks find, also if the file is refused in the end. `syntax`
+    is a frontend that replaces the one of the file's directive.
     Raises DockerfileError, with a place, for whatever isn't a Dockerfile.
     """
+    lint = lint or Lint()
     source = split_file(data, name)
+    check_frontend(source.directives, syntax, name)
+    lint.follow(source.directives, name)
+    for gap in source.gaps:
+        lint.report(NO_EMPTY_CONTINUATION, gap, "Empty continuation line")
     global_args: list[Arg] = []
     instructions: list[Instruction] = []
     stages = 0
     for line in source.lines:
         instruction = _parse_line(line, source.directives.escape)
+        check_instruction(instruction, source.directives.escape, lint)
         if isinstance(instruction, From):
             stages += 1
             if stages > MAX_STAGES:
@@ -119,13 +136,14 @@ def parse(data: bytes, name: str = "Dockerfile") -> Dockerfile:
             where=source.lines[-1].where,
             hint="every image is built FROM another one, or FROM scratch",
         )
-    return Dockerfile(
+    parsed = Dockerfile(
         name=name,
         directives=source.directives,
         global_args=tuple(global_args),
         instructions=tuple(instructions),
-        warnings=source.warnings,
     )
+    check_file(parsed, lint)
+    return parsed
 
 
 def parse_trigger(trigger: str, where: SourceRange, escape: str = "\\") -> Instruction:

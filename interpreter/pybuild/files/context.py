@@ -49,6 +49,20 @@ class ContextTree(Tree):
         """The same without what `ignore` excludes. Closing the one closes the other."""
         return _Filtered(self, ignore)
 
+    def below(self, path: str) -> ContextTree:
+        """The folder at `path` as a tree of its own, without links to the rest.
+
+        ``path`` is relative, empty for this tree itself. Raises ContextError unless every part
+        of it is a folder and no symlink.
+        """
+        folder = path.encode("utf-8", "surrogateescape")
+        parts = folder.split(b"/") if folder else []
+        for end in range(1, len(parts) + 1):
+            entry = self.get(b"/".join(parts[:end]))
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                raise ContextError(f"{shown(folder)} is no folder there, or is reached by a link")
+        return _Below(self, folder) if folder else self
+
     def __enter__(self) -> Self:
         return self
 
@@ -251,6 +265,36 @@ class _Archive(ContextTree):
 
     def open(self, path: bytes) -> BinaryIO:
         return self._inner.open(path)
+
+
+class _Below(ContextTree):
+    """A folder of another tree, as the root."""
+
+    def __init__(self, inner: ContextTree, folder: bytes) -> None:
+        self._inner = inner
+        self._folder = folder
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get(self, path: bytes) -> Entry | None:
+        entry = self._inner.get(self._there(path))
+        if entry is None:
+            return None
+        link = entry.link
+        if link and entry.kind is Kind.FILE:  # the other name of a hard link
+            inside = link.startswith(self._folder + b"/")
+            link = link[len(self._folder) + 1 :] if inside else b""
+        return replace(entry, path=path, link=link)
+
+    def children(self, path: bytes) -> Sequence[bytes]:
+        return self._inner.children(self._there(path))
+
+    def open(self, path: bytes) -> BinaryIO:
+        return self._inner.open(self._there(path))
+
+    def _there(self, path: bytes) -> bytes:
+        return join(self._folder, path) if path else self._folder
 
 
 class _Filtered(ContextTree):

@@ -6,7 +6,7 @@ file is opened when the layer is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -52,16 +52,24 @@ def plan_copy(request: CopyRequest, source: Tree, destination: Tree) -> list[New
     unless ``chmod`` is given too (BuildKit's rule). Content of unpacked archives lies in a
     temporary file that goes with the last entry. Raises CopyFailed.
     """
-    if len(request.patterns) > 1 and not request.destination.endswith("/"):
+    return plan_copies([(request, source)], destination)
+
+
+def plan_copies(copies: Sequence[tuple[CopyRequest, Tree]], destination: Tree) -> list[NewEntry]:
+    """As :func:`plan_copy`, of several sources that are copied one after the other."""
+    request = copies[0][0]
+    if sum(len(one.patterns) for one, _ in copies) > 1 and not request.destination.endswith("/"):
         raise CopyFailed(
             "with more than one source the destination must be a directory and end with a /"
         )
     if request.link and not request.chmod:
         destination = MemoryTree(())
-    copy = _Copy(request, source, Staging(destination))
-    for pattern in request.patterns:
-        copy.add(pattern)
-    return copy.staging.entries()
+    staging = Staging(destination)
+    for one, source in copies:
+        copy = _Copy(one, source, staging)
+        for pattern in one.patterns:
+            copy.add(pattern)
+    return staging.entries()
 
 
 class _Copy:

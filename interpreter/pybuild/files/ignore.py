@@ -21,6 +21,7 @@ _MAX_LINE = 65535
 _MAX_PATTERN = 4096
 _MAX_STATES = 2000
 _MAX_FOLDERS = 10_000
+_EVERYTHING = ("*", "**", "**/*")
 
 
 def read_patterns(data: bytes) -> list[str]:
@@ -53,6 +54,7 @@ class IgnoreMatcher:
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises ContextError for a pattern that is wrong."""
         rules: list[tuple[bool, _State]] = []
+        self._excludes_root = False
         for pattern in patterns:
             stripped = pattern.strip(_SPACE)
             if not stripped:
@@ -61,6 +63,7 @@ class IgnoreMatcher:
             negated = text.startswith("!")
             if text == "!":
                 raise ContextError('the ignore pattern "!" says nothing to include')
+            self._excludes_root |= text in _EVERYTHING
             rules.append((negated, _compile(text[negated:], stripped)))
         self._negated = tuple(negated for negated, _ in rules)
         start = tuple(state for _, state in rules)
@@ -82,6 +85,16 @@ class IgnoreMatcher:
             if negated == excluded and (hit or (state.alive and state.run(name).accepts)):
                 excluded = not negated
         return excluded
+
+    def excludes_source(self, source: str) -> bool:
+        """Whether nothing is left of a COPY's `source`, as BuildKit's check CopyIgnoredFile has it.
+
+        Where a pattern with ``!`` leaves that open it is False.
+        """
+        if any(self._negated):
+            return False
+        path = _clean(source)
+        return self._excludes_root if path in (".", "/") else self.excludes(path)
 
     def excludes_all_below(self, path: str) -> bool:
         """Whether the folder `path` and everything that can be below it is excluded."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 from pybuild.errors import InvalidImage, RegistryError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 
 
 class Activity(Protocol):
@@ -85,13 +86,21 @@ DEFAULT_TLS = TlsOptions()
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """`size` bytes that are sent while `pieces` gives them; once more for each request."""
+
+    size: int
+    pieces: Callable[[], Generator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request; headers may hold secrets, so they stay out of the repr."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes | None = field(default=None, repr=False)
+    body: bytes | Body | None = field(default=None, repr=False)
     tls: TlsOptions = DEFAULT_TLS
     connect_timeout: float | None = None
 
@@ -155,6 +164,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, not of a machine or a private network."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        # what leads to an IPv4 address may lead to a private one
+        if found.ipv4_mapped is not None:
+            return is_public(str(found.ipv4_mapped))
+        if found in _NAT64 or found.sixtofour is not None or found.teredo is not None:
+            return False
+    return found.is_global and not found.is_multicast
 
 
 def read_body(response: Response, url: str, limit: int, deadline: float) -> bytes:

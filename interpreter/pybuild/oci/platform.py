@@ -193,3 +193,10 @@ def _invalid(text: str) -> UsageError:
         f"unknown platform {text!r}",
         hint="platforms look like linux/amd64, linux/arm64 or linux/arm/v7",
     )
+
+
+def platform_as_json(platform: Platform) -> dict[str, str]:
+    """The platform member of a descriptor (OCI `image-index.md`)."""
+    optional = {"variant": platform.variant, "os.version": platform.os_version}
+    members = {"architecture": platform.architecture, "os": platform.os}
+    return members | {name: value for name, value in optional.items() if value}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import Protocol, Self
 
-from pybuild.errors import BuildCancelled, InvalidImage, PlatformMismatch
+from pybuild.errors import InvalidImage, PlatformMismatch
 from pybuild.oci.descriptor import INDEX_TYPES, Descriptor, digest_of
 from pybuild.oci.http import Activity, RequestFailed
 from pybuild.oci.manifest import (
@@ -28,6 +26,7 @@ from pybuild.oci.platform import Platform, matches, normalise
 from pybuild.oci.reference import Reference, familiar
 from pybuild.oci.registry import BlobStream, RegistryClient
 from pybuild.oci.session import wait
+from pybuild.oci.transfers import in_parallel
 
 _PROGRESS_EACH = 1 << 20
 
@@ -159,29 +158,12 @@ def download_all(
 
     The first failure ends the other transfers.
     """
-    distinct = list({descriptor.digest: descriptor for descriptor in descriptors}.values())
-    if len(distinct) < 2:
-        for descriptor in distinct:
-            download(client, reference, descriptor, open_sink, activity)
-        return
-    group = _Group(activity)
-    with ThreadPoolExecutor(min(workers, len(distinct)), "pull") as pool:
-        futures = [
-            pool.submit(download, client, reference, descriptor, open_sink, group)
-            for descriptor in distinct
-        ]
-        try:
-            wait_for(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            for future in futures:
-                future.cancel()
-            group.stop()
-    errors = [future.exception() for future in futures if not future.cancelled()]
-    activity.raise_if_cancelled()
-    # A transfer that was stopped for another's sake isn't the cause.
-    causes = [error for error in errors if error and not isinstance(error, BuildCancelled)]
-    for error in (*causes, *(error for error in errors if error)):
-        raise error
+    distinct = {descriptor.digest: descriptor for descriptor in descriptors}.values()
+    in_parallel(
+        [partial(download, client, reference, descriptor, open_sink) for descriptor in distinct],
+        activity,
+        workers=workers,
+    )
 
 
 def _fetch_manifest(
@@ -294,44 +276,3 @@ class _MemorySink:
 
     def commit(self) -> None:
         pass
-
-
-class _Group:
-    """The activity of several transfers, of which the first failure stops the others."""
-
-    def __init__(self, activity: Activity) -> None:
-        self._activity = activity
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._callbacks: list[Callable[[], None]] = []
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            callbacks = list(self._callbacks)
-        for callback in callbacks:
-            callback()
-
-    def progress(self, item: str, done: int, total: int | None) -> None:
-        self._activity.progress(item, done, total)
-
-    def raise_if_cancelled(self) -> None:
-        self._activity.raise_if_cancelled()
-        if self._stopped:
-            raise BuildCancelled("another transfer of the image failed")
-
-    @contextmanager
-    def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(self._activity.on_cancel(callback))
-            with self._lock:
-                self._callbacks.append(callback)
-                stopped = self._stopped
-            stack.callback(self._forget, callback)
-            if stopped:
-                callback()
-            yield
-
-    def _forget(self, callback: Callable[[], None]) -> None:
-        with self._lock:
-            self._callbacks.remove(callback)

@@ -30,6 +30,7 @@ from pybuild.oci.http import Activity, NoActivity, RequestFailed, Response, Tran
 from pybuild.oci.manifest import MAX_MANIFEST_SIZE, media_type_of
 from pybuild.oci.reference import Reference, version
 from pybuild.oci.session import Retry, Session
+from pybuild.oci.uploads import RepositoryWriter
 
 _ACCEPT = (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST)
 _SLOWEST = 1024  # bytes a second, on average over the patience
@@ -44,7 +45,7 @@ class _Call(Protocol[_Result_co]):
 
 
 class RegistryClient:
-    """Reads images from registries; a context manager, safe in threads.
+    """Reads images from registries, and writes to them; a context manager, safe in threads.
 
     `proxies` is as :class:`pybuild.oci.transport.Urllib3Transport` takes it. A blob that
     comes slower than 1 KiB/s over `patience` seconds counts as broken off. `transport`
@@ -182,6 +183,18 @@ class RegistryClient:
             return stream
 
         return self._from_any(reference, HostCapability.PULL, activity, fetch, avoid)
+
+    def writer(self, reference: Reference) -> RepositoryWriter:
+        """What writes to the repository of `reference`. Raises RegistryError if nothing may."""
+        registry = reference.registry
+        for endpoint in self._hosts.endpoints(registry):
+            if HostCapability.PUSH in endpoint.capabilities:
+                return RepositoryWriter(
+                    self._connected(), endpoint, reference.repository, self.retry
+                )
+        raise RegistryError(
+            f"no host of {registry} may push", hint="its hosts.toml gives none the capability"
+        )
 
     def scheme(self, registry: str) -> str:
         """How `registry` itself, not a mirror, is reached as far as is known: https or http."""

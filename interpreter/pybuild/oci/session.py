@@ -9,8 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urlencode, urljoin
 
 from pybuild.errors import (
     AuthenticationRequired,
@@ -22,6 +21,7 @@ from pybuild.oci.auth import Credentials
 from pybuild.oci.hosts import Endpoint
 from pybuild.oci.http import (
     Activity,
+    Body,
     Request,
     RequestFailed,
     Response,
@@ -45,6 +45,7 @@ _MAX_REDIRECTS = 10
 _MAX_DIAGNOSTIC = 64 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
+_WRITING = frozenset({"POST", "PUT", "PATCH"})
 _BODY_SECONDS = 60.0
 
 
@@ -95,25 +96,24 @@ class Session:
         activity: Activity,
         *,
         method: str = "GET",
+        query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
         hurry: bool = False,
     ) -> Response:
         """Ask for `path` below the repository. The answer has a status from 200 to 299.
 
         With `hurry`, a server that can't be reached isn't tried again.
 
-        Raises ImageNotFound for 404, AuthenticationRequired for 401 and 403, and
-        RegistryError for the rest and for a server that can't be reached.
+        Raises ImageNotFound for a 404 on GET and HEAD, AuthenticationRequired for 401 and
+        403, and RegistryError for the rest and for a server that can't be reached.
         """
-        request = Request(
-            method,
-            f"{endpoint.url}/{repository}/{path}",
-            {**endpoint.headers, **(headers or {}), "User-Agent": "pybuild"},
-            tls=endpoint.tls,
-            connect_timeout=endpoint.connect_timeout,
-        )
-        if endpoint.namespace:
-            request = replace(request, url=f"{request.url}?ns={quote(endpoint.namespace)}")
+        url = f"{endpoint.url}/{repository}/{path}"
+        request = _request(endpoint, method, url, headers or {}, body)
+        asked = {"ns": endpoint.namespace} if endpoint.namespace else {}
+        asked |= query or {}
+        if asked:
+            request = replace(request, url=f"{request.url}?{urlencode(asked, quote_via=quote)}")
         attempt = 0
         while True:
             try:
@@ -129,11 +129,36 @@ class Session:
             if 200 <= response.status < 300:
                 return response
             with closing(response):
-                pause = self._pause(response, attempt)
+                pause = self.pause(response, attempt)
                 attempt += 1
                 if pause is None or attempt >= self._retry.attempts:
-                    raise self._error(response, endpoint, repository, path)
+                    raise self.error(response, endpoint, repository, path, method)
             wait(pause, activity)
+
+    def exchange_at(
+        self,
+        endpoint: Endpoint,
+        repository: str,
+        location: str,
+        activity: Activity,
+        *,
+        method: str,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+    ) -> Response:
+        """Send one request, once, to a `location` that `endpoint` gave in a header.
+
+        The answer may have any status. No credentials go to another host. Raises RequestFailed
+        where there is no answer, RegistryError for a location where nothing may be sent.
+        """
+        root = endpoint.url
+        if self.scheme(endpoint) == "http":
+            root = root.replace("https://", "http://", 1)
+        here = replace(endpoint, url=root)
+        request = redirected(_request(here, method, f"{root}/", headers or {}, body), location)
+        if origin(request.url) != origin(root):
+            return self._followed(request, activity)[0]
+        return self._authorized(here, repository, request, activity)
 
     def document(
         self,
@@ -199,7 +224,9 @@ class Session:
             return response
         challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
         try:
-            fresh = self._authorization(endpoint, repository, challenges, activity)
+            fresh = self._authorization(
+                endpoint, repository, challenges, activity, method=request.method
+            )
         except BaseException:
             response.close()
             raise
@@ -216,13 +243,15 @@ class Session:
         repository: str,
         challenges: tuple[Challenge, ...],
         activity: Activity,
+        *,
+        method: str,
     ) -> str | None:
         if not challenges:
             return None
         credential = self._credentials.for_host(endpoint.host)
         for challenge in challenges:
             if challenge.scheme == "bearer":
-                scope = f"repository:{repository}:pull"
+                scope = f"repository:{repository}:pull{',push' if method in _WRITING else ''}"
                 request = token_request(challenge, credential, scope, endpoint.url)
                 request = replace(request, tls=_tls_for(request.url, endpoint.url, endpoint.tls))
                 return self._token(endpoint, request, activity)
@@ -250,13 +279,14 @@ class Session:
             if response.status not in _REDIRECTS or location is None:
                 return response, request.url
             response.close()
-            if request.method == "POST":
-                raise RegistryError(f"{shown(request.url)} redirects a login, which isn't followed")
+            if request.method in _WRITING:
+                what = "a login" if request.method == "POST" else "an upload"
+                raise RegistryError(f"{shown(request.url)} redirects {what}, which isn't followed")
             request = redirected(request, location)
         raise RegistryError(f"{shown(request.url)} redirects in a loop")
 
-    def _pause(self, response: Response, attempt: int) -> float | None:
-        """How long to wait before the next attempt, None if there should be none."""
+    def pause(self, response: Response, attempt: int) -> float | None:
+        """Seconds to wait before the request is repeated, None if it shouldn't be."""
         if response.status not in _TEMPORARY:
             return None
         asked = _seconds(response.headers.get("Retry-After"))
@@ -264,15 +294,24 @@ class Session:
             return self._retry.delay(attempt)
         return asked if asked <= self._retry.longest_wait else None
 
-    def _error(
-        self, response: Response, endpoint: Endpoint, repository: str, path: str
+    def error(
+        self, response: Response, endpoint: Endpoint, repository: str, path: str, method: str
     ) -> RegistryError | ImageNotFound:
+        """What an answer without success means, in words."""
         status, host = response.status, endpoint.host
+        writes = method in _WRITING
         if status in {401, 403}:
             login = " to your login" if self._credentials.for_host(host) else " without a login"
+            refused = f"to push to {repository}" if writes else repository
+            otherwise = "" if writes else ", or there is no such image"
             return AuthenticationRequired(
-                f"{host} refuses {repository}{login}, or there is no such image",
+                f"{host} refuses {refused}{login}{otherwise}",
                 hint=f"check the name, or run `docker login {host}`",
+            )
+        if status == 404 and writes:
+            return RegistryError(
+                f"{host} has no repository {repository} to push to",
+                hint="check the name; some registries want it to be created first",
             )
         if status == 404:
             version = path.rpartition("/")[2]
@@ -305,8 +344,8 @@ def redirected(request: Request, location: str) -> Request:
         raise RegistryError(f"{shown(request.url)} redirects from https to {shown(url)}")
     if origin(url) == origin(request.url):
         return replace(request, url=url)
-    # Only what describes the answer goes on: a hosts.toml's headers may be secrets too.
-    kept = {"accept", "range", "user-agent"}
+    # Only what describes the content goes on: a hosts.toml's headers may be secrets too.
+    kept = {"accept", "range", "user-agent", "content-type", "content-range"}
     headers = {name: value for name, value in request.headers.items() if name.lower() in kept}
     tls = _tls_for(url, request.url, request.tls)
     return replace(request, url=url, headers=headers, tls=tls)
@@ -326,6 +365,23 @@ def _tls_for(url: str, original: str, tls: TlsOptions) -> TlsOptions:
     if here and there and here.hostname == there.hostname:
         return tls
     return replace(tls, client_pairs=(), skip_verify=False)
+
+
+def _request(
+    endpoint: Endpoint,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | Body | None,
+) -> Request:
+    return Request(
+        method,
+        url,
+        {**endpoint.headers, **headers, "User-Agent": "pybuild"},
+        body,
+        tls=endpoint.tls,
+        connect_timeout=endpoint.connect_timeout,
+    )
 
 
 def _with_authorization(request: Request, value: str | None) -> Request:
@@ -348,6 +404,8 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after[:9])
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  (slow, and seldom needed)
+
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
     except (ValueError, OverflowError):

@@ -11,8 +11,8 @@ import ssl
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,13 +26,18 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from pybuild.errors import UsageError
 from pybuild.oci.http import (
     Activity,
+    Body,
     Request,
     RequestFailed,
     TlsOptions,
     is_loopback,
+    is_public,
     shown,
     split_url,
 )
+
+# A registry answers an upload once it has stored, and perhaps hashed, all of it.
+_STORING_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,8 @@ class Urllib3Transport:
 
     `proxies` maps ``http`` and ``https`` to the URL of a proxy, ``no`` to the hosts that are
     reached without (as :func:`urllib.request.getproxies` gives them). Timeouts are seconds;
-    `read_timeout` is for each wait on the server, not for a whole answer.
+    `read_timeout` is for each wait on the server, not for a whole answer. With `public_only`
+    no connection is made to an address that isn't public (:func:`pybuild.oci.http.is_public`).
     """
 
     def __init__(
@@ -133,8 +139,10 @@ class Urllib3Transport:
         *,
         connect_timeout: float = 10.0,
         read_timeout: float = 30.0,
+        public_only: bool = False,
     ) -> None:
         self._proxies = dict(proxies or {})
+        self._public_only = public_only
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._lock = threading.Lock()
@@ -142,8 +150,11 @@ class Urllib3Transport:
 
     def send(self, request: Request, activity: Activity) -> Urllib3Response:
         """Send `request`, wait for the answer's head. As :class:`pybuild.oci.http.Transport`."""
+        read = self._read_timeout
+        if isinstance(request.body, Body):
+            read = max(read, _STORING_SECONDS)
         timeout = urllib3.Timeout(
-            connect=request.connect_timeout or self._connect_timeout, read=self._read_timeout
+            connect=request.connect_timeout or self._connect_timeout, read=read
         )
         interrupt = _Interrupt()
         with ExitStack() as stack, _translated(request.url, activity):
@@ -151,20 +162,31 @@ class Urllib3Transport:
             stack.enter_context(activity.on_cancel(interrupt.trigger))
             token = _interrupt.set(interrupt)
             try:
-                raw = self._pool(request).request(
-                    request.method,
-                    request.url,
-                    body=request.body,
-                    headers={"Accept-Encoding": "identity", **request.headers},
-                    timeout=timeout,
-                    retries=False,
-                    redirect=False,
-                    preload_content=False,
-                    decode_content=False,
-                )
+                raw = self._request(request, timeout)
             finally:
                 _interrupt.reset(token)
             return Urllib3Response(raw, request.url, activity, stack.pop_all())
+
+    def _request(self, request: Request, timeout: urllib3.Timeout) -> urllib3.BaseHTTPResponse:
+        headers = {"Accept-Encoding": "identity", **request.headers}
+        body: bytes | Generator[bytes] | None
+        with ExitStack() as stack:
+            if isinstance(request.body, Body):
+                headers["Content-Length"] = str(request.body.size)
+                body = stack.enter_context(closing(request.body.pieces()))
+            else:
+                body = request.body
+            return self._pool(request).request(
+                request.method,
+                request.url,
+                body=body,
+                headers=headers,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -179,7 +201,7 @@ class Urllib3Transport:
         with self._lock:
             key = (request.tls, proxy)
             if key not in self._pools:
-                self._pools[key] = _make_pool(request.tls, proxy)
+                self._pools[key] = _make_pool(request.tls, proxy, public_only=self._public_only)
             return self._pools[key]
 
     def _proxy(self, url: str) -> str | None:
@@ -261,8 +283,10 @@ def _watch(connection: socket.socket | None) -> None:
 
 
 class _Connection(HTTPConnection):
+    public_only = False
+
     def _new_conn(self) -> socket.socket:
-        return _dial(self)
+        return _dial(self, public_only=self.public_only)
 
     def putrequest(self, *args: Any, **kwargs: Any) -> None:
         _watch(self.sock)  # a connection that is used again
@@ -270,8 +294,10 @@ class _Connection(HTTPConnection):
 
 
 class _SecureConnection(HTTPSConnection):
+    public_only = False
+
     def _new_conn(self) -> socket.socket:
-        return _dial(self)
+        return _dial(self, public_only=self.public_only)
 
     def connect(self) -> None:
         super().connect()
@@ -293,7 +319,23 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-def _dial(connection: HTTPConnection) -> socket.socket:
+class _PublicConnection(_Connection):
+    public_only = True
+
+
+class _PublicSecureConnection(_SecureConnection):
+    public_only = True
+
+
+class _PublicPool(_Pool):
+    ConnectionCls = _PublicConnection
+
+
+class _PublicSecurePool(_SecurePool):
+    ConnectionCls = _PublicSecureConnection
+
+
+def _dial(connection: HTTPConnection, *, public_only: bool) -> socket.socket:
     """As HTTPConnection._new_conn, but a cancel ends even a connect that nobody answers."""
     timeout = connection.timeout if isinstance(connection.timeout, int | float) else None
     host = connection._dns_host.strip("[]")  # noqa: SLF001 -- what _new_conn uses
@@ -303,6 +345,13 @@ def _dial(connection: HTTPConnection) -> socket.socket:
         raise foreign.NameResolutionError(connection.host, connection, error) from error
     problem: Exception = foreign.NewConnectionError(connection, "it has no address")
     for family, kind, protocol, _, address in addresses:
+        if public_only and not is_public(str(address[0])):
+            raise RequestFailed(
+                f"{connection.host} is {address[0]}, which is no public address",
+                temporary=False,
+                connected=False,
+                hint="only public addresses may be read from in this build",
+            )
         candidate = socket.socket(family, kind, protocol)
         try:
             _watch(candidate)
@@ -320,7 +369,7 @@ def _dial(connection: HTTPConnection) -> socket.socket:
     raise problem
 
 
-def _make_pool(tls: TlsOptions, proxy: str | None) -> urllib3.PoolManager:
+def _make_pool(tls: TlsOptions, proxy: str | None, *, public_only: bool) -> urllib3.PoolManager:
     context = _tls_context(tls)
     if proxy is None:
         pool = urllib3.PoolManager(num_pools=32, maxsize=8, ssl_context=context)
@@ -331,6 +380,8 @@ def _make_pool(tls: TlsOptions, proxy: str | None) -> urllib3.PoolManager:
             proxy, num_pools=32, maxsize=8, proxy_headers=headers, ssl_context=context
         )
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+    if public_only:
+        pool.pool_classes_by_scheme = {"http": _PublicPool, "https": _PublicSecurePool}
     return pool
 
 

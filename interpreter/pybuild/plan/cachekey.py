@@ -36,6 +36,7 @@ from pybuild.plan.steps import (
     Step,
     WorkdirStep,
 )
+from pybuild.remotes.locations import GitLocation, Location, WebLocation
 
 _VERSION = "pybuild-key-1"
 
@@ -116,6 +117,7 @@ def _run(step: RunStep) -> dict[str, Any]:
 
 
 def _copy(step: CopyStep) -> dict[str, Any]:
+    remotes = [[r.position, r.unpack, *_location(r.location)] for r in step.remotes]
     return {
         "instruction": step.instruction,
         "source": _source(step.source),
@@ -128,7 +130,18 @@ def _copy(step: CopyStep) -> dict[str, Any]:
         "parents": step.parents,
         "link": step.link,
         "unpack": step.unpack,
+        **({"remotes": remotes} if remotes else {}),
     }
+
+
+def _location(location: Location) -> list[Any]:
+    """What is fetched, without the login."""
+    match location:
+        case WebLocation(url=url, checksum=checksum):
+            return ["web", url, checksum]
+        case GitLocation() as git:
+            switches = [git.keep_git_dir, git.submodules, git.commit_times]
+            return ["git", git.remote, git.ref, git.subdir, git.checksum, *switches]
 
 
 def _mount(mount: PlannedMount) -> list[Any]:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pybuild.dockerfile.instructions import Add, Copy, Heredoc
-from pybuild.errors import DockerfileError, UnsupportedByBackend
+from pybuild.errors import DockerfileError, UsageError
 from pybuild.plan import paths
 from pybuild.plan.state import StageState
-from pybuild.plan.steps import ContextSource, CopyStep, InlineFile
+from pybuild.plan.steps import ContextSource, CopyStep, InlineFile, PlannedRemote
+from pybuild.remotes.locations import (
+    GitLocation,
+    Location,
+    is_git,
+    is_url,
+    parse_git,
+    parse_web,
+    redacted,
+    with_checksum,
+)
 
-_SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
-_SCP_STYLE = re.compile(r"[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:.*", re.DOTALL)
 _SYMBOLIC_MODE = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*")
 
 
@@ -43,15 +52,18 @@ def plan_copy(copy: Copy, state: StageState) -> None:
 
 
 def plan_add(add: Add, state: StageState) -> None:
-    """Add the step of an ADD to `state`. Raises DockerfileError, UnsupportedByBackend."""
+    """Add the step of an ADD to `state`. Raises DockerfileError.
+
+    Logins in URLs are kept from everything but the fetching itself.
+    """
     sources, destination = _words(add, state)
-    _check_remote(add, sources, state)
+    local, remotes = _remotes(add, sources, _expanded(add.checksum, state))
     step = CopyStep(
         where=add.where,
-        title=state.title(add),
+        title=redacted(state.title(add)),
         key="",
         source=ContextSource(),
-        patterns=tuple(source or "/" for source in sources),
+        patterns=tuple(source or "/" for source in local),
         files=_files(add.heredocs, state),
         destination=paths.destination(state.workdir, destination),
         chown=_expanded(add.chown, state),
@@ -59,44 +71,46 @@ def plan_add(add: Add, state: StageState) -> None:
         exclude=add.exclude,
         link=add.link,
         unpack=True if add.unpack is None else add.unpack,
+        remotes=tuple(remotes),
         instruction="ADD",
     )
-    state.add_step(step, _created_by(step, sources, destination))
+    state.add_step(step, _created_by(step, list(map(redacted, sources)), destination))
 
 
-def is_git(source: str) -> bool:
-    """Whether an ADD source is a git repository: ``https://host/x.git``, ``git@host:x``."""
-    if source.startswith(("./", "../", "github.com/")):
-        return False
-    match = _SCHEME.match(source)
-    if match is None:
-        return _SCP_STYLE.fullmatch(source) is not None
-    scheme = match[1].lower()
-    if scheme in {"http", "https"}:
-        path = re.split(r"[?#]", source[match.end() :], maxsplit=1)[0]
-        return "/" in path and path.endswith(".git")
-    return scheme in {"git", "ssh"}
-
-
-def is_url(source: str) -> bool:
-    """Whether an ADD source is a file to be fetched over http."""
-    return source.startswith(("http://", "https://")) and not is_git(source)
-
-
-def _check_remote(add: Add, sources: Sequence[str], state: StageState) -> None:
-    remote = [source for source in sources if is_git(source) or is_url(source)]
-    if _expanded(add.checksum, state):
+def _remotes(
+    add: Add, sources: Sequence[str], checksum: str | None
+) -> tuple[list[str], list[PlannedRemote]]:
+    """The sources in the context, and those on the network with their places among them."""
+    local: list[str] = []
+    remotes: list[PlannedRemote] = []
+    for source in sources:
+        location: Location
+        try:
+            if is_git(source):
+                location = _repository(add, source, checksum)
+            elif is_url(source):
+                location = parse_web(source, checksum or "")
+            else:
+                local.append(source)
+                continue
+        except UsageError as error:
+            raise DockerfileError(error.message, hint=error.hint) from error
+        remotes.append(PlannedRemote(location, len(local), unpack=bool(add.unpack)))
+    if checksum:
         if len(sources) != 1:
             raise DockerfileError("checksum can't be specified for multiple sources")
-        if not remote:
+        if not remotes:
             raise DockerfileError("checksum requires HTTP(S) or Git sources")
-    if remote:
-        kind = "a git repository" if is_git(remote[0]) else "a URL"
-        raise UnsupportedByBackend(
-            f"ADD from {kind} can't be done yet",
-            where=add.where,
-            hint="fetch it before the build, or with a RUN",
-        )
+    return local, remotes
+
+
+def _repository(add: Add, source: str, checksum: str | None) -> GitLocation:
+    location = parse_git(source)
+    if add.keep_git_dir is not None:
+        if "keep-git-dir" in source and add.keep_git_dir != location.keep_git_dir:
+            raise UsageError("inconsistent keep-git-dir configuration")
+        location = replace(location, keep_git_dir=add.keep_git_dir)
+    return with_checksum(location, checksum) if checksum else location
 
 
 def _words(instruction: Copy | Add, state: StageState) -> tuple[list[str], str]:

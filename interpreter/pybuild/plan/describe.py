@@ -88,6 +88,7 @@ def _details(step: Step, labels: dict[int, str]) -> list[str]:
             return [f"in {step.cwd}{f' as {step.user}' if step.user else ''}", *details]
         case CopyStep():
             names = [*step.patterns, *(f"<<{file.name}" for file in step.files)]
+            names += [str(remote.location) for remote in step.remotes]
             return [f"{_source_text(step.source, labels)}: {' '.join(names)} -> {step.destination}"]
         case WorkdirStep():
             return []
@@ -180,6 +181,7 @@ def _step_object(step: Step) -> dict[str, Any]:
                 "parents": step.parents,
                 "link": step.link,
                 "unpack": step.unpack,
+                **({"remotes": [str(r.location) for r in step.remotes]} if step.remotes else {}),
             }
         case WorkdirStep():
             return {"type": "workdir", **common, "path": step.path, "user": step.user}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -31,16 +30,13 @@ from pybuild.dockerfile.instructions import (
     Volume,
     Workdir,
 )
-from pybuild.errors import (
-    DockerfileError,
-    SourceRange,
-    UnsupportedByBackend,
-    located,
-)
+from pybuild.dockerfile.lint import Lint
+from pybuild.errors import DockerfileError, SourceRange, located
 from pybuild.oci import image_config
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.plan import cachekey, paths
+from pybuild.plan.checks import StageChecks, check_base_platform, check_stage_heads
 from pybuild.plan.copies import plan_add, plan_copy
 from pybuild.plan.history import healthcheck_text, listed, quoted
 from pybuild.plan.ports import exposed_ports
@@ -60,6 +56,7 @@ from pybuild.plan.stages import (
 from pybuild.plan.state import Allowance, StageState
 from pybuild.plan.steps import (
     ContextSource,
+    CopyStep,
     ImageSource,
     Plan,
     PlannedHistory,
@@ -70,58 +67,43 @@ from pybuild.plan.steps import (
     WorkdirStep,
 )
 
-# A mirror's copy is the same frontend; the name is never fetched in any case.
-_FRONTENDS = re.compile(r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?docker/dockerfile(-upstream)?(:[^@]*)?(@.*)?")
-
 
 def make_plan(
     dockerfile: Dockerfile,
     request: PlanRequest,
     resolve: Resolve,
-    contexts: frozenset[str] = frozenset(),
     *,
     executor: Executor | None = None,
+    lint: Lint | None = None,
+    all_stages: bool = False,
 ) -> Plan:
-    """Plan the build of `request.target` and of all stages that it needs.
+    """Plan the build of `request.target` and of all stages that it needs, or of `all_stages`.
 
-    `resolve` finds the image of a reference for a platform; it is called once for each
-    pair, from threads of `executor` if there is one. `contexts` are the names of the named
-    local contexts. The plan's warnings don't repeat those of the Dockerfile.
+    `resolve` finds an image for a platform; it is called once for each pair, from threads of
+    `executor` if there is one. `lint` takes what the build checks find, also if planning fails.
 
     Raises DockerfileError, UnsupportedByBackend, and what `resolve` raises, all with the
     place in the Dockerfile.
     """
-    _check_syntax(dockerfile, request)
+    lint = lint or Lint()
     variables = global_variables(dockerfile, request)
-    graph = build_graph(dockerfile, variables, request.platform, contexts)
+    check_stage_heads(dockerfile, request, variables, lint)
+    graph = build_graph(dockerfile, variables, request.platform, request.contexts)
     target = graph.target(request.target)
     resolved = resolve_stages(
         graph,
-        target,
+        graph.stages if all_stages else (target,),
         request.platform,
         resolve,
         escape=dockerfile.directives.escape,
         executor=executor,
     )
-    evaluation = _Evaluation(dockerfile, request, variables, resolved)
+    evaluation = _Evaluation(dockerfile, request, variables, resolved, lint)
     for stage in resolved.stages:
         evaluation.evaluate(stage)
     planned = [evaluation.planned[stage.index] for stage in resolved.stages]
     planned[-1] = replace(planned[-1], config=_target_config(planned[-1].config, request))
-    warnings = (*evaluation.warnings, *_unused_args(dockerfile, request, resolved.bodies.values()))
-    return Plan(tuple(planned), warnings)
-
-
-def _check_syntax(dockerfile: Dockerfile, request: PlanRequest) -> None:
-    """The frontend that a file asks for is never fetched: only the built-in one is there."""
-    syntax = request.build_args.get("BUILDKIT_SYNTAX") or dockerfile.directives.syntax
-    name = (syntax or "").split(" ", 1)[0]
-    if name and not _FRONTENDS.fullmatch(name):
-        raise DockerfileError(
-            f"unknown syntax {name!r}",
-            where=SourceRange(dockerfile.name, 1, 1),
-            hint="other frontends than docker/dockerfile are not run",
-        )
+    return Plan(tuple(planned), tuple(_unused_args(dockerfile, request, resolved.bodies.values())))
 
 
 def _target_config(config: ImageConfig, request: PlanRequest) -> ImageConfig:
@@ -162,9 +144,11 @@ class _Evaluation:
         request: PlanRequest,
         variables: dict[str, str],
         resolved: Resolved,
+        lint: Lint,
     ) -> None:
         self.planned: dict[int, PlannedStage] = {}
-        self.warnings: list[tuple[str, SourceRange | None]] = []
+        self._lint = lint
+        self._checks: dict[int, StageChecks] = {}
         self._escape = dockerfile.directives.escape
         self._request = request
         self._variables = variables
@@ -194,33 +178,40 @@ class _Evaluation:
             case StageOrigin(index):
                 below = self.planned[index]
                 return self._on_stage(below), StageSource(index), self._history_of(below)
-            case ImageOrigin(name):
-                image = self._resolved.image(name, stage.platform)
+            case ImageOrigin(name) as origin:
+                image = self._resolved.image(origin, stage.platform)
                 platform = stage.platform or self._request.platform
-                self._check_platform(name, image, platform, stage.head.where)
+                check_base_platform(name, image, platform, stage.head.where, self._lint)
                 state = self._on_image(image, platform)
                 return state, ImageSource(image), image.config.history
             case ScratchOrigin():
                 return self._on_image(None, self._request.platform), ImageSource(None), ()
             case ContextOrigin(name):
-                raise UnsupportedByBackend(
-                    f'a stage on the named context "{name}" can\'t be built yet',
-                    hint="COPY --from and RUN --mount=from can read the context",
-                )
+                state = self._on_image(None, stage.platform or self._request.platform)
+                _copy_all(name, stage, state)
+                return state, ImageSource(None), ()
 
     def _run_body(self, stage: Stage, state: StageState) -> None:
         graph = self._resolved.graph
         state.copy_source = lambda name: self._source(graph.copy_origin(name))
         state.mount_source = lambda name: self._source(graph.mount_origin(name))
         body = self._resolved.bodies[stage.index]
-        state.in_trigger = True
-        for instruction in body.triggers:
-            with located(instruction.where):
-                apply(instruction, state)
-        state.in_trigger = False
-        for instruction in body.own:
-            with located(instruction.where):
-                apply(instruction, state)
+        checks = self._checks[stage.index] = self._checks_of(stage, state)
+        for state.in_trigger, instructions in ((True, body.triggers), (False, body.own)):
+            for instruction in instructions:
+                with located(instruction.where), checks.watching(instruction):
+                    apply(instruction, state)
+
+    def _checks_of(self, stage: Stage, state: StageState) -> StageChecks:
+        match stage.origin:
+            case StageOrigin(index):
+                return StageChecks(state, self._lint, self._checks[index])
+            case ImageOrigin() as origin:
+                image = self._resolved.image(origin, stage.platform)
+                # without a digest nobody looked the image up
+                return StageChecks(state, self._lint, knows_env=bool(image.digest))
+            case ScratchOrigin() | ContextOrigin():
+                return StageChecks(state, self._lint)
 
     def _on_image(self, image: BaseImage | None, platform: Platform) -> StageState:
         if image is None:
@@ -264,21 +255,24 @@ class _Evaluation:
                 return StageSource(index)
             case ContextOrigin(name):
                 return ContextSource(name)
-            case ImageOrigin(name):
-                return ImageSource(self._resolved.image(name, None))
+            case ImageOrigin():
+                return ImageSource(self._resolved.image(origin, None))
             case ScratchOrigin():
                 return ImageSource(None)
 
-    def _check_platform(
-        self, name: str, image: BaseImage, wanted: Platform, where: SourceRange
-    ) -> None:
-        found = image.config.platform
-        if (found.os, found.architecture) != (wanted.os, wanted.architecture):
-            message = (
-                f'base image {name} was pulled with platform "{found}", expected "{wanted}" '
-                "for current build"
-            )
-            self.warnings.append((message, where))
+
+def _copy_all(name: str, stage: Stage, state: StageState) -> None:
+    """Begin a stage on the files of a named context: a layer that has them all."""
+    step = CopyStep(
+        where=stage.head.where,
+        title=f"FROM {name}",
+        key="",
+        source=ContextSource(name),
+        patterns=("/",),
+        files=(),
+        destination="/",
+    )
+    state.add_step(step, f"COPY --from={name} / / # buildkit")
 
 
 def _inheritable(config: ImageConfig) -> ImageConfig:

@@ -21,6 +21,7 @@ from pybuild.errors import (
 )
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference, parse_reference, with_default_tag
+from pybuild.plan.contexts import LayoutContext
 from pybuild.plan.stages import (
     ImageOrigin,
     Origin,
@@ -31,7 +32,10 @@ from pybuild.plan.stages import (
     refuse_cycles,
 )
 
-Resolve = Callable[[Reference, Platform, SourceRange], BaseImage]
+ImageName = Reference | LayoutContext
+"""How an image is asked for: by its name at a registry, or by its place in a layout."""
+
+Resolve = Callable[[ImageName, Platform, SourceRange], BaseImage]
 
 # An image's config can hold millions of triggers; no Dockerfile writes more than a few.
 _MAX_TRIGGERS = 1000
@@ -56,39 +60,41 @@ class Resolved:
     graph: StageGraph
     stages: tuple[Stage, ...]
     bodies: dict[int, Body]
-    images: dict[tuple[Reference, Platform], BaseImage]
+    images: dict[tuple[ImageName, Platform], BaseImage]
     default_platform: Platform
 
-    def image(self, name: str, platform: Platform | None) -> BaseImage:
-        """The image `name`, which was resolved before."""
-        return self.images[reference_of(name), platform or self.default_platform]
+    def image(self, origin: ImageOrigin, platform: Platform | None) -> BaseImage:
+        """The image of `origin`, which was resolved before."""
+        return self.images[image_name(origin), platform or self.default_platform]
 
 
-def reference_of(name: str) -> Reference:
-    """The reference of an image name in a Dockerfile. Raises DockerfileError."""
+def image_name(origin: ImageOrigin) -> ImageName:
+    """What to ask for where `origin` is wanted. Raises DockerfileError."""
+    if origin.layout is not None:
+        return origin.layout
     try:
-        return with_default_tag(parse_reference(name))
+        return with_default_tag(parse_reference(origin.name))
     except UsageError as error:
         raise DockerfileError(error.message, hint=error.hint) from error
 
 
 def resolve_stages(
     graph: StageGraph,
-    target: Stage,
+    targets: Sequence[Stage],
     default_platform: Platform,
     resolve: Resolve,
     *,
     escape: str,
     executor: Executor | None,
 ) -> Resolved:
-    """Resolve every image that `target` needs and add the triggers to the stages.
+    """Resolve every image that the `targets` need and add the triggers to the stages.
 
     Each reference is asked for once per platform. Triggers may need more stages and images,
     so this goes round until nothing is new.
     """
     search = _Search(graph, default_platform, resolve, escape=escape, executor=executor)
     refuse_cycles(graph, search.file_edges(), search.blame)
-    needed = search.complete(target)
+    needed = search.complete(targets)
     refuse_cycles(graph, {i: search.edges[i] for i in needed}, search.blame)
     search.refuse_forward(needed)
     stages = tuple(graph.stages[i] for i in sorted(needed))
@@ -110,14 +116,14 @@ class _Search:
     ) -> None:
         self.graph = graph
         self.default_platform = default_platform
-        self.images: dict[tuple[Reference, Platform], BaseImage] = {}
+        self.images: dict[tuple[ImageName, Platform], BaseImage] = {}
         self.bodies = {stage.index: Body((), stage.body) for stage in graph.stages}
         self.edges: dict[int, list[int]] = {}
         self.blame: dict[int, SourceRange] = {}
-        self._copied: dict[int, list[tuple[str, SourceRange]]] = {}
+        self._copied: dict[int, list[tuple[ImageOrigin, SourceRange]]] = {}
         self._forward: dict[int, tuple[int, SourceRange]] = {}
         self._triggered: set[int] = set()
-        self._written: dict[Reference, str] = {}
+        self._written: dict[ImageName, str] = {}
         self._resolve = resolve
         self._escape = escape
         self._executor = executor
@@ -131,13 +137,13 @@ class _Search:
         """The edges of COPY and RUN alone."""
         return {index: list(found) for index, found in self.edges.items() if found}
 
-    def complete(self, target: Stage) -> set[int]:
+    def complete(self, targets: Sequence[Stage]) -> set[int]:
         """Resolve, trigger, look again; the stages that are needed in the end."""
         for stage in self.graph.stages:
             if isinstance(stage.origin, StageOrigin):
                 self.edges[stage.index].append(stage.origin.index)
         while True:
-            needed = reachable(target.index, self.edges)
+            needed = reachable([target.index for target in targets], self.edges)
             self._resolve_images(needed)
             fresh = sorted(needed - self._triggered)
             if not fresh:
@@ -166,45 +172,45 @@ class _Search:
                     if origin.index > stage.index:
                         self._forward.setdefault(stage.index, (origin.index, instruction.where))
                 elif isinstance(origin, ImageOrigin):
-                    self._copied[stage.index].append((origin.name, instruction.where))
+                    self._copied[stage.index].append((origin, instruction.where))
 
     def _resolve_images(self, needed: Iterable[int]) -> None:
-        wanted: dict[tuple[Reference, Platform], SourceRange] = {}
+        wanted: dict[tuple[ImageName, Platform], SourceRange] = {}
         for index in sorted(needed):
             stage = self.graph.stages[index]
             if isinstance(stage.origin, ImageOrigin):
-                self._want(stage.origin.name, stage.platform, stage.head.where, wanted)
-            for name, where in self._copied[index]:
-                self._want(name, None, where, wanted)
+                self._want(stage.origin, stage.platform, stage.head.where, wanted)
+            for origin, where in self._copied[index]:
+                self._want(origin, None, where, wanted)
         self.images |= _resolve_all(wanted, self._resolve_image, self._executor)
 
-    def _resolve_image(
-        self, reference: Reference, platform: Platform, where: SourceRange
-    ) -> BaseImage:
+    def _resolve_image(self, asked: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
         """Resolve one image; a name that is nearly a stage's is probably a slip."""
         try:
-            return self._resolve(reference, platform, where)
+            return self._resolve(asked, platform, where)
         except ImageError as error:
-            name = self._written[reference]
+            if isinstance(asked, LayoutContext):
+                raise
+            name = self._written[asked]
             if close := self.graph.stage_like(name):
                 error.hint = f'there is no stage "{name}"; did you mean {close}?'
-            elif name.isalnum() and any(name == copied for copied, _ in self._all_copied()):
+            elif name.isalnum() and any(name == copied.name for copied, _ in self._all_copied()):
                 error.hint = f'there is no stage "{name}", so it is taken for an image'
             raise
 
-    def _all_copied(self) -> Iterator[tuple[str, SourceRange]]:
+    def _all_copied(self) -> Iterator[tuple[ImageOrigin, SourceRange]]:
         return chain.from_iterable(self._copied.values())
 
     def _want(
         self,
-        name: str,
+        origin: ImageOrigin,
         platform: Platform | None,
         where: SourceRange,
-        wanted: dict[tuple[Reference, Platform], SourceRange],
+        wanted: dict[tuple[ImageName, Platform], SourceRange],
     ) -> None:
         with located(where):
-            key = (reference_of(name), platform or self.default_platform)
-            self._written.setdefault(key[0], name)
+            key = (image_name(origin), platform or self.default_platform)
+            self._written.setdefault(key[0], origin.name)
             if key not in self.images:
                 wanted.setdefault(key, where)
 
@@ -225,8 +231,8 @@ class _Search:
 
     def _trigger_texts(self, origin: Origin, platform: Platform | None) -> Sequence[str]:
         match origin:
-            case ImageOrigin(name):
-                image = self.images[reference_of(name), platform or self.default_platform]
+            case ImageOrigin():
+                image = self.images[image_name(origin), platform or self.default_platform]
                 return image.config.onbuild
             case StageOrigin(index):
                 own = self.graph.stages[index].body
@@ -236,17 +242,17 @@ class _Search:
 
 
 def _resolve_all(
-    wanted: dict[tuple[Reference, Platform], SourceRange],
+    wanted: dict[tuple[ImageName, Platform], SourceRange],
     resolve: Resolve,
     executor: Executor | None,
-) -> dict[tuple[Reference, Platform], BaseImage]:
-    def one(key: tuple[Reference, Platform], where: SourceRange) -> BaseImage:
+) -> dict[tuple[ImageName, Platform], BaseImage]:
+    def one(key: tuple[ImageName, Platform], where: SourceRange) -> BaseImage:
         with located(where):
             return resolve(*key, where)
 
     if executor is None or len(wanted) < 2:
         return {key: one(key, where) for key, where in wanted.items()}
-    pending: dict[tuple[Reference, Platform], Future[BaseImage]] = {
+    pending: dict[tuple[ImageName, Platform], Future[BaseImage]] = {
         key: executor.submit(one, key, where) for key, where in wanted.items()
     }
     try:

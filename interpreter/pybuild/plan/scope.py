@@ -7,10 +7,10 @@ set there beats what ARG set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pybuild.dockerfile.instructions import Dockerfile, From, Pair
-from pybuild.dockerfile.words import expand_text, expand_word, expand_words
+from pybuild.dockerfile.words import Expansion, expand_text, expand_word, expand_words
 from pybuild.errors import located
 from pybuild.oci.platform import Platform
 from pybuild.plan.steps import PlanRequest
@@ -107,15 +107,18 @@ class Scope:
             self.env["PATH"] = PATH_UNIX
         self.declared: list[tuple[str, str | None]] = []
         self.variables: dict[str, str] = {}
+        self.on_undefined: Callable[[str], None] = _ignore
+        self.may_be_unset = set(_NO_VARIABLES)
         if below is not None:
             self.declared += below.declared
+            self.may_be_unset |= below.may_be_unset
             self.variables |= below.variables
         for name, value in self.env.items():
             self._set(name, value)
 
     def expand(self, word: str) -> str:
-        """See :func:`expand`."""
-        return expand(word, self.variables, self.escape)
+        """See :func:`expand`. Tells ``on_undefined`` of each name that nothing declared."""
+        return self._told(expand_word(word, self.variables, self.escape))
 
     def expand_list(self, word: str) -> list[str]:
         """`word` expanded, then split at white space that wasn't quoted."""
@@ -123,7 +126,7 @@ class Scope:
 
     def expand_heredoc(self, text: str) -> str:
         """The body of a COPY's heredoc; its escape is always the backslash."""
-        return expand_text(text, self.variables, "\\").text
+        return self._told(expand_text(text, self.variables, "\\"))
 
     def expand_pairs(self, pairs: tuple[Pair, ...]) -> list[tuple[str, str]]:
         """The pairs of an ENV or LABEL: all see the values from before the instruction."""
@@ -147,13 +150,25 @@ class Scope:
             value = global_args.get(pair.name)
         if value is not None and pair.name not in _NO_VARIABLES:
             self._set(pair.name, value)
+        else:
+            self.may_be_unset.add(pair.name)
         self.declared.append((pair.name, value))
         return value
+
+    def _told(self, expansion: Expansion) -> str:
+        if expansion.unmatched:
+            for name in sorted(expansion.unmatched - self.may_be_unset):
+                self.on_undefined(name)
+        return expansion.text
 
     def _set(self, name: str, value: str) -> None:
         # a process's environment is ordered by when a variable was last set
         self.variables.pop(name, None)
         self.variables[name] = value
+
+
+def _ignore(_: str) -> None:
+    """Nobody wants to know what is undefined."""
 
 
 def _with_version(platform: Platform) -> str:

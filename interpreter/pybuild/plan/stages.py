@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
+from pybuild.dockerfile.arguments import suggestion
 from pybuild.dockerfile.instructions import Copy, Dockerfile, From, Instruction, Run
 from pybuild.dockerfile.mounts import parse_mount
 from pybuild.dockerfile.words import expand_word
@@ -22,11 +22,18 @@ from pybuild.errors import (
     located,
 )
 from pybuild.oci.platform import Platform, parse_platform
-from pybuild.oci.reference import familiar, parse_reference
+from pybuild.plan.contexts import (
+    FilesContext,
+    ImageContext,
+    LayoutContext,
+    NamedContext,
+    StageContext,
+    context_key,
+    find_context,
+)
 from pybuild.plan.scope import expand
 
 SCRATCH = "scratch"
-_UNREPLACEABLE = frozenset({SCRATCH, "context"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +45,17 @@ class StageOrigin:
 
 @dataclass(frozen=True, slots=True)
 class ContextOrigin:
-    """A named build context."""
+    """The files of a named build context."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOrigin:
-    """An image, by its name as written and expanded."""
+    """An image, by its name as written and expanded; in `layout` if it isn't None."""
 
     name: str
+    layout: LayoutContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,8 @@ _MOST_NAMED = 10
 class Stage:
     """One stage as written. ``origin`` is what it starts on, ``platform`` FROM's flag.
 
-    A stage is ``replaced`` where a named context has its name: ``origin`` is that context.
+    A stage is ``replaced`` where a named context has its name: ``origin`` is that context,
+    and ``body`` is empty.
     """
 
     index: int
@@ -82,13 +91,48 @@ class Stage:
         return self.head.stage or f"stage-{self.index}"
 
 
+class Contexts:
+    """The named contexts, found by any form of their names."""
+
+    def __init__(self, contexts: Mapping[str, NamedContext]) -> None:
+        self._contexts = contexts
+        self._keys = {context_key(name): name for name in contexts}
+
+    def origin_of(self, name: str, platform: Platform, stages: Mapping[str, int]) -> Origin:
+        """What a name that is no stage means."""
+        if name == SCRATCH:
+            return ScratchOrigin()
+        return self.find(name, platform, stages) or ImageOrigin(name)
+
+    def find(self, name: str, platform: Platform, stages: Mapping[str, int]) -> Origin | None:
+        """The context called `name`, if there is one; `stages` are those it may lead to."""
+        key = find_context(name, self._keys, platform)
+        if key is None:
+            return None
+        match self._contexts[key]:
+            case FilesContext():
+                return ContextOrigin(key)
+            case ImageContext(image):
+                return ScratchOrigin() if image == SCRATCH else ImageOrigin(image)
+            case LayoutContext() as layout:
+                return ImageOrigin(key, layout)
+            case StageContext(stage):
+                index = stages.get(stage.lower())
+                if index is None:
+                    raise StageNotFound(
+                        f'the named context "{key}" is the stage "{stage}", which isn\'t '
+                        "defined above this line"
+                    )
+                return StageOrigin(index)
+
+
 @dataclass(frozen=True, slots=True)
 class StageGraph:
     """All stages of a Dockerfile. ``names`` leads to the last stage of a name."""
 
     stages: tuple[Stage, ...]
     names: Mapping[str, int]
-    contexts: Mapping[str, str]
+    contexts: Contexts
     platform: Platform
 
     def target(self, name: str | None) -> Stage:
@@ -127,7 +171,7 @@ class StageGraph:
         index = self.names.get(name.lower())
         if index is not None:
             return self._stage_or_context(self.stages[index])
-        return origin_of(name, self.contexts, self.platform)
+        return self.contexts.origin_of(name, self.platform, self.names)
 
     def copy_origin(self, name: str) -> Origin:
         """What ``COPY --from=`` names: as for a mount, or a stage by its index."""
@@ -158,13 +202,13 @@ def build_graph(
     dockerfile: Dockerfile,
     variables: Mapping[str, str],
     platform: Platform,
-    contexts: Iterable[str],
+    contexts: Mapping[str, NamedContext],
 ) -> StageGraph:
     """Split the instructions into stages and find what each starts on.
 
     `variables` are the global ones, `platform` the target's. Raises DockerfileError.
     """
-    known = {_context_key(name): name for name in contexts}
+    known = Contexts(contexts)
     names: dict[str, int] = {}
     stages: list[Stage] = []
     for head, body in _split(dockerfile):
@@ -173,32 +217,25 @@ def build_graph(
             if not base:
                 raise DockerfileError(f"base name ({head.image}) should not be blank")
             own = _platform(head, variables, dockerfile.directives.escape)
-        named = _find_context(head.stage, known, own or platform) if head.stage else None
-        origin: Origin
-        if named is not None:
-            origin = ContextOrigin(named)
-        elif base in names:
-            origin = StageOrigin(names[base])
-        else:
-            origin = origin_of(base, known, own or platform)
-        stages.append(Stage(len(stages), head, body, origin, own, named is not None))
+            replacement = known.find(head.stage, own or platform, names) if head.stage else None
+            origin: Origin
+            if replacement is not None:
+                origin = replacement
+            elif base in names:
+                origin = StageOrigin(names[base])
+            else:
+                origin = known.origin_of(base, own or platform, names)
+        replaced = replacement is not None
+        stages.append(Stage(len(stages), head, () if replaced else body, origin, own, replaced))
         if head.stage:
             names[head.stage.lower()] = len(stages) - 1
     return StageGraph(tuple(stages), names, known, platform)
 
 
-def origin_of(name: str, contexts: Mapping[str, str], platform: Platform) -> Origin:
-    """What a name that is no stage means."""
-    if name == SCRATCH:
-        return ScratchOrigin()
-    context = _find_context(name, contexts, platform)
-    return ImageOrigin(name) if context is None else ContextOrigin(context)
-
-
-def reachable(start: int, edges: Mapping[int, Sequence[int]]) -> set[int]:
-    """The stages that `start` needs, itself included."""
+def reachable(starts: Iterable[int], edges: Mapping[int, Sequence[int]]) -> set[int]:
+    """The stages that `starts` need, themselves included."""
     found: set[int] = set()
-    waiting = [start]
+    waiting = list(starts)
     while waiting:
         index = waiting.pop()
         if index not in found:
@@ -266,13 +303,15 @@ def _split(dockerfile: Dockerfile) -> Iterator[tuple[From, tuple[Instruction, ..
 def _platform(head: From, variables: Mapping[str, str], escape: str) -> Platform | None:
     if not head.platform:
         return None
-    text = expand(head.platform, variables, escape)
-    if not text:
-        raise DockerfileError(f"empty platform value from expression {head.platform}")
+    expansion = expand_word(head.platform, variables, escape)
+    slips = (suggestion(name, variables) for name in sorted(expansion.unmatched)[:_MOST_NAMED])
+    slip = next(filter(None, slips), None)
+    if not expansion.text:
+        raise DockerfileError(f"empty platform value from expression {head.platform}", hint=slip)
     try:
-        return parse_platform(text)
+        return parse_platform(expansion.text)
     except UsageError as error:
-        raise DockerfileError(error.message, hint=error.hint) from error
+        raise DockerfileError(error.message, hint=slip or error.hint) from error
 
 
 def _check_constant(name: str) -> None:
@@ -281,18 +320,3 @@ def _check_constant(name: str) -> None:
             "variable expansion is not supported for --from",
             hint="define a new stage with FROM using ARG from global scope as a workaround",
         )
-
-
-def _find_context(name: str, contexts: Mapping[str, str], platform: Platform) -> str | None:
-    if not contexts or name in _UNREPLACEABLE:
-        return None
-    key = _context_key(name)
-    return contexts.get(f"{key}::{platform}") or contexts.get(key)
-
-
-def _context_key(name: str) -> str:
-    """Contexts are named as images are: ``x``, ``x:latest``, ``docker.io/library/x`` agree."""
-    name, separator, platform = name.partition("::")
-    with suppress(UsageError):  # no image has such a name, a context may
-        name = familiar(parse_reference(name)).removesuffix(":latest")
-    return name + separator + platform

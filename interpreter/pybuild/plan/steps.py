@@ -12,11 +12,13 @@ from pybuild.backend import BaseImage, Capability, HostEntry, Network, Ulimit
 from pybuild.errors import SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
+from pybuild.plan.contexts import NamedContext
+from pybuild.remotes.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
 class ContextSource:
-    """The main build context (`name` None) or a named local one."""
+    """The files of the main build context (`name` None) or of a named one."""
 
     name: str | None = None
 
@@ -44,6 +46,18 @@ class InlineFile:
 
     name: str
     content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRemote:
+    """A source of ADD on the network; ``position`` many of the step's patterns come before it.
+
+    With ``unpack`` a tar archive is unpacked.
+    """
+
+    location: Location
+    position: int
+    unpack: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,7 @@ class CopyStep(_Step):
     link: bool = False
     unpack: bool = False
     """Whether local tar archives among the sources are unpacked (ADD)."""
+    remotes: tuple[PlannedRemote, ...] = ()
     instruction: str = "COPY"
 
 
@@ -200,6 +215,7 @@ class PlanRequest:
     build_args: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     run: RunDefaults = RunDefaults()
+    contexts: dict[str, NamedContext] = field(default_factory=dict)
 
 
 def needs(plan: Plan) -> tuple[Need, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from pybuild.dockerfile.lint import LintWarning
 from pybuild.errors import PybuildError, SourceRange
 from pybuild.run.result import BuildResult
 
@@ -68,13 +69,25 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
+class LintReported:
+    """What the build checks found, in order of lines, and the text of the Dockerfile.
+
+    Comes once, behind all steps of a build, whether it succeeded or not; not at all where
+    nothing was found.
+    """
+
+    warnings: tuple[LintWarning, ...]
+    source: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class BuildFinished:
     """The last event of a build that succeeded."""
 
     result: BuildResult
 
 
-Event = StepStarted | StepLog | StepProgress | StepFinished | Warned | BuildFinished
+Event = StepStarted | StepLog | StepProgress | StepFinished | Warned | LintReported | BuildFinished
 
 
 class Reporter(Protocol):

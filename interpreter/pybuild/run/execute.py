@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from pybuild.backend import (
@@ -22,7 +21,7 @@ from pybuild.backend import (
     User,
 )
 from pybuild.errors import CopyFailed, RunFailed, StepFailed
-from pybuild.files.copying import CopyRequest, plan_copy
+from pybuild.files.copying import CopyRequest, plan_copies
 from pybuild.files.trees import MemoryTree, NewEntry, Tree, resolve
 from pybuild.files.users import resolve_owner, resolve_user
 from pybuild.oci.layerindex import Entry, Kind
@@ -40,6 +39,7 @@ from pybuild.plan.steps import (
     Step,
     WorkdirStep,
 )
+from pybuild.remotes.locations import Location, WebLocation
 from pybuild.run.activity import StepActivity
 
 _SCRIPT = b"script"
@@ -47,7 +47,7 @@ _SCRIPT = b"script"
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
-    """The files behind a :data:`~pybuild.plan.steps.Source`; `layer` None for a context."""
+    """The files behind a source; `layer` is None if they are no layer's."""
 
     tree: Tree
     layer: ROLayer | None = None
@@ -69,14 +69,15 @@ class PreparedFiles:
 
 
 Prepared = PreparedRun | PreparedFiles
-OpenSource = Callable[[Source], SourceFiles]
+OpenSource = Callable[[Source | Location], SourceFiles]
 
 
 def prepare(step: Step, layer: ROLayer, open_source: OpenSource, created: int) -> Prepared:
     """Find out what `step` means on `layer`. Nothing is changed.
 
     `created` is the modification time, in seconds, of what the step itself makes up:
-    missing folders, heredocs. Raises StepFailed, CopyFailed, ContextError, BackendError.
+    missing folders, heredocs. Raises StepFailed, CopyFailed, ContextError, FetchFailed,
+    BackendError.
     """
     match step:
         case RunStep():
@@ -174,45 +175,43 @@ def _bind(mount: PlannedBind, open_source: OpenSource) -> BindMount:
 def _prepare_copy(
     step: CopyStep, tree: Tree, open_source: OpenSource, created: int
 ) -> tuple[NewEntry, ...]:
-    if len(step.patterns) + len(step.files) > 1 and not step.destination.endswith("/"):
+    several = len(step.patterns) + len(step.files) + len(step.remotes) > 1
+    if several and not step.destination.endswith("/"):
         raise CopyFailed(
             f"{step.instruction} of more than one source needs a folder as its destination",
             hint=f"end it with a slash: {step.destination}/",
         )
-    request = partial(
-        CopyRequest,
+    request = CopyRequest(
+        patterns=(),
         destination=step.destination,
         chown=resolve_owner(tree, step.chown) if step.chown else None,
         chmod=step.chmod,
         link=step.link,
         created=created,
     )
-    # Later entries win, as if the sources were copied one after the other.
-    entries: dict[tuple[bytes, bool], NewEntry] = {}
-    if step.patterns:
-        copied = plan_copy(
-            request(
-                patterns=step.patterns,
-                exclude=step.exclude,
-                parents=step.parents,
-                unpack=step.unpack,
-            ),
-            open_source(step.source).tree,
-            tree,
-        )
-        entries.update((_slot(new), new) for new in copied)
+    return tuple(plan_copies(list(_copies(step, request, open_source)), tree))
+
+
+def _copies(
+    step: CopyStep, request: CopyRequest, open_source: OpenSource
+) -> Iterator[tuple[CopyRequest, Tree]]:
+    """What is copied from where, in the order of the instruction: heredocs come last."""
+    local = replace(request, exclude=step.exclude, parents=step.parents, unpack=step.unpack)
+    start = 0
+    for remote in (*step.remotes, None):
+        end = len(step.patterns) if remote is None else remote.position
+        if start < end:
+            patterns = step.patterns[start:end]
+            yield replace(local, patterns=patterns), open_source(step.source).tree
+        start = end
+        if remote is not None:
+            name = remote.location.name if isinstance(remote.location, WebLocation) else "/"
+            wanted = replace(request, patterns=(_literal(name),), exclude=step.exclude)
+            yield replace(wanted, unpack=remote.unpack), open_source(remote.location).tree
     if step.files:
-        inline = plan_copy(
-            request(patterns=tuple(_literal(file.name) for file in step.files)),
-            MemoryTree(_inline_files(step.files, created)),
-            tree,
-        )
-        entries.update((_slot(new), new) for new in inline)
-    return tuple(entries.values())
-
-
-def _slot(new: NewEntry) -> tuple[bytes, bool]:
-    return new.entry.path, new.entry.kind in {Kind.WHITEOUT, Kind.OPAQUE}
+        patterns = tuple(_literal(file.name) for file in step.files)
+        inline = MemoryTree(_inline_files(step.files, request.created))
+        yield replace(request, patterns=patterns), inline
 
 
 def _prepare_workdir(step: WorkdirStep, tree: Tree, created: int) -> tuple[NewEntry, ...]:

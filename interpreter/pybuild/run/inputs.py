@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,24 +20,34 @@ from pybuild.files.context import (
 )
 from pybuild.files.ignore import IgnoreMatcher, read_patterns
 from pybuild.files.trees import MemoryTree, Tree
+from pybuild.oci.http import Activity
+from pybuild.remotes.fetching import Remotes
+from pybuild.remotes.locations import (
+    GitLocation,
+    Location,
+    WebLocation,
+    parse_context_location,
+)
 
 DEFAULT_NAMES = ("Dockerfile", "Containerfile")
 MAX_DOCKERFILE = 16 * 1024 * 1024
 _IGNORE_FILE = ".dockerignore"
-_REMOTE = ("http://", "https://", "git://", "git@", "ssh://", "github.com/")
 _HEAD = 512
+_SINGLE = "context"  # what BuildKit calls a file that is a context by itself
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a build reads. ``name`` is the Dockerfile's for messages.
 
-    ``context`` is what `.dockerignore` leaves of the build context.
+    ``context`` is what `.dockerignore` leaves of the build context; ``excluded`` tells whether
+    it leaves nothing of a source of COPY.
     """
 
     name: str
     dockerfile: bytes
     context: Tree
+    excluded: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +61,38 @@ class _Text:
 
 @contextmanager
 def read_inputs(
-    context: str | Path | BinaryIO | None, dockerfile: str | Path | bytes | None
+    context: str | Path | BinaryIO | None,
+    dockerfile: str | Path | bytes | None,
+    remotes: Remotes,
+    activity: Activity,
+    *,
+    keep_git_dir: bool = False,
 ) -> Iterator[Inputs]:
     """Read the Dockerfile and open the context; see :func:`pybuild.api.build`.
 
-    Raises ContextError, UsageError.
+    With `keep_git_dir` a context from git has its ``.git``. Raises ContextError, UsageError,
+    FetchFailed.
     """
     with ExitStack() as stack:
         if context is None:
             yield Inputs(*_outside(dockerfile), MemoryTree(()))
             return
-        if isinstance(context, str | Path):
+        location = _location(context) if isinstance(context, str) else None
+        if isinstance(location, GitLocation):
+            location = replace(location, keep_git_dir=location.keep_git_dir or keep_git_dir)
+            tree = remotes.repository(location, activity)
+            text = _find_in_tree(tree, dockerfile, str(location))
+        elif isinstance(location, WebLocation):
+            file = remotes.file(location, activity)
+            with file.open() as stream:
+                archive = is_archive(stream.read(_HEAD))
+            if not archive:
+                with file.open() as stream:
+                    yield Inputs(*_from_stream(stream, dockerfile), file.tree(_SINGLE))
+                return
+            tree = stack.enter_context(_unpacked(file.open()))
+            text = _find_in_tree(tree, dockerfile, str(location))
+        elif isinstance(context, str | Path):
             tree = stack.enter_context(_open_folder(context))
             text = _find_in_folder(tree, Path(context), dockerfile)
         else:
@@ -71,10 +102,37 @@ def read_inputs(
                 return
             tree = stack.enter_context(open_context_tar(stream))
             text = _find_in_tree(tree, dockerfile, "the tar archive")
-        ignore = text.ignore if text.ignore is not None else read_file(tree, _IGNORE_FILE)
-        if ignore is not None:
-            tree = tree.ignoring(IgnoreMatcher(read_patterns(ignore)))
-        yield Inputs(text.name, text.data, tree)
+        matcher = _matcher(tree, text.ignore)
+        if matcher is None:
+            yield Inputs(text.name, text.data, tree)
+        else:
+            yield Inputs(text.name, text.data, tree.ignoring(matcher), matcher.excludes_source)
+
+
+@contextmanager
+def open_files(location: str | Path, remotes: Remotes, activity: Activity) -> Iterator[Tree]:
+    """The files of a named context: of a folder, less what its .dockerignore excludes; of a
+    repository; of an archive on the web, or the one file there as ``context``.
+
+    Raises ContextError, UsageError, FetchFailed.
+    """
+    found = _location(location) if isinstance(location, str) else None
+    if isinstance(found, GitLocation):
+        yield remotes.repository(found, activity)
+        return
+    if found is None:
+        with _open_folder(location) as folder:
+            matcher = _matcher(folder)
+            yield folder if matcher is None else folder.ignoring(matcher)
+        return
+    file = remotes.file(found, activity)
+    with file.open() as stream:
+        archive = is_archive(stream.read(_HEAD))
+    if not archive:
+        yield file.tree(_SINGLE)
+        return
+    with _unpacked(file.open()) as tree:
+        yield tree
 
 
 def read_limited(stream: BinaryIO, what: str) -> bytes:
@@ -88,12 +146,25 @@ def read_limited(stream: BinaryIO, what: str) -> bytes:
     return b"".join(parts)
 
 
+def _matcher(tree: ContextTree, ignore: bytes | None = None) -> IgnoreMatcher | None:
+    """What is excluded by `ignore`, by default by the tree's own .dockerignore; None if nothing."""
+    if ignore is None:
+        ignore = read_file(tree, _IGNORE_FILE)
+    return None if ignore is None else IgnoreMatcher(read_patterns(ignore))
+
+
+def _location(context: str) -> Location | None:
+    """What the context names on the network; None if it is, or must be, a path."""
+    return None if os.path.lexists(context) else parse_context_location(context)
+
+
+@contextmanager
+def _unpacked(archive: BinaryIO) -> Iterator[ContextTree]:
+    with archive, open_context_tar(archive) as tree:
+        yield tree
+
+
 def _open_folder(path: str | Path) -> ContextTree:
-    if str(path).startswith(_REMOTE) and not os.path.lexists(path):
-        raise UsageError(
-            f'a build context from git or the web ("{path}") is not supported yet',
-            hint="fetch it first and give its folder",
-        )
     if not os.path.lexists(path):
         raise ContextError(
             f'there is no folder "{path}" to be the build context',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -21,6 +21,8 @@ from pybuild.plan.steps import (
     StageSource,
     Step,
 )
+from pybuild.remotes.fetching import Remotes
+from pybuild.remotes.locations import GitLocation, Location, WebLocation
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.execute import (
     OpenSource,
@@ -38,14 +40,18 @@ from pybuild.run.schedule import stages_needed
 class StageSettings:
     """What all stages of a build share.
 
+    ``contexts`` are the files of the named contexts that steps read, the main one's under None.
     ``created`` fixes every time in the image; None for the times at which things happen.
-    ``began`` is the build's start. With ``use_cache``, steps are looked up and kept.
+    ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
+    those of ``fresh_stages``, names in lower case, are only kept.
     """
 
-    context: Tree | None
+    contexts: Mapping[str | None, Tree]
+    remotes: Remotes
     created: datetime | None
     began: datetime
     use_cache: bool
+    fresh_stages: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,20 +201,21 @@ class StageRunner:
                 open_source = self._opener(activity, images)
                 prepared = prepare(step, layer, open_source, self._created_seconds())
                 key = content_key(step, parent_key, prepared) if use_cache else ""
-                made = self._lookup(key)
+                made = None if self._is_fresh(stage) else self._lookup(key)
                 activity.cached = made is not None
                 if made is None:
                     made = perform(prepared, layer, key or None, activity, self._newest())
-            now = datetime.now(UTC)
-            return _Done(step, made, activity.seconds, activity.cached, now), key
+            # a step that isn't run again happened when it was run
+            ended = (made.made if made is not None else None) or datetime.now(UTC)
+            return _Done(step, made, activity.seconds, activity.cached, ended), key
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
-        def open_source(source: Source) -> SourceFiles:
+        def open_source(source: Source | Location) -> SourceFiles:
             match source:
-                case ContextSource():
-                    if self._settings.context is None:
-                        raise AssertionError("the plan uses a context that was not opened")
-                    return SourceFiles(self._settings.context)
+                case WebLocation() | GitLocation():
+                    return SourceFiles(self._settings.remotes.tree(source, activity))
+                case ContextSource(name):
+                    return SourceFiles(self._settings.contexts[name])
                 case StageSource(index):
                     layer = self._finished[index].layer.layer
                     return SourceFiles(layer.tree(), layer)
@@ -218,6 +225,9 @@ class StageRunner:
                     return SourceFiles(shared.layer.tree(), shared.layer)
 
         return open_source
+
+    def _is_fresh(self, stage: PlannedStage) -> bool:
+        return (stage.name or "").lower() in self._settings.fresh_stages
 
     def _lookup(self, key: str) -> ROLayer | None:
         return self._backend.lookup(key) if key else None

@@ -25,9 +25,9 @@ from typing import Self
 
 from pybuild.errors import BackendFailed, BackendUnavailable
 from pybuild.sandbox import profile, wire
-from pybuild.sandbox.mapping import Kind, Mapping
+from pybuild.sandbox.mapping import Kind, Mapping, system_program
 from pybuild.sandbox.seccomp import compile_profile
-from pybuild.sandbox.spec import RunSpec, as_value, passed_descriptors
+from pybuild.sandbox.spec import FuseOverlay, RunSpec, as_value, passed_descriptors
 
 OnOutput = Callable[[int, bytes], object]
 """Takes the stream, 1 or 2, and a piece of what was written to it."""
@@ -138,7 +138,8 @@ class Sandbox:
                 streams[reader] = number
                 writers.append(writer)
             try:
-                self._ask(b"run", spec.own_network, value, theirs, [*writers, *passed])
+                kind = b"fuse" if isinstance(spec.root, FuseOverlay) else b"run"
+                self._ask(kind, spec.own_network, value, theirs, [*writers, *passed])
             finally:
                 for writer in writers:
                     os.close(writer)
@@ -244,6 +245,7 @@ def _config(mapping: Mapping) -> dict[bytes, object]:
         b"gids": [[line.inside, line.outside, line.count] for line in mapping.gids],
         b"newuidmap": os.fsencode(mapping.newuidmap),
         b"newgidmap": os.fsencode(mapping.newgidmap),
+        b"fuse_overlayfs": os.fsencode(system_program("fuse-overlayfs") or ""),
         b"overlay_options": b",userxattr" if mapping.userxattr else b"",
         b"masked": [os.fsencode(path) for path in profile.masked_paths()],
         b"readonly": [os.fsencode(path) for path in profile.READ_ONLY],

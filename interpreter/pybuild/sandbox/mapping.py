@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from enum import Enum
+
+# where programs with rights of their own are, whatever PATH a caller has
+_FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin", "/usr/sbin")
 
 
 class Kind(Enum):
@@ -17,6 +22,17 @@ class Kind(Enum):
     """A user with subordinate ids, mapped by newuidmap and newgidmap."""
     SINGLE = "self"
     """A user with one id: changes of owner and identity succeed without effect."""
+
+
+class RootKind(Enum):
+    """How layers are shown as one root file system."""
+
+    OVERLAY = "overlay"
+    """By the kernel: `spec.Overlay`."""
+    FUSE = "fuse"
+    """By fuse-overlayfs: `spec.FuseOverlay`. Slower, and see there what it gets wrong."""
+    COPY = "copy"
+    """Not at all: each step runs on a copy, `spec.Plain`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +58,8 @@ class Mapping:
     def userxattr(self) -> bool:
         """Whether overlayfs marks its layers by ``user.`` rather than ``trusted.`` attributes."""
         return self.kind is not Kind.INIT
+
+
+def system_program(name: str) -> str | None:
+    """The path of a program of the system; None if it isn't installed."""
+    return shutil.which(name, path=os.pathsep.join(_FOLDERS))

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pybuild.errors import PybuildError
 from pybuild.sandbox.client import Sandbox, SandboxFailed
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping
-from pybuild.sandbox.spec import Overlay, RunSpec
+from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind, system_program
+from pybuild.sandbox.spec import FuseOverlay, Overlay, Plain, Root, RunSpec
 
 IDS = 65536
 """How many ids an image may use: those of Docker's user namespaces, and of a line of /etc/subuid."""
@@ -63,7 +63,7 @@ def probe(folder: Path, *, namespace_for_root: bool = True) -> Probe:
             refused.append(candidate)
             continue
         try:
-            _try(candidate, folder)
+            _try(candidate, folder, None)
         except SandboxFailed as failure:
             refused.append(explain(candidate.kind, failure, folder))
         except PybuildError as error:
@@ -73,6 +73,41 @@ def probe(folder: Path, *, namespace_for_root: bool = True) -> Probe:
             return Probe(candidate, _describe(candidate), hint, tuple(refused))
     last = refused[-1]
     return Probe(None, last.reason, last.hint, tuple(refused))
+
+
+@dataclass(frozen=True, slots=True)
+class RootAttempt:
+    """A kind of root that isn't possible here: why, and what to do."""
+
+    kind: RootKind
+    reason: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RootProbe:
+    """The best kind of root that works, and what was tried before it."""
+
+    kind: RootKind
+    refused: tuple[RootAttempt, ...] = ()
+
+
+def probe_root(folder: Path, mapping: Mapping) -> RootProbe:
+    """Find the kind of root to use for layers in `folder` under a mapping that works."""
+    refused: list[RootAttempt] = []
+    candidates = (
+        (RootKind.OVERLAY, partial(Overlay, volatile=False)),
+        (RootKind.FUSE, FuseOverlay),
+    )
+    for kind, root in candidates:
+        try:
+            _try(mapping, folder, root)
+        except SandboxFailed as failure:
+            hint = explain(mapping.kind, failure, folder).hint
+            refused.append(RootAttempt(kind, failure.message, hint))
+        else:
+            return RootProbe(kind, tuple(refused))
+    return RootProbe(RootKind.COPY, tuple(refused))
 
 
 def _describe(mapping: Mapping) -> str:
@@ -106,8 +141,7 @@ def _candidates(*, namespace_for_root: bool) -> Iterator[Mapping | Attempt]:
 
 def range_mapping(uid: int, gid: int, name: str) -> Mapping | Attempt:
     """The mapping of a user with subordinate ids, or what it lacks."""
-    tools = [shutil.which(tool, path=_tool_path()) for tool in ("newuidmap", "newgidmap")]
-    newuidmap, newgidmap = tools
+    newuidmap, newgidmap = system_program("newuidmap"), system_program("newgidmap")
     if newuidmap is None or newgidmap is None:
         hint = "install newuidmap and newgidmap (package uidmap or shadow-utils)"
         return Attempt(Kind.RANGE, "newuidmap and newgidmap aren't installed", hint)
@@ -146,19 +180,29 @@ def mapped_from_zero(text: str) -> int:
     return end
 
 
-def _try(mapping: Mapping, folder: Path) -> None:
-    """Go all the way to a program, on an overlay in `folder`. Raises SandboxFailed."""
+def _try(
+    mapping: Mapping,
+    folder: Path,
+    overlay: Callable[[tuple[bytes, ...], bytes, bytes], Root] | None,
+) -> None:
+    """Go all the way to a program, on an overlay or a plain folder in `folder`.
+
+    Raises SandboxFailed.
+    """
     place = Path(tempfile.mkdtemp(prefix="probe-", dir=folder))
     upper, work = place / "upper", place / "work"
+    system = [upper / name for name in ("proc", "sys", "dev")]
     try:
-        upper.mkdir()
-        work.mkdir()
-        root = Overlay((), os.fsencode(upper), os.fsencode(work), volatile=False)
+        for made in (upper, work, *system):
+            made.mkdir()
+        root: Root = Plain(os.fsencode(upper))
+        if overlay is not None:
+            root = overlay((), os.fsencode(upper), os.fsencode(work))
         with Sandbox(mapping) as sandbox:
             sandbox.run(RunSpec(root, ()), lambda _stream, _piece: None)
     finally:
         # its folder has mode 000, and can't be listed
-        for made in (work / "work", work / "index", work, upper, place):
+        for made in (work / "work", work / "index", work, *system, upper, place):
             if made.exists():
                 made.rmdir()
 
@@ -178,6 +222,8 @@ def explain(kind: Kind, failure: SandboxFailed, folder: Path) -> Attempt:
             hint = "see that newuidmap and newgidmap are setuid root or have their capabilities"
         case "mount overlay":
             hint = f"keep layers on another file system than {folder}'s, {_ELSE}"
+        case "fuse-overlayfs":
+            hint = f"install fuse-overlayfs and let this user open /dev/fuse, {_ELSE}"
         case "mount proc":
             hint = f"run outside of a container that hides parts of /proc, {_ELSE}"
         case _ if failure.number == errno.ENOSYS:
@@ -201,8 +247,3 @@ def _user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return ""
-
-
-def _tool_path() -> str:
-    """Where setuid tools are, whatever PATH a caller has."""
-    return os.pathsep.join(("/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin"))

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pybuild.backend import Network, Process
+from pybuild.backend import Activity, Network, Process
+from pybuild.errors import StepFailed
 from pybuild.files.namefiles import host_resolv_conf, hosts_file
+from pybuild.sandbox.client import Sandbox, SandboxFailed
 from pybuild.sandbox.profile import DEFAULT_SHM
-from pybuild.sandbox.spec import Mount, Overlay, Plain, RunSpec, SmallFile
+from pybuild.sandbox.spec import Mount, Root, RunSpec, SmallFile
+
+# what fails in these is asked for by the Dockerfile or allowed by the image
+_STEPS_OWN = frozenset({"mount point", "working directory", "user", "ulimit"})
 
 
-def run_spec(process: Process, root: Overlay | Plain, mounts: Iterable[Mount]) -> RunSpec:
+def run_process(sandbox: Sandbox, spec: RunSpec, activity: Activity) -> int:
+    """Run it and return its exit code, 128+n for signal n; output goes to `activity`.
+
+    A program that can't be executed ends with 126, one that isn't there with 127. Raises
+    BuildCancelled once the killed process is gone, StepFailed for what the step itself asks
+    for in vain, BackendFailed.
+    """
+    activity.raise_if_cancelled()
+    try:
+        code = sandbox.run(spec, activity.log, activity.on_cancel)
+    except SandboxFailed as failure:
+        activity.raise_if_cancelled()
+        if failure.step in _STEPS_OWN:
+            raise StepFailed(failure.message) from failure
+        raise
+    activity.raise_if_cancelled()
+    return code
+
+
+def run_spec(process: Process, root: Root, mounts: Iterable[Mount]) -> RunSpec:
     """`process` in `root`; `mounts` in the order to make them."""
     return RunSpec(
         root,

@@ -16,7 +16,14 @@ from pybuild.sandbox.kernel import FOLDER, HIDDEN, NODEV, NOEXEC, NOSUID, RDONLY
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Layers(Protocol):
+        """What shows layers as one file system."""
+
+        def mount(self, above: list[int], below: list[int]) -> int: ...
+        def unmount(self, root: int) -> None: ...
+
 
 # in the server's mount namespace /sys holds ours: the kernel's, shown to steps, and a step's own
 SYSFS, STEP = b"/sys/s", b"/sys/w"
@@ -157,6 +164,28 @@ def mount_layers(
     return os.open(name, FOLDER, dir_fd=folders)
 
 
+class KernelLayers:
+    """Layers that the kernel shows as the root of a step, on our folder "root"."""
+
+    def __init__(self, spec: list[Any], folders: int, options: bytes) -> None:
+        lowers, upper, work, volatile = spec
+        self._folders = folders
+        self._options = options + (b",volatile" if volatile else b"")
+        self._lowers = [os.open(path, FOLDER) for path in lowers]
+        self._ends = [os.open(upper, FOLDER), os.open(work, FOLDER)]
+
+    def mount(self, above: list[int], below: list[int]) -> int:
+        """A descriptor of the root, with further layers above and below."""
+        lowers = [*above, *self._lowers, *below]
+        return mount_layers(self._folders, b"root", lowers, self._ends, self._options)
+
+    def unmount(self, root: int) -> None:
+        """Undo `mount` after which nothing was written; `root` is closed."""
+        os.close(root)
+        kernel.unmount(STEP + b"/root")
+        _forget_volatile(self._ends[1])
+
+
 # --- the root itself
 
 
@@ -169,28 +198,27 @@ class Root:
 
     def bind(self, path: bytes) -> None:
         """Use a folder as it is."""
-        mount = kernel.copy_mount(path, NODEV)
-        attach(mount, os.open("root", FOLDER, dir_fd=self._folders))
-        self.fd = mount
+        self.fd = kernel.copy_mount(path, NODEV)
+        self.attach()
 
-    def overlay(self, spec: list[Any], mounts: list[Mount], options: bytes) -> None:
+    def attach(self) -> None:
+        """Mount a root that isn't mounted anywhere yet in this mount namespace."""
+        attach(self.fd, os.open(STEP + b"/root", FOLDER))
+
+    def overlay(self, layers: Layers, mounts: list[Mount]) -> None:
         """Mount layers over each other, and over folders with the mount points that lack.
 
         Those lie below all layers. Where a layer has deleted such a path, or a link leads
         elsewhere, the mount is made again with a further layer on top, in which existing
         folders have the attributes that they have below.
         """
-        paths, upper, work, volatile = spec
-        options += b",volatile" if volatile else b""
-        opened = [os.open(path, FOLDER) for path in paths]
-        ends = [os.open(upper, FOLDER), os.open(work, FOLDER)]
         bottom = os.open("bottom", FOLDER, dir_fd=self._folders)
         for name in _SYSTEM:
             os.mkdir(name, 0o755, dir_fd=bottom)
         own = [mount for mount in mounts if not _lies_in_another(mount, mounts)]
         for mount in own:
             make_path(bottom, mount.path, is_folder=mount.is_folder)
-        self.fd = mount_layers(self._folders, b"root", [*opened, bottom], ends, options)
+        self.fd = layers.mount([], [bottom])
         absent = list(self._absent(own))
         if absent:
             top = os.open("top", FOLDER, dir_fd=self._folders)
@@ -198,11 +226,8 @@ class Root:
                 self._copy_folders(top, path)
                 make_path(top, path, is_folder=is_folder)
             self._copy_times(top)
-            os.close(self.fd)
-            kernel.unmount(STEP + b"/root")
-            _forget_volatile(ends[1])
-            lowers = [top, *opened, bottom]
-            self.fd = mount_layers(self._folders, b"root", lowers, ends, options)
+            layers.unmount(self.fd)
+            self.fd = layers.mount([top], [bottom])
 
     def _absent(self, mounts: Iterable[Mount]) -> Iterable[tuple[Path, bool]]:
         for name in _SYSTEM:

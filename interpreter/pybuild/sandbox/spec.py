@@ -30,6 +30,21 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class FuseOverlay:
+    """As Overlay, shown by fuse-overlayfs, where the kernel's overlay can't be had.
+
+    Needs the program, and /dev/fuse for this user. In ``upper`` there are, besides
+    overlayfs's marks, ``.wh.`` files as in layers and ``.wh..wh..opq`` in new folders. Its
+    version 1.10 mistakes the names of a file that has several in a lower: a change may land
+    in ``upper`` under another of them. So no file of ``lowers`` may have more than one.
+    """
+
+    lowers: tuple[bytes, ...]
+    upper: bytes
+    work: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
     """A folder used as it is. Every mount point, /proc, /sys and /dev too, must exist in it."""
 
@@ -86,6 +101,7 @@ class OverlayBind:
     readonly: bool = True
 
 
+Root = Overlay | FuseOverlay | Plain
 Mount = Bind | Tmpfs | SmallFile | OverlayBind
 
 
@@ -103,7 +119,7 @@ class RunSpec:
     only whether all this is possible.
     """
 
-    root: Overlay | Plain
+    root: Root
     args: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     cwd: str = "/"
@@ -131,6 +147,8 @@ def as_value(spec: RunSpec) -> dict[bytes, object]:
     match spec.root:
         case Overlay(lowers=lowers, upper=upper, work=work, volatile=volatile):
             overlay = [list(lowers), upper, work, volatile]
+        case FuseOverlay(lowers=lowers, upper=upper, work=work):
+            overlay = [list(lowers), upper, work, False]
         case Plain(path=plain):
             pass
     return {

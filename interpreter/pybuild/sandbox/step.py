@@ -35,6 +35,7 @@ _IFF_UP, _SIOCSIFFLAGS = 0x1, 0x8914
 _MAX_PASSWD = 1 << 20
 _DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+STEP_NAMESPACES = kernel.NEWPID | kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
 Spec = dict[bytes, "Any"]
 
 
@@ -73,6 +74,11 @@ def _close_others(first: int, kept: int) -> None:
     kernel.close_range(REPLY + kept, 0xFFFFFFFF)
 
 
+def close_all() -> None:
+    """Close every descriptor but the standard streams."""
+    kernel.close_range(3, 0xFFFFFFFF)
+
+
 def run_inside(spec: Spec, config: Spec) -> None:
     """Execute a program of the client's with all rights in the user namespace."""
     count = spec[b"fds"]
@@ -86,8 +92,28 @@ def run_inside(spec: Spec, config: Spec) -> None:
 
 def run_step(spec: Spec, config: Spec) -> None:
     """Make the root file system, go there, give up rights, execute."""
+    root, mounts, folders = begin_root(spec, config)
+    if spec[b"plain"]:
+        root.bind(spec[b"plain"])
+    else:
+        layers = rootfs.KernelLayers(spec[b"overlay"], folders, config[b"overlay_options"])
+        root.overlay(layers, mounts)
+    run_in(root, mounts, spec, config)
+
+
+def begin_root(spec: Spec, config: Spec) -> tuple[rootfs.Root, list[rootfs.Mount], int]:
+    """An empty root in a mount namespace of our own, what goes into it, and our folders."""
     kernel.make_all(kernel.MS_PRIVATE)
-    _make_root(spec, config)
+    folders = rootfs.step_folders()
+    # descriptors that the client passed have their places behind ours
+    single, options = bool(config[b"single"]), config[b"overlay_options"]
+    mounts = rootfs.open_mounts(spec[b"mounts"], folders, _STDERR + 1, options, single=single)
+    return rootfs.Root(folders), mounts, folders
+
+
+def run_in(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> None:
+    """Complete the root, go there, give up rights, execute."""
+    _enter_root(root, mounts, spec, config)
     socket.sethostname(spec[b"hostname"])
     if spec[b"own_network"]:
         _raise_loopback()
@@ -107,20 +133,11 @@ def run_step(spec: Spec, config: Spec) -> None:
     _execute(spec)
 
 
-def _make_root(spec: Spec, config: Spec) -> None:
-    folders = rootfs.step_folders()
-    # descriptors that the client passed have their places behind ours
-    single, options = bool(config[b"single"]), config[b"overlay_options"]
-    mounts = rootfs.open_mounts(spec[b"mounts"], folders, _STDERR + 1, options, single=single)
-    root = rootfs.Root(folders)
-    if spec[b"plain"]:
-        root.bind(spec[b"plain"])
-    else:
-        root.overlay(spec[b"overlay"], mounts, options)
+def _enter_root(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> None:
     masked, readonly = config[b"masked"], config[b"readonly"]
     unified = bool(config[b"unified"])
     rootfs.mount_system(root, masked, readonly, unified=unified)
-    rootfs.mount_devices(root, shm=spec[b"shm"], tty_group=not single)
+    rootfs.mount_devices(root, shm=spec[b"shm"], tty_group=not config[b"single"])
     for mount in mounts:
         kernel.attach(mount.fd, root.target(mount))
     os.fchdir(root.fd)

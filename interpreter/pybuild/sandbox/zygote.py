@@ -28,9 +28,9 @@ if not __package__:
     _package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]  # noqa: PTH100, PTH120 - pathlib is slow to load
     sys.modules["pybuild"] = _package
 
-from pybuild.sandbox import kernel, rootfs, wire
+from pybuild.sandbox import fuse, kernel, rootfs, wire
 from pybuild.sandbox.kernel import FOLDER, Failed, attach
-from pybuild.sandbox.step import Spec, become, reply, run_inside, run_step
+from pybuild.sandbox.step import STEP_NAMESPACES, Spec, become, reply, run_inside, run_step
 
 _MAX_PACKET = 1 << 17
 _MAX_FDS = 64
@@ -219,15 +219,17 @@ def serve(control: socket.socket, config: Spec) -> None:
 def start(packet: bytes, fds: list[int], config: Spec) -> list[Child]:
     """Begin what a request asks for; no child if even that fails."""
     operation, own_network = wire.decode(packet)
+    program = {b"run": run_step, b"fuse": fuse.run_step, b"inside": run_inside}[operation]
     flags = kernel.NEWPID
-    if operation == b"run":
-        flags |= kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
-        flags |= kernel.NEWNET if own_network else 0
+    if program is run_step:
+        flags = STEP_NAMESPACES | (kernel.NEWNET if own_network else 0)
+    elif program is fuse.run_step:
+        flags |= kernel.NEWNS
     children: list[Child] = []
     try:
         pid = kernel.clone(flags)
         if pid == 0:
-            become(run_step if operation == b"run" else run_inside, fds, config)
+            become(program, fds, config)
         children.append((pid, os.pidfd_open(pid), fds[0]))
     except Failed as failure:
         reply(fds[0], failure.packet)

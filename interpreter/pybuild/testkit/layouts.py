@@ -1,4 +1,4 @@
-"""OCI image layouts on disk: written for tests, and brought into a containerd."""
+"""OCI image layouts on disk: written and read for tests, and brought into a containerd."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from pybuild.backend import Image
 from pybuild.errors import BackendUnavailable
 from pybuild.oci.compression import Compression, Packing, compressor
 from pybuild.oci.descriptor import (
@@ -83,6 +86,45 @@ class LayoutWriter:
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": self._manifests}
         (self.folder / "index.json").write_bytes(canonical_json(index))
         return self.folder
+
+
+class LayoutReader:
+    """An OCI image layout: a folder, or an archive of one. `validate` takes it for a backend."""
+
+    def __init__(self, path: Path) -> None:
+        self._files: dict[str, bytes] = {}
+        if path.is_dir():
+            for file in path.rglob("*"):
+                if file.is_file():
+                    self._files[file.relative_to(path).as_posix()] = file.read_bytes()
+            return
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                if content is not None:
+                    self._files[member.name] = content.read()
+
+    @property
+    def paths(self) -> list[str]:
+        """The files in it, sorted."""
+        return sorted(self._files)
+
+    def read_json(self, path: str) -> Any:
+        return json.loads(self._files[path])
+
+    def open_blob(self, digest: str) -> BinaryIO:
+        return BytesIO(self._files[f"blobs/{digest.replace(':', '/')}"])
+
+    def images(self) -> dict[str, Image]:
+        """The images by their full names; by digest where they have none."""
+        assert self.read_json("oci-layout") == {"imageLayoutVersion": "1.0.0"}
+        found = {}
+        for entry in self.read_json("index.json")["manifests"]:
+            manifest = Descriptor(entry["mediaType"], entry["digest"], entry["size"])
+            config = self.read_json(f"blobs/{manifest.digest.replace(':', '/')}")["config"]
+            name = entry.get("annotations", {}).get(_CONTAINERD_NAME, manifest.digest)
+            found[name] = Image(manifest, config["digest"])
+        return found
 
 
 def image_names(layout: Path) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from io import BytesIO
 from typing import BinaryIO
 
@@ -26,18 +28,20 @@ from pybuild.backend import (
     ROLayer,
     RWLayer,
 )
-from pybuild.errors import ImageNotFound, PlatformMismatch, UsageError
+from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch, UsageError
 from pybuild.files.layertree import LayerTree
+from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import NewEntry, Tree, parent_of
 from pybuild.oci.compression import Decompressed, Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
 from pybuild.oci.image_config import HistoryEntry, ImageConfig, parse_config
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layertar import read_index, write_layer
 from pybuild.oci.manifest import ImageDocuments, image_documents, parse_manifest
 from pybuild.oci.platform import Platform, best, host_platform
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
 from pybuild.oci.repack import is_packed, repack
+from pybuild.oci.tarformat import Limits
 from pybuild.testkit.toyshell import RunOutcome
 from pybuild.testkit.toyshell import run as toyshell_run
 
@@ -73,7 +77,7 @@ class MemoryBackend(Backend):
         self._store = _Store()
         self._local: dict[Reference, dict[Platform, BaseImage]] = {}
         self._remote: dict[Reference, dict[Platform, BaseImage]] = {}
-        self._cache: dict[str, tuple[tuple[LayerDiff, ...], LayerDiff | None]] = {}
+        self._cache: dict[str, tuple[tuple[LayerDiff, ...], LayerDiff | None, datetime]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -137,6 +141,15 @@ class MemoryBackend(Backend):
         config = parse_config(self._store.blob(_config_digest(self._store, image)))
         return replace(image, reference=reference, config=config)
 
+    def import_image(self, image: LayoutImage, activity: Activity) -> BaseImage:
+        for layer in image.layers:
+            parts: list[bytes] = []
+            image.layout.copy(layer.blob, parts.append, activity)
+            self._store.add_blob(layer, b"".join(parts))
+        self._store.add(image.manifest_bytes)
+        self._store.add(image.config_bytes)
+        return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+
     @staticmethod
     def _find(
         names: Mapping[Reference, Mapping[Platform, BaseImage]], name: Reference
@@ -167,6 +180,19 @@ class MemoryBackend(Backend):
             raise RuntimeError("the image's layers are not those of its top layer")
         if spec.config.diff_ids != tuple(layer.diff_id for layer in spec.layers):
             raise RuntimeError("the config's diff ids are not those of the layers")
+        return self._add_image(spec)
+
+    def load_image(
+        self, spec: ImageSpec, open_blob: Callable[[str], BinaryIO], activity: Activity
+    ) -> Image:
+        for layer in spec.layers:
+            activity.raise_if_cancelled()
+            with closing(open_blob(layer.blob.digest)) as stream:
+                data = stream.read()
+            self._store.add_blob(layer, data)
+        return self._add_image(spec)
+
+    def _add_image(self, spec: ImageSpec) -> Image:
         for layer in spec.layers:
             self._store.blob(layer.blob.digest)
         documents = spec.documents()
@@ -214,9 +240,11 @@ class MemoryBackend(Backend):
 
         return LayerTree([self._store.index(diff_id) for diff_id in diff_ids], open_file)
 
-    def _remember(self, key: str, layers: tuple[LayerDiff, ...], diff: LayerDiff | None) -> None:
+    def _remember(
+        self, key: str, layers: tuple[LayerDiff, ...], diff: LayerDiff | None, made: datetime
+    ) -> None:
         with self._lock:
-            self._cache[key] = (layers, diff)
+            self._cache[key] = (layers, diff, made)
 
 
 @dataclass(slots=True)
@@ -237,6 +265,13 @@ class _Store:
         digest = self.add(b"".join(parts))
         self.layers[written.diff.diff_id] = (digest, written.index)
         return written.diff
+
+    def add_blob(self, layer: LayerDiff, blob: bytes) -> None:
+        """Add a layer that was made elsewhere. Raises InvalidImage."""
+        diff_id, index = read_index(BytesIO(blob), Limits(compressed_size=len(blob)))
+        if diff_id != layer.diff_id:
+            raise InvalidImage(f"layer {layer.blob.digest} holds {diff_id}, not {layer.diff_id}")
+        self.layers[diff_id] = (self.add(blob), index)
 
     def add_documents(self, documents: ImageDocuments) -> tuple[Descriptor, str]:
         self.add(documents.manifest_bytes)
@@ -261,8 +296,13 @@ class _Store:
 
 class _MemoryLayer(ROLayer):
     def __init__(
-        self, backend: MemoryBackend, layers: tuple[LayerDiff, ...], diff: LayerDiff | None
+        self,
+        backend: MemoryBackend,
+        layers: tuple[LayerDiff, ...],
+        diff: LayerDiff | None,
+        made: datetime | None = None,
     ) -> None:
+        self._made = made
         self._backend = backend
         self._layers = layers
         self._diff = diff
@@ -272,6 +312,10 @@ class _MemoryLayer(ROLayer):
     @property
     def diff(self) -> LayerDiff | None:
         return self._diff
+
+    @property
+    def made(self) -> datetime | None:
+        return self._made
 
     @property
     def diffs(self) -> tuple[LayerDiff, ...]:
@@ -351,9 +395,10 @@ class _MemoryRWLayer(RWLayer):
                 self._entries, self._newest
             )
             layers = (*layers, diff)
+        made = datetime.now(UTC)
         if key is not None:
-            self._backend._remember(key, layers, diff)  # noqa: SLF001  (as above)
-        return _MemoryLayer(self._backend, layers, diff)
+            self._backend._remember(key, layers, diff, made)  # noqa: SLF001  (as above)
+        return _MemoryLayer(self._backend, layers, diff, made)
 
     def release(self) -> None:
         if self._released.first():

@@ -40,7 +40,7 @@ from pybuild.oci.manifest import (
     parse_index,
     parse_manifest,
 )
-from pybuild.oci.platform import Platform
+from pybuild.oci.platform import Platform, platform_as_json
 from pybuild.testkit.registry_http import (
     Fault,
     RecordedRequest,
@@ -64,7 +64,8 @@ class Registry:
 
     With `username` and `password`, every request needs them: as basic authentication, or,
     with `tokens`, traded for a bearer token at the registry's own ``/token``;
-    `identity_token` is accepted there too. `tls` makes it an HTTPS server.
+    `identity_token` is accepted there too. `tls` makes it an HTTPS server. ``closed`` are
+    repositories that no login may use, ``read_only`` those that none may push to.
     """
 
     def __init__(
@@ -86,10 +87,12 @@ class Registry:
         self._lock = threading.RLock()
         self._repositories: dict[str, _Repository] = {}
         self._uploads: dict[str, bytearray] = {}
-        self._valid_tokens: dict[str, str] = {}
+        self._valid_tokens: dict[str, frozenset[tuple[str, str]]] = {}
         self._faults: list[Fault] = []
         self._server: RegistryServer | None = None
         self.realm: str | None = None
+        self.closed: set[str] = set()
+        self.read_only: set[str] = set()
         self.requests: list[RecordedRequest] = []
 
     def __enter__(self) -> Self:
@@ -172,9 +175,7 @@ class Registry:
         for descriptor, platform in manifests:
             entry = descriptor_as_json(descriptor)
             if platform is not None:
-                members = {"architecture": platform.architecture, "os": platform.os}
-                optional = {"variant": platform.variant, "os.version": platform.os_version}
-                entry["platform"] = members | {k: v for k, v in optional.items() if v}
+                entry["platform"] = platform_as_json(platform)
             entries.append(entry)
         document = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
         return self.add_manifest(name, canonical_json(document), media_type)
@@ -230,23 +231,35 @@ class Registry:
                     return fault
         return None
 
-    def challenge(self, request: RecordedRequest, repository: str) -> str | None:
-        """The WWW-Authenticate header if `request` lacks what this registry wants."""
+    def challenge(self, request: RecordedRequest, repository: str, source: str = "") -> str | None:
+        """The WWW-Authenticate header if `request` lacks what this registry wants.
+
+        `source` is the repository that a blob is to be mounted from. Raises RegistryProblem
+        where no login would help.
+        """
+        reads = request.method in {"GET", "HEAD"} and "/blobs/uploads/" not in request.path
+        if not reads and repository in self.read_only:
+            raise RegistryProblem(403, "DENIED", "requested access to the resource is denied")
         if self._username is None:
             return None
-        if self._anonymous_pull and not self._uses_tokens and request.method in {"GET", "HEAD"}:
+        if self._anonymous_pull and not self._uses_tokens and reads:
             return None
         scheme, _, value = request.headers.get("authorization", "").partition(" ")
         if not self._uses_tokens:
             expected = self._basic()
             return None if (scheme, value) == ("Basic", expected) else 'Basic realm="test"'
+        needed = {(repository, "pull" if reads else "push")} if repository else set()
+        needed |= {(source, "pull")} if source else set()
         with self._lock:
             granted = self._valid_tokens.get(value) if scheme == "Bearer" else None
-        if granted is not None and granted in {repository, "*"}:
+        if granted is not None and needed <= granted:
             return None
         realm = self.realm or f"{self.url}/token"
-        scope = f',scope="repository:{repository}:pull,push"' if repository else ""
-        return f'Bearer realm="{realm}",service="{self.address}"{scope}'
+        actions = "pull" if reads else "pull,push"
+        scope = f"repository:{repository}:{actions}" if repository else ""
+        scope += f" repository:{source}:pull" if source else ""
+        asked = f',scope="{scope}"' if scope else ""
+        return f'Bearer realm="{realm}",service="{self.address}"{asked}'
 
     def issue_token(
         self, authorization: str, scope: str, refresh_token: str | None
@@ -257,10 +270,16 @@ class Registry:
         anonymous = self._anonymous_pull and not authorization and refresh_token is None
         if not (by_login or by_token or anonymous):
             raise RegistryProblem(401, "UNAUTHORIZED", "wrong credentials")
-        parts = scope.split(":")
+        granted = {
+            (repository, action)
+            for _, _, rest in (one.partition(":") for one in scope.split())
+            for repository, _, actions in (rest.rpartition(":"),)
+            for action in actions.split(",")
+            if repository not in self.closed and (action == "pull" or not anonymous)
+        }
         token = secrets.token_urlsafe(24)
         with self._lock:
-            self._valid_tokens[token] = parts[1] if len(parts) == 3 else "*"
+            self._valid_tokens[token] = frozenset(granted)
         return {"access_token" if by_token else "token": token, "expires_in": 300}
 
     def find_manifest(self, repository: str, version: str) -> tuple[str, str, bytes]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Fault:
     ``truncate`` ends the body after so many bytes, though the length announces all;
     ``pace`` is (bytes, seconds) between pieces; ``delay`` is seconds before the answer;
     ``reset`` closes the connection without one. ``headers`` are set over the usual ones; a
-    value of None removes one. ``ignore_range`` sends the whole blob.
+    value of None removes one. ``ignore_range`` sends the whole blob. Of an upload, ``take``
+    bytes arrive, then the connection breaks; ``finish`` lets the request do its work before
+    the fault replaces its answer.
     """
 
     path: str
@@ -51,6 +54,8 @@ class Fault:
     pace: tuple[int, float] | None = None
     delay: float = 0.0
     reset: bool = False
+    take: int | None = None
+    finish: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +180,16 @@ class _Exchange(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = RecordedRequest(self.command, self.path, headers)
         self._fault = self._registry.record(request)
-        self._body = self._read_body()
         fault = self._fault
+        if fault is not None and fault.take is not None:
+            self._break_off(fault.take)
+            return
+        self._body = self._read_body()
         if fault is not None:
             self.server.stopped.wait(fault.delay)
+            if fault.finish:
+                with suppress(RegistryProblem):
+                    self._unanswered(act)
             if fault.reset:
                 self.close_connection = True
                 return
@@ -190,7 +201,8 @@ class _Exchange(BaseHTTPRequestHandler):
                 self._give_token()
                 return
             match = re.match(rf"/v2/({_NAME})/(?:manifests|blobs|tags)/", self._target)
-            challenge = self._registry.challenge(request, match[1] if match else "")
+            source = self._parameter("from") if self._parameter("mount") else ""
+            challenge = self._registry.challenge(request, match[1] if match else "", source)
             if challenge is not None:
                 problem = RegistryProblem(401, "UNAUTHORIZED", "authentication required")
                 self._problem(problem, {"WWW-Authenticate": challenge})
@@ -198,6 +210,22 @@ class _Exchange(BaseHTTPRequestHandler):
             act()
         except RegistryProblem as problem:
             self._problem(problem, {})
+
+    def _break_off(self, size: int) -> None:
+        """Keep `size` bytes of what is uploaded, and end the connection."""
+        self.close_connection = True
+        piece = self.rfile.read(min(size, int(self.headers.get("Content-Length") or 0)))
+        if match := _UPLOAD.fullmatch(self._target):
+            with suppress(RegistryProblem):
+                self._registry.append_upload(match[2], piece, None)
+
+    def _unanswered(self, act: Callable[[], None]) -> None:
+        """Do what the request asks for, but let its answer get lost."""
+        kept, self.wfile = self.wfile, cast("Any", BytesIO())
+        try:
+            act()
+        finally:
+            self.wfile = kept
 
     def _read(self) -> None:
         if self._target == "/v2/":
@@ -239,16 +267,14 @@ class _Exchange(BaseHTTPRequestHandler):
         match = _UPLOAD.fullmatch(self._target)
         if match is None:
             raise RegistryProblem(404, "BLOB_UPLOAD_UNKNOWN")
-        span = re.match(r"(?:bytes )?([0-9]+)-", self.headers.get("Content-Range", ""))
-        start = int(span[1]) if span else None
-        size = self._registry.append_upload(match[2], self._body, start)
+        size = self._registry.append_upload(match[2], self._body, self._start())
         headers = {"Location": self._target, "Range": f"0-{max(0, size - 1)}"}
         self._send(202, b"", headers)
 
     def _finish(self) -> None:
         if match := _UPLOAD.fullmatch(self._target):
             digest = self._parameter("digest")
-            self._registry.append_upload(match[2], self._body, None)
+            self._registry.append_upload(match[2], self._body, self._start())
             self._registry.finish_upload(match[1], match[2], digest)
             self._created(match[1], "blobs", digest)
         elif match := _MANIFEST.fullmatch(self._target):
@@ -348,6 +374,11 @@ class _Exchange(BaseHTTPRequestHandler):
         piece = self.rfile.read(size)
         self.rfile.readline(8)
         return piece
+
+    def _start(self) -> int | None:
+        """Where in the upload the body belongs, if the request says so."""
+        span = re.match(r"(?:bytes )?([0-9]+)-", self.headers.get("Content-Range", ""))
+        return int(span[1]) if span else None
 
     def _parameter(self, name: str) -> str:
         return self._query.get(name, [""])[0]

@@ -5,19 +5,30 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 
 import pytest
 
 from pybuild.backend import Backend, BaseImage, Capability, ImageSpec, PullPolicy
-from pybuild.errors import BuildCancelled, ImageError, ImageNotFound
-from pybuild.files.trees import walk
+from pybuild.errors import (
+    BuildCancelled,
+    ImageError,
+    ImageNotFound,
+    InvalidImage,
+    UnsupportedByBackend,
+)
+from pybuild.files.layout import open_layout
+from pybuild.files.trees import NewEntry, walk
 from pybuild.oci.compression import Compression, Packing
 from pybuild.oci.descriptor import DOCKER_LAYER_TAR, DOCKER_MANIFEST, is_digest
 from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
 from pybuild.oci.layerindex import Kind
+from pybuild.oci.layertar import write_layer
 from pybuild.oci.manifest import parse_manifest
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
+from pybuild.testkit.layouts import LayoutWriter
 from pybuild.testkit.suite_base import SuiteBase, needs
 from pybuild.testkit.validate import validate
 from pybuild.testkit.workbench import Workbench, content, file, folder
@@ -33,6 +44,17 @@ def _resolve(bench: Workbench, name: str, platform: Platform | None = None) -> B
         PullPolicy.NEVER,
         bench.activity,
     )
+
+
+def _layout(folder: Path, platform: Platform, *entries: NewEntry) -> Path:
+    """A layout with an image of one layer, called localhost/laid/out:1."""
+    parts: list[bytes] = []
+    layer = write_layer(entries, parts.append).diff
+    writer = LayoutWriter(folder)
+    writer.add_blob(b"".join(parts), layer.blob.media_type)
+    config = ImageConfig(platform, history=(HistoryEntry("layer"),), diff_ids=(layer.diff_id,))
+    writer.add_image(["localhost/laid/out:1"], config, [layer])
+    return writer.finish()
 
 
 class ImageSuite(SuiteBase):
@@ -82,6 +104,35 @@ class ImageSuite(SuiteBase):
         bench.activity.cancel()
         with pytest.raises(BuildCancelled):
             bench.image()
+
+    def test_an_image_in_a_layout_is_a_base_under_no_name(
+        self, bench: Workbench, tmp_path: Path
+    ) -> None:
+        folder = _layout(tmp_path / "layout", bench.backend.platforms[0], file(b"a", b"laid out"))
+        with open_layout(folder) as layout:
+            found = layout.find(bench.backend.platforms[0], tag="1")
+            base = bench.backend.import_image(found, bench.activity)
+        assert (base.digest, base.layers) == (found.descriptor.digest, found.layers)
+        below = bench.hold(bench.backend.checkout(base, bench.activity))
+        assert content(below, b"a") == b"laid out"
+        above = bench.put(below, file(b"b", b"above"))
+        image = bench.create(above, "localhost/from-layout:1", base=base)
+        validate(bench.backend, image, base_layers=1)
+        with pytest.raises(ImageNotFound):
+            _resolve(bench, "localhost/laid/out:1")
+
+    def test_a_layout_whose_blob_is_another_is_refused(
+        self, bench: Workbench, tmp_path: Path
+    ) -> None:
+        folder = _layout(tmp_path / "layout", bench.backend.platforms[0], file(b"a", b"changed"))
+        with open_layout(folder) as layout:
+            found = layout.find(bench.backend.platforms[0], tag="1")
+            blob = folder / "blobs" / found.layers[0].blob.digest.replace(":", "/")
+            blob.write_bytes(bytes(found.layers[0].blob.size))
+        with open_layout(folder) as layout, pytest.raises(InvalidImage):
+            bench.backend.import_image(replace(found, layout=layout), bench.activity)
+        with pytest.raises(ImageNotFound):
+            bench.backend.open_blob(found.layers[0].blob.digest).read()
 
     def test_scratch_is_empty(self, bench: Workbench) -> None:
         scratch = bench.scratch()
@@ -186,6 +237,27 @@ class ImageSuite(SuiteBase):
         found = _resolve(bench, "localhost/plain:1")
         assert [x.blob.digest for x in found.layers] == [layers[0].diff_id]
 
+    def test_an_image_made_elsewhere_is_stored_and_built_upon(self, bench: Workbench) -> None:
+        parts: list[bytes] = []
+        layer = write_layer([folder(b"d"), file(b"d/a", b"from elsewhere")], parts.append).diff
+        config = ImageConfig(
+            bench.backend.platforms[0],
+            history=(HistoryEntry("COPY a /d/a"),),
+            diff_ids=(layer.diff_id,),
+        )
+        spec = ImageSpec(config, (layer,), (parse_reference("localhost/elsewhere:1"),))
+        blob = b"".join(parts)
+        for _ in range(2):
+            try:
+                image = bench.backend.load_image(spec, lambda _: BytesIO(blob), bench.activity)
+            except UnsupportedByBackend:
+                pytest.skip("inherent: the backend takes no images from elsewhere")
+            assert image.manifest.digest == spec.documents().manifest.digest
+            validate(bench.backend, image)
+        found = _resolve(bench, "localhost/elsewhere:1")
+        below = bench.hold(bench.backend.checkout(found, bench.activity))
+        assert content(bench.put(below, file(b"d/b", b"")), b"d/a") == b"from elsewhere"
+
     def test_the_config_comes_back_as_it_was(self, bench: Workbench) -> None:
         top = bench.put(bench.scratch(), file(b"a", b"x"))
         config = ImageConfig(  # noqa: S604  (a value, no process)
@@ -241,6 +313,8 @@ class ImageSuite(SuiteBase):
         assert found is not None
         bench.hold(found)
         assert (found.diff, found.diffs) == (made.diff, made.diffs)
+        assert found.made is not None
+        assert found.made == made.made
         made.release()
         assert content(bench.put(found, file(b"b", b"")), b"a") == b"cached"
 

@@ -103,6 +103,7 @@ class MountSuite(SuiteBase):
 
     @pytest.mark.usefixtures("binds", "kernel")
     def test_owners_and_modes_show_in_a_mount(self, bench: Workbench) -> None:
+        needs(bench.backend, Capability.FILE_OWNERS)
         layer = _layer(bench)
         mount = BindMount("/mnt/in", layer.tree(), b"src", layer=layer)
         ran = bench.run(bench.base(), "stat -c '%u %g %a' /mnt/in/sub/b", [mount])

@@ -1,6 +1,6 @@
 """One checker of every promise that an image makes: each hash, size and count is recomputed.
 
-It reads blobs through the backend and tars with the standard library, so that it shares no
+It reads blobs through the backend, or a layout, and tars with the standard library, so that it shares no
 code with what made them.
 """
 
@@ -13,9 +13,9 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
-from pybuild.backend import Backend, Image, ROLayer
+from pybuild.backend import Image, ROLayer
 from pybuild.oci.compression import Decompressed
 from pybuild.oci.descriptor import OCI_CONFIG, OCI_MANIFEST
 
@@ -23,7 +23,13 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 
 
-def validate(backend: Backend, image: Image, *, base_layers: int = 0) -> dict[str, Any]:
+class BlobSource(Protocol):
+    """A backend, or whatever else has an image's blobs."""
+
+    def open_blob(self, digest: str, /) -> BinaryIO: ...
+
+
+def validate(backend: BlobSource, image: Image, *, base_layers: int = 0) -> dict[str, Any]:
     """Check `image` in `backend`'s store, and return its config as JSON.
 
     The lowest `base_layers` layers come from elsewhere: their tars needn't be canonical.
@@ -58,7 +64,7 @@ def validate(backend: Backend, image: Image, *, base_layers: int = 0) -> dict[st
     return config
 
 
-def layer_names(backend: Backend, layer: ROLayer) -> list[str]:
+def layer_names(backend: BlobSource, layer: ROLayer) -> list[str]:
     """The names in the tar of the layer's own diff, as they stand there; folders end in /."""
     assert layer.diff is not None, "the layer changed nothing"
     with closing(backend.open_blob(layer.diff.blob.digest)) as stream:
@@ -67,7 +73,7 @@ def layer_names(backend: Backend, layer: ROLayer) -> list[str]:
         return [member.name + "/" * member.isdir() for member in archive]
 
 
-def _blob(backend: Backend, digest: str, size: int, faults: list[str]) -> bytes:
+def _blob(backend: BlobSource, digest: str, size: int, faults: list[str]) -> bytes:
     with closing(backend.open_blob(digest)) as stream:
         data = stream.read()
     if len(data) != size:

@@ -10,6 +10,7 @@ from typing import TextIO, assert_never
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    LintReported,
     StepFinished,
     StepLog,
     StepProgress,
@@ -17,6 +18,7 @@ from pybuild.run.events import (
     Warned,
 )
 from pybuild.run.output import LineBuffer, without_escapes
+from pybuild.run.progress.lint import lint_lines
 
 _SECONDS_BETWEEN = 5.0
 _SHARE_BETWEEN = 0.05
@@ -84,6 +86,8 @@ class PlainReporter:
             case Warned():
                 prefix = f"#{event.id} " if event.id else ""
                 self._write(f"{prefix}WARN: {warning_text(event)}")
+            case LintReported():
+                self._write("\n".join(["", *lint_lines(event)]))
             case BuildFinished():
                 pass
             case _:

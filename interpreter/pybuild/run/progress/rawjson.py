@@ -9,6 +9,7 @@ Every line is an object with ``event`` and these members; times are seconds, siz
 ``step-finished``  ``id``, ``seconds``, ``cached``, ``cancelled``, ``error`` (null or ``type``,
                    ``message``, ``where``, ``hint``, and for a RUN ``exit_code``)
 ``warning``        ``id`` (0 for the build), ``message``, ``where``, ``hint``
+``lint-reported``  ``warnings``: a list of ``rule``, ``message``, ``description``, ``where``
 ``build-finished`` ``digest``, ``config_digest``, ``names``, ``platform``, ``seconds``
 =================  ==========================================================================
 
@@ -28,6 +29,7 @@ from pybuild.errors import PybuildError, RunFailed, SourceRange
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    LintReported,
     StepFinished,
     StepLog,
     StepProgress,
@@ -89,6 +91,8 @@ class JsonReporter:
                     "where": _place(event.where),
                     "hint": event.hint,
                 }
+            case LintReported():
+                return {"event": "lint-reported", "warnings": list(map(asdict, event.warnings))}
             case BuildFinished(result):
                 return {
                     "event": "build-finished",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    LintReported,
     StepFinished,
     StepLog,
     StepProgress,
@@ -27,6 +28,7 @@ from pybuild.run.events import (
     Warned,
 )
 from pybuild.run.output import LineBuffer, cut, without_escapes
+from pybuild.run.progress.lint import lint_lines
 from pybuild.run.progress.plain import finish_text, unit_title, warning_text
 
 _TICK = 0.2
@@ -104,6 +106,8 @@ class TtyReporter:
                     self._finish(event)
                 case Warned():
                     self._print(f"WARN: {warning_text(event)}")
+                case LintReported():
+                    self._print("\n".join(lint_lines(event)))
                 case BuildFinished():
                     pass
                 case _:

@@ -1,0 +1,1 @@
+"""What becomes of a built image: stores, registries, archives and folders."""

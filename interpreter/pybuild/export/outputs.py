@@ -1,0 +1,291 @@
+"""Outputs as values, and the words that name them on a command line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import BinaryIO
+
+from pybuild.errors import UsageError
+from pybuild.oci.compression import Compression, Packing
+
+DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+
+Destination = str | BinaryIO
+"""A path, or an open binary stream, which stays open."""
+
+STANDARD_OUTPUT = "-"
+"""The destination that the command line replaces by its standard output."""
+
+_COMPRESSIONS = {
+    "gzip": Compression.GZIP,
+    "zstd": Compression.ZSTD,
+    "uncompressed": Compression.NONE,
+}
+_LEVELS = {
+    Compression.GZIP: range(10),
+    Compression.ZSTD: range(1, 23),
+    Compression.NONE: range(0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """How an image is written.
+
+    ``names`` are added to the build's tags, ``annotations`` to the build's. With ``packing``
+    the layers that the build made are compressed so; with ``force_compression`` the base
+    image's as well. Without ``oci_media_types`` the media types are those of Docker.
+    """
+
+    names: tuple[str, ...] = ()
+    packing: Packing | None = None
+    force_compression: bool = False
+    oci_media_types: bool = True
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOutput:
+    """``type=image``: the backend's own store; with ``push`` the registries as well."""
+
+    push: bool = False
+    by_digest: bool = False
+    image: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryOutput:
+    """``type=registry``: the registries that the names say.
+
+    With ``by_digest`` no tag is set there.
+    """
+
+    by_digest: bool = False
+    image: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OciOutput:
+    """``type=oci``: an OCI image layout, as a tar archive or, without ``tar``, as a folder.
+
+    A folder may be a layout already: the image joins those in there.
+    """
+
+    dest: Destination
+    tar: bool = True
+    image: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerOutput:
+    """``type=docker,dest=…``: an archive for ``docker load``, which is an OCI layout too."""
+
+    dest: Destination
+    image: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerLoadOutput:
+    """``type=docker``: a running Docker. ``host`` is the address of its socket, unix://…"""
+
+    host: str = DEFAULT_DOCKER_HOST
+    image: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendLoadOutput:
+    """The store of another backend, which is opened with ``options``."""
+
+    backend: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    image: ImageOptions = ImageOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TarOutput:
+    """``type=tar``: the image's files as one tar archive."""
+
+    dest: Destination
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalOutput:
+    """``type=local``: the image's files in the folder ``dest``."""
+
+    dest: str
+
+
+Output = (
+    ImageOutput
+    | RegistryOutput
+    | OciOutput
+    | DockerOutput
+    | DockerLoadOutput
+    | BackendLoadOutput
+    | TarOutput
+    | LocalOutput
+)
+
+
+def parse_output(text: str) -> Output:
+    """The output that `text` names, in the words of ``docker build --output``.
+
+    ``type=TYPE,key=value,…`` as a line of CSV, a folder, or ``-`` for a tar archive on
+    standard output, whose destination here is :data:`STANDARD_OUTPUT`. Raises UsageError.
+    """
+    try:
+        fields = next(csv.reader([text], strict=True), [])
+    except csv.Error as error:
+        raise UsageError(f'--output "{text}": {error}') from None
+    if len(fields) == 1 and "=" not in fields[0] and fields[0]:
+        dest = fields[0]
+        return TarOutput(dest=dest) if dest == STANDARD_OUTPUT else LocalOutput(dest=dest)
+    members = _Members(text, fields)
+    kind = members.take("type") or ""
+    if kind not in _PARSERS:
+        raise UsageError(
+            f'--output "{text}": ' + (f'there is no type "{kind}"' if kind else "it has no type"),
+            hint=_near(kind, _PARSERS),
+        )
+    output = _PARSERS[kind](members)
+    members.check_empty(kind)
+    return output
+
+
+class _Members:
+    """The ``key=value`` pairs of one output; what was not taken in the end is unknown."""
+
+    def __init__(self, text: str, fields: Sequence[str]) -> None:
+        self._text = text
+        self._left: dict[str, str] = {}
+        self._asked: set[str] = set()
+        for one in fields:
+            key, equals, value = one.partition("=")
+            key = key.strip().lower() if not key.startswith("annotation") else key.strip()
+            if not equals or not key:
+                raise self.error(f'"{one}" is not KEY=VALUE')
+            if key in self._left:
+                raise self.error(f"{key} is given twice")
+            self._left[key] = value
+
+    def error(self, problem: str, hint: str | None = None) -> UsageError:
+        return UsageError(f'--output "{self._text}": {problem}', hint=hint)
+
+    def take(self, key: str) -> str | None:
+        self._asked.add(key)
+        return self._left.pop(key, None)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        text = self.take(key)
+        if text is None:
+            return default
+        if text.lower() not in {"true", "false", "1", "0"}:
+            raise self.error(f'{key} is "{text}", not true or false')
+        return text.lower() in {"true", "1"}
+
+    def destination(self) -> str | None:
+        dest = self.take("dest")
+        if dest == "":
+            raise self.error("dest is empty")
+        return dest
+
+    def image(self) -> ImageOptions:
+        names = tuple(name for name in (self.take("name") or "").split(",") if name)
+        self.flag("rewrite-timestamp", default=True)  # with an epoch, times always are
+        return ImageOptions(
+            names=names,
+            packing=self._packing(),
+            force_compression=self.flag("force-compression", default=False),
+            oci_media_types=self.flag("oci-mediatypes", default=True),
+            annotations=self._annotations(),
+        )
+
+    def check_empty(self, kind: str) -> None:
+        if self._left:
+            unknown = next(iter(self._left))
+            raise self.error(
+                f'type={kind} has no option "{unknown}"', _near(unknown, sorted(self._asked))
+            )
+
+    def _packing(self) -> Packing | None:
+        name, level_text = self.take("compression"), self.take("compression-level")
+        if name is None and level_text is None:
+            return None
+        compression = _COMPRESSIONS.get(name or "gzip")
+        if compression is None:
+            raise self.error(f'the compression "{name}" isn\'t known', _near(name, _COMPRESSIONS))
+        if level_text is None:
+            return Packing(compression)
+        levels = _LEVELS[compression]
+        if not levels:
+            raise self.error("without compression there is no compression-level")
+        if not level_text.isdecimal() or int(level_text[:4]) not in levels:
+            raise self.error(f'compression-level "{level_text}" is not {levels[0]} to {levels[-1]}')
+        return Packing(compression, int(level_text))
+
+    def _annotations(self) -> dict[str, str]:
+        found = {}
+        for key in [key for key in self._left if key.startswith(("annotation.", "annotation-"))]:
+            kind, _, name = key.partition(".")
+            if kind not in {"annotation", "annotation-manifest"} or not name:
+                raise self.error(f"{kind} isn't supported", "only manifests can be annotated")
+            found[name] = self._left.pop(key)
+        return found
+
+
+def _image(members: _Members) -> Output:
+    return ImageOutput(
+        push=members.flag("push", default=False),
+        by_digest=members.flag("push-by-digest", default=False),
+        image=members.image(),
+    )
+
+
+def _registry(members: _Members) -> Output:
+    if not members.flag("push", default=True):
+        raise members.error("type=registry always pushes", "use type=image")
+    by_digest = members.flag("push-by-digest", default=False)
+    return RegistryOutput(by_digest=by_digest, image=members.image())
+
+
+def _oci(members: _Members) -> Output:
+    tar, dest = members.flag("tar", default=True), members.destination()
+    if not tar and dest in {None, STANDARD_OUTPUT}:
+        raise members.error("a folder needs dest")
+    return OciOutput(dest=dest or STANDARD_OUTPUT, tar=tar, image=members.image())
+
+
+def _docker(members: _Members) -> Output:
+    dest = members.destination()
+    if dest is None:
+        return DockerLoadOutput(image=members.image())
+    return DockerOutput(dest=dest, image=members.image())
+
+
+def _tar(members: _Members) -> Output:
+    return TarOutput(dest=members.destination() or STANDARD_OUTPUT)
+
+
+def _local(members: _Members) -> Output:
+    dest = members.destination()
+    if dest in {None, STANDARD_OUTPUT}:
+        raise members.error("type=local needs dest, a folder", "or type=tar for standard output")
+    return LocalOutput(dest=dest or "")
+
+
+_PARSERS: Mapping[str, Callable[[_Members], Output]] = {
+    "image": _image,
+    "registry": _registry,
+    "oci": _oci,
+    "docker": _docker,
+    "tar": _tar,
+    "local": _local,
+}
+
+
+def _near(word: str | None, known: Mapping[str, object] | Sequence[str]) -> str:
+    near = get_close_matches(word or "", list(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"

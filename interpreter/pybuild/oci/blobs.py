@@ -1,0 +1,79 @@
+"""Blobs on their way out: read once or more often, and checked while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from io import BytesIO
+from typing import BinaryIO
+
+from pybuild.errors import BackendFailed, InvalidImage
+from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.http import Activity
+from pybuild.oci.manifest import ImageDocuments
+
+_PIECE = 1 << 16  # what a slow line sends before a socket's timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob's descriptor, and a function that opens its bytes for reading."""
+
+    descriptor: Descriptor
+    open: Callable[[], BinaryIO]
+
+    def pieces(self, activity: Activity, offset: int = 0) -> Generator[bytes]:
+        """The bytes from `offset` on. Progress is reported under the blob's digest.
+
+        Raises InvalidImage where they end early, late, or are not what the digest says;
+        BuildCancelled soon after a cancel.
+        """
+        wanted, position, digest = self.descriptor, 0, sha256()
+        with closing(self.open()) as stream:
+            while True:
+                activity.raise_if_cancelled()
+                piece = _read(stream, wanted)
+                if not piece:
+                    break
+                digest.update(piece)
+                begin, position = position, position + len(piece)
+                if position > wanted.size:
+                    break
+                if position > offset:
+                    yield piece[max(0, offset - begin) :]
+                    activity.progress(wanted.digest, position, wanted.size)
+        if position != wanted.size or f"sha256:{digest.hexdigest()}" != wanted.digest:
+            raise InvalidImage(
+                f"the stored blob {wanted.digest} is damaged", hint="remove it and build again"
+            )
+
+
+def image_blobs(
+    documents: ImageDocuments, open_blob: Callable[[str], BinaryIO]
+) -> tuple[Blob, ...]:
+    """The layers, each once and bottom first, and the config; the manifest is not among them.
+
+    `open_blob` opens a layer's blob by its digest.
+    """
+    layers = {layer.digest: layer for layer in documents.layers}.values()
+    return (
+        *(Blob(layer, partial(open_blob, layer.digest)) for layer in layers),
+        memory_blob(documents.config, documents.config_bytes),
+    )
+
+
+def memory_blob(descriptor: Descriptor, data: bytes) -> Blob:
+    """A blob whose bytes are `data`."""
+    return Blob(descriptor, partial(BytesIO, data))
+
+
+def _read(stream: BinaryIO, descriptor: Descriptor) -> bytes:
+    # An OSError would look like one of the network to whoever sends the bytes.
+    try:
+        return stream.read(_PIECE)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BackendFailed(f"can't read the blob {descriptor.digest}: {reason}") from error

@@ -1,0 +1,55 @@
+"""Named contexts as a caller gives them, and their files once a step needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from pybuild.errors import UsageError
+from pybuild.files.trees import Tree
+from pybuild.oci.http import Activity
+from pybuild.plan.contexts import FilesContext, NamedContext, parse_context
+from pybuild.remotes.fetching import Remotes
+from pybuild.run.inputs import open_files
+
+ContextValue = str | Path | Tree
+"""A folder, an URL or another form of ``--build-context``; a path; or files as a tree."""
+
+
+def named_contexts(values: Mapping[str, ContextValue]) -> dict[str, NamedContext]:
+    """What the names stand for. Raises UsageError."""
+    found: dict[str, NamedContext] = {}
+    for name, value in values.items():
+        if not name.partition("::")[0]:
+            raise UsageError("a named context has no name")
+        found[name] = parse_context(value) if isinstance(value, str) else FilesContext(str(value))
+    return found
+
+
+class Contexts:
+    """The files of a build's contexts. They can be read until `stack` is closed."""
+
+    def __init__(
+        self,
+        main: Tree,
+        named: Mapping[str, ContextValue],
+        remotes: Remotes,
+        stack: ExitStack,
+    ) -> None:
+        self._main = main
+        self._named = named
+        self._remotes = remotes
+        self._stack = stack
+
+    def open(self, name: str | None, activity: Activity) -> Tree:
+        """The files of the context `name`, None for the main one, less what is excluded.
+
+        Raises ContextError, UsageError, FetchFailed.
+        """
+        if name is None:
+            return self._main
+        value = self._named[name]
+        if isinstance(value, Tree):
+            return value
+        return self._stack.enter_context(open_files(value, self._remotes, activity))

@@ -1,0 +1,12 @@
+"""Secret values that a caller passes into a build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret's bytes; its repr doesn't show them."""
+
+    value: bytes = field(repr=False)
