@@ -207,3 +207,29 @@ def test_a_path_that_no_image_can_hold_is_refused(upper: Path) -> None:
     os.close(here)
     with pytest.raises(CopyFailed, match="more than 4096 bytes"):
         upper_entries(upper, PARENT)
+
+
+def test_what_was_made_anew_counts_even_if_it_is_as_it_was(upper: Path) -> None:
+    """Removing a folder and unpacking an archive over it gives the same files and times."""
+    parent = MemoryTree(
+        [
+            NewEntry(Entry(b"app", Kind.DIRECTORY, 0o755)),
+            NewEntry(Entry(b"app/inner", Kind.DIRECTORY, 0o755)),
+            NewEntry(
+                Entry(b"app/inner/f", Kind.FILE, 0o644, 0, 0, 4, 1000, digest=digest_of(b"conf"))
+            ),
+            NewEntry(Entry(b"app/inner/old", Kind.FILE)),
+        ]
+    )
+    make(upper / "app/inner/f", b"conf", mtime=1000)
+    os.mknod(upper / "app/inner/old", 0o020000)
+    entries = [n.entry.path for n in upper_entries(upper, parent)]
+    assert entries == [b"app/inner/old"]
+    os.setxattr(upper / "app", "trusted.overlay.opaque", b"y")
+    found = [(n.entry.kind.value, n.entry.path) for n in upper_entries(upper, parent)]
+    assert found == [
+        ("opaque", b"app"),
+        ("dir", b"app"),
+        ("dir", b"app/inner"),
+        ("file", b"app/inner/f"),
+    ]
