@@ -30,6 +30,7 @@ _PROGRAMS = {
     "containerd": ("containerd", "ctr", "runc"),
     "buildah": ("buildah",),
     "debootstrap": ("debootstrap",),
+    "git": ("git",),
 }
 _HERE = pytest.StashKey[Path]()
 
@@ -45,6 +46,7 @@ def _has_workers(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Give this process a temporary folder of its own, so that leftovers are found."""
     config.addinivalue_line("markers", "buildah: needs buildah")
+    config.addinivalue_line("markers", "git: needs git")
     config.addinivalue_line("markers", "debootstrap: needs debootstrap and a Debian mirror")
     if _has_workers(config) and not hasattr(config, "workerinput"):
         return  # its workers do

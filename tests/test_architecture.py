@@ -22,11 +22,16 @@ LAYERS = {
     "files": {"errors", "oci", "files"},
     "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
-    "backend": {"errors", "oci", "files", "imagestore"},
     "secrets": set[str](),
+    "lendingflags": {"errors"},
+    "lentvalues": {"errors", "lendingflags"},
+    "backend": {"errors", "oci", "files", "imagestore"},
     "remotes": {"errors", "oci", "files", "secrets", "remotes"},
     "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run"},
+    "cacheslots": {"backend"},
+    "run": {
+        *("errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run", "secrets"),
+    },
 }
 LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
@@ -57,8 +62,10 @@ LAYERS |= {
     },
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
-    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
-    "pybuild_embedded": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
+    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend", "cacheslots"},
+    "pybuild_embedded": {
+        *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
+    },
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 

@@ -36,7 +36,7 @@ from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
 from pybuild.sandbox import emulation
-from pybuild.sandbox.profile import thermal_counters
+from pybuild.sandbox.profile import possible_capabilities, thermal_counters
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
 from pybuild_containerd.client import Client
@@ -119,7 +119,8 @@ class ContainerdBackend(Backend):
         )
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
-        mounts = RunMounts(client, self._content, snapshots, unpacker)
+        locks = options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
+        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=locks)
         mountable = found.can_mount and _is_root()
         runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
         resources.callback(runners.close)
@@ -376,6 +377,7 @@ def _machine(platform: Platform) -> Machine:
     return Machine(
         architecture=platform.architecture,
         masked=thermal_counters(),
+        capabilities=possible_capabilities(),
         cgroup_namespace=Path("/sys/fs/cgroup/cgroup.controllers").exists(),
     )
 

@@ -102,7 +102,8 @@ class EmbeddedBackend(Backend):
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
         mapping = self._space.machine.probe().mapping
         single = mapping is not None and mapping.kind is Kind.SINGLE
-        return frozenset(Capability) - ({Capability.FILE_OWNERS} if single else set())
+        lacking = {Capability.CGROUP_PARENT} | ({Capability.FILE_OWNERS} if single else set())
+        return frozenset(Capability) - lacking
 
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:

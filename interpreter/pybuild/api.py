@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ from pybuild.export.images import TargetImage, TargetImages, image_name, wanted_
 from pybuild.export.outputs import ImageOptions, ImageOutput, Output, parse_output
 from pybuild.files.layout import open_layout
 from pybuild.files.trees import Tree
+from pybuild.lendingflags import parse_entitlements
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform, host_platform, parse_platform
@@ -68,11 +70,15 @@ from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, LintReported, Reporter
 from pybuild.run.inputs import Inputs, read_inputs
 from pybuild.run.layers import releasing
+from pybuild.run.lending import Lent, check_lent, wanted_agents
 from pybuild.run.result import BuildResult, BuiltImage, OutputResult
 from pybuild.run.schedule import run_stages, sources, workers
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
 from pybuild.sandbox import emulation
 from pybuild.secrets import Secret
+
+# names without dots alone, so that nothing leads upwards
+_CGROUP = re.compile(r"/?(?!\.+(?:/|$))[\w.@:-]+(?:/(?!\.+(?:/|$))[\w.@:-]+)*/?", re.ASCII)
 
 Context = str | Path | BinaryIO | None
 DockerfileSource = str | Path | bytes | None
@@ -106,8 +112,12 @@ def build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    cgroup_parent: str | None = None,
+    allow: Sequence[str] = (),
     contexts: Mapping[str, ContextValue] | None = None,
     secrets: Mapping[str, Secret] | None = None,
+    ssh: Mapping[str, Sequence[str | Path]] | None = None,
+    ca: bytes | None = None,
     remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
@@ -134,9 +144,12 @@ def build(
     an index of one as well. `annotations` are of each manifest.
 
     `backend` is a name or an open backend, which stays open; `backend_options` go to the one
-    opened by name. `shm_size` is in bytes. `created`, a time or seconds since 1970, replaces
-    every clock in the image; the build arg SOURCE_DATE_EPOCH does the same. `reporter` gets
-    events from one thread at a time. `cancel` may be cancelled from any thread.
+    opened by name. `shm_size` is in bytes. `allow` are entitlements: ``network.host``,
+    ``security.insecure``, ``device``, ``device=NAME``. `ssh` has for each id the socket of an
+    agent, or files with private keys. `ca` are certificates, as PEM, that every RUN trusts.
+    Of `secrets`, `ssh` and `ca` nothing gets into the image or a cache key. `created`, a time
+    or seconds since 1970, replaces every clock in the image; the build arg SOURCE_DATE_EPOCH
+    does the same. `reporter` gets events from one thread at a time. `cancel` may be cancelled from any thread.
 
     `outputs` are values of `pybuild.export.outputs` or what ``docker build --output`` takes;
     without any, the image goes into the backend's store. `registry` pushes and stays open;
@@ -152,8 +165,7 @@ def build(
     check_index_annotations(index_annotations or {}, as_index=as_index)
     wanted_outputs = _outputs(outputs, names, as_index=as_index)
     fixed_time = _fixed_time(created, args)
-    cancel = cancel or CancelToken()
-    events = Events(reporter)
+    cancel, events = cancel or CancelToken(), Events(reporter)
     with ExitStack() as stack:
         stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
         fetched = stack.enter_context(Remotes(remotes, secrets or {}))
@@ -170,7 +182,7 @@ def build(
             target=target,
             build_args=_with_epoch(args, fixed_time),
             labels=dict(labels or {}),
-            run=_run_defaults(network, add_hosts, shm_size, ulimits),
+            run=_run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
             contexts=named_contexts(contexts or {}),
         )
         asked, lookup = _for_each(platforms, request), _looked_up(backend, policy)
@@ -187,6 +199,7 @@ def build(
             created=fixed_time,
             began=began,
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
+            lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
         stop = CancelToken()
@@ -294,6 +307,8 @@ def plan_build(
     add_hosts: Sequence[HostEntry] = (),
     shm_size: int | None = None,
     ulimits: Sequence[Ulimit] = (),
+    cgroup_parent: str | None = None,
+    allow: Sequence[str] = (),
     contexts: Mapping[str, ContextValue] | None = None,
     secrets: Mapping[str, Secret] | None = None,
     remotes: RemoteOptions | None = None,
@@ -323,7 +338,7 @@ def plan_build(
             target=target,
             build_args=args,
             labels=dict(labels or {}),
-            run=_run_defaults(network, add_hosts, shm_size, ulimits),
+            run=_run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
             contexts=named_contexts(contexts or {}),
         )
         lookup = LazyLookup(backend, backend_options, policy, stack, events)
@@ -450,6 +465,24 @@ def load_inputs(
         )
     files[inputs.name] = inputs.dockerfile
     return inputs
+
+
+def _lend(
+    plan: Plan,
+    secrets: Mapping[str, Secret],
+    ssh: Mapping[str, Sequence[str | Path]],
+    ca: bytes | None,
+    stack: ExitStack,
+) -> Lent:
+    """What steps of the plan may see; agents of our own end with the stack."""
+    check_lent(plan, secrets, ssh)
+    idents = sorted(wanted_agents(plan) & ssh.keys())
+    if not idents:
+        return Lent(secrets, {}, ca)
+    from pybuild.run.sshkeys import open_agents  # noqa: PLC0415 - seldom needed
+
+    wanted = {ident: tuple(map(Path, ssh[ident])) for ident in idents}
+    return Lent(secrets, stack.enter_context(open_agents(wanted)), ca)
 
 
 def _open_contexts(
@@ -592,17 +625,28 @@ def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
         raise UsageError(f'the pull policy "{pull}" is not missing, always or never') from None
 
 
-def _run_defaults(
+def _run_defaults(  # noqa: PLR0917 - what the command line says of RUN, in its order
     network: Network | str | None,
     hosts: Sequence[HostEntry],
     shm_size: int | None,
     ulimits: Sequence[Ulimit],
+    cgroup: str | None,
+    allow: Sequence[str],
 ) -> RunDefaults:
     try:
         chosen = Network(network or Network.DEFAULT)
     except ValueError:
         raise UsageError(f'the network "{network}" is not default, none or host') from None
-    return RunDefaults(chosen, tuple(hosts), shm_size, tuple(ulimits))
+    if cgroup is not None and not _CGROUP.fullmatch(cgroup):
+        raise UsageError(f'the control group "{cgroup}" is no path of one', hint="as in /builds/a")
+    return RunDefaults(
+        chosen,
+        tuple(hosts),
+        shm_size,
+        tuple(ulimits),
+        allowed=parse_entitlements(allow),
+        cgroup_parent=cgroup and "/" + cgroup.strip("/"),
+    )
 
 
 def _with_epoch(build_args: Mapping[str, str], fixed_time: datetime | None) -> dict[str, str]:

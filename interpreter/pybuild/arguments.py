@@ -15,6 +15,11 @@ from typing import Any, NoReturn
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
 from pybuild.export.outputs import Output, parse_output
+from pybuild.lendingflags import (
+    SshOption,
+    parse_entitlements,
+    parse_ssh,
+)
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")
@@ -22,17 +27,14 @@ STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "f
 RUNNERS = ("auto", "sandbox", "task")
 
 _LATER = {
-    "--allow": "entitlements",
     "--attest": "attestations",
     "--builder": "builders",
     "--cache-from": "cache import",
     "--cache-to": "cache export",
-    "--cgroup-parent": "control groups",
     "--policy": "policies",
     "--provenance": "provenance",
     "--resource": "resource limits",
     "--sbom": "SBOMs",
-    "--ssh": "SSH agents",
 }
 # Docker's old builder had these; they mean nothing here and break no script.
 _IGNORED = ("--rm", "--force-rm", "--compress")
@@ -125,6 +127,10 @@ class BuildArguments(BackendArguments):
     add_hosts: tuple[HostEntry, ...]
     shm_size: int | None
     ulimits: tuple[Ulimit, ...]
+    cgroup_parent: str | None
+    allow: tuple[str, ...]
+    ssh: tuple[SshOption, ...]
+    ca: tuple[str, ...]
     outputs: tuple[Output, ...]
     push: bool
     load: bool
@@ -199,6 +205,10 @@ def parse_arguments(
         add_hosts=tuple(map(parse_host, found.add_host)),
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
         ulimits=tuple(map(parse_ulimit, found.ulimit)),
+        cgroup_parent=found.cgroup_parent,
+        allow=tuple(sorted(parse_entitlements(found.allow))),
+        ssh=tuple(map(parse_ssh, found.ssh)),
+        ca=tuple(found.ca),
         outputs=tuple(map(parse_output, found.output)),
         push=found.push,
         load=found.load,
@@ -490,6 +500,7 @@ def _build_parser(version: str) -> _Parser:
     parser.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
     _add_input(parser)
     _add_run(parser)
+    _add_lending(parser)
     _add_output(parser)
     add_backend_options(parser)
     add_other_options(parser, version)
@@ -589,6 +600,17 @@ def _add_run(parser: _Parser) -> None:
     )
     add("--shm-size", metavar="SIZE", help="of RUN's /dev/shm (default: 64m)")
     add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="limit of RUN")
+    add("--cgroup-parent", metavar="PATH", help="control group of RUN")
+
+
+def _add_lending(parser: _Parser) -> None:
+    add = parser.add_argument_group("what steps may use").add_argument
+    for flag, value, text in (
+        ("--ssh", "ID[=PATH]", "for --mount=type=ssh: default, or a socket, or keys with commas"),
+        ("--allow", "NAME", "network.host, security.insecure, device or device=NAME"),
+        ("--ca", "FILE", "certificates that RUN trusts; host for this machine's"),
+    ):
+        add(flag, action="append", default=[], metavar=value, help=text)
 
 
 def _add_output(parser: _Parser) -> None:

@@ -44,6 +44,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 from pybuild.errors import UnsupportedByBackend
@@ -71,6 +72,11 @@ class Capability(StrEnum):
     NETWORK_HOST = "network-host"
     BIND_MOUNT = "bind-mount"
     TMPFS_MOUNT = "tmpfs-mount"
+    CACHE_MOUNT = "cache-mount"
+    SECRET_MOUNT = "secret-mount"  # noqa: S105 - the name of a capability
+    SSH_MOUNT = "ssh-mount"
+    INSECURE = "insecure"
+    CGROUP_PARENT = "cgroup-parent"
     STEP_CACHE = "step-cache"
     FILE_OWNERS = "file-owners"
     """A process sees and makes files of several users; otherwise one user has them all."""
@@ -90,6 +96,17 @@ class Network(Enum):
     DEFAULT = "default"
     NONE = "none"
     HOST = "host"
+
+
+class Sharing(Enum):
+    """What happens if steps want one cache at the same time.
+
+    They share it, all but the first get another one, or they wait for each other.
+    """
+
+    SHARED = "shared"
+    PRIVATE = "private"
+    LOCKED = "locked"
 
 
 class Activity(Protocol):
@@ -159,7 +176,10 @@ class Process:
 
     The process gets no standard input, no capability beyond Docker's default set, and a
     hostname; /etc/hosts and /etc/resolv.conf are the builder's, not the image's.
-    ``shm_size`` is in bytes, None for 64 MiB.
+    ``shm_size`` is in bytes, None for 64 MiB. ``secret_env`` are variables besides ``env``
+    whose values must not get to any disk, log or argument list. An ``insecure`` process has
+    all capabilities that the backend has, every system call, and /proc and /sys unmasked.
+    ``cgroup_parent`` is the path of the control group above it, None for the backend's own.
     """
 
     args: tuple[str, ...]
@@ -171,6 +191,9 @@ class Process:
     extra_hosts: tuple[HostEntry, ...] = ()
     shm_size: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
+    secret_env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    insecure: bool = False
+    cgroup_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +220,56 @@ class TmpfsMount:
     size: int | None = None
 
 
-Mount = BindMount | TmpfsMount
+@dataclass(frozen=True, slots=True)
+class CacheMount:
+    """A folder at the absolute `target` that the backend keeps from build to build.
+
+    ``ident`` is any text: the same one is the same folder. When it is made it belongs to
+    ``uid`` and ``gid`` with ``mode``; with a `tree` it begins as a copy of the folder at its
+    resolved `path` instead. ``inside`` is the folder in it that is shown, b"" for all of it;
+    it exists, and no link in it is followed. Two mounts of one step with one ``ident`` show
+    the same folder.
+    """
+
+    target: str
+    ident: str
+    sharing: Sharing = Sharing.SHARED
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    readonly: bool = False
+    tree: Tree | None = None
+    path: bytes = b""
+    inside: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretMount:
+    """A read-only file at the absolute `target` that is in memory only, and only for this step."""
+
+    target: str
+    content: bytes = field(repr=False)
+    mode: int = 0o400
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SshMount:
+    """The Unix socket `socket` of this machine shown at the absolute `target`.
+
+    It is this step's alone, in a folder that nobody else may enter: the backend gives it
+    owner and mode.
+    """
+
+    target: str
+    socket: Path
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+
+
+Mount = BindMount | TmpfsMount | CacheMount | SecretMount | SshMount
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ from pybuild.export.outputs import (
     RegistryOutput,
     TarOutput,
 )
+from pybuild.lentvalues import find_agents, read_certificates
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.hosts import load_hosts
 from pybuild.oci.manifest import descriptor_as_json
@@ -160,8 +161,12 @@ def _build(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            cgroup_parent=arguments.cgroup_parent,
+            allow=arguments.allow,
             contexts=arguments.contexts,
             secrets=_secrets(arguments),
+            ssh=find_agents(arguments.ssh, os.environ),
+            ca=read_certificates(arguments.ca),
             remotes=_remote_options(arguments),
             reporter=reporter,
             cancel=cancel,
@@ -197,6 +202,8 @@ def _dry_run(arguments: BuildArguments) -> int:
             add_hosts=arguments.add_hosts,
             shm_size=arguments.shm_size,
             ulimits=arguments.ulimits,
+            cgroup_parent=arguments.cgroup_parent,
+            allow=arguments.allow,
             contexts=arguments.contexts,
             secrets=_secrets(arguments),
             remotes=_remote_options(arguments),

@@ -240,10 +240,11 @@ def test_what_a_killed_build_left_is_swept_and_a_live_one_left_alone(
     dead, alive = f"sleep {unusual()}", f"sleep {unusual()}"
     gate = pybuild.context("FROM busybox\nRUN true\n")
     live_dockerfile = f"FROM busybox\nRUN echo started; {alive} & sleep 6; echo survived > /file\n"
-    with running(pybuild, "-t", "live", pybuild.context(live_dockerfile)) as live:
+    # the tasks of a killed build go on
+    with running(pybuild, "--runner=task", "-t", "live", pybuild.context(live_dockerfile)) as live:
         live.wait_for_line("started")
         context = pybuild.context(f"FROM busybox\nCOPY . /c\nRUN echo started; {dead}\n")
-        with running(pybuild, context) as killed:
+        with running(pybuild, "--runner=task", context) as killed:
             killed.wait_for_line("started")
             killed.stop(signal.SIGKILL)
         assert processes_with(dead)

@@ -612,7 +612,9 @@ def test_a_killed_build_takes_its_sandbox_with_it(store: Store) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline() == "running\n"
-        assert alive(mark)
+        while len(alive(mark)) < 2:
+            assert killed.poll() is None
+            time.sleep(0.01)
         killed.kill()
     deadline = time.monotonic() + 10
     while alive(mark) and time.monotonic() < deadline:

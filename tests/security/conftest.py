@@ -13,14 +13,21 @@ from pybuild_containerd.backend import ContainerdBackend, open_backend
 
 
 @pytest.fixture(scope="module")
+def runner() -> str:
+    """How a RUN is run; a module may say otherwise."""
+    return "auto"
+
+
+@pytest.fixture(scope="module")
 def builds(
-    containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
+    containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory, runner: str
 ) -> Iterator[Builds]:
     options = {
         "address": containerd.address,
         "namespace": NAMESPACE,
         "cache_dir": tmp_path_factory.mktemp("cache"),
         "unpack": False,
+        "runner": runner,
     }
     with open_backend(options) as backend:
         assert isinstance(backend, ContainerdBackend)

@@ -41,6 +41,12 @@ READ_ONLY = [
 ]
 
 
+@pytest.fixture(scope="module", params=["task", "sandbox"])
+def runner(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 def ran(builds: Builds, script: str, *, base: str = "busybox", before: str = "") -> str:
     """What a RUN of the script wrote."""
     builds.build(f"FROM {base}\n{before}\nRUN <<EOF\n{script}\nEOF\n")
@@ -190,9 +196,9 @@ def test_processes_and_messages_of_the_host_are_not_seen(builds: Builds) -> None
     assert lines[-1] == "buildkitsandbox"
 
 
-def test_a_devices_of_the_image_opens_nothing(builds: Builds) -> None:
-    """A layer may hold device nodes; the control group doesn't let them be opened."""
+def test_a_device_of_the_image_opens_nothing(builds: Builds, runner: str) -> None:
+    """A layer may hold device nodes; the control group or the mount keeps them shut."""
     script = "mknod /sda b 8 0; mknod /kmsg c 1 11; mknod /tty c 4 0; mknod /null c 1 3"
-    probe = "for n in sda kmsg tty; do head -c 1 /$n >/dev/null 2>&1 && echo opened $n; done; echo x >/null && echo null"
+    probe = "for n in sda kmsg tty; do head -c 1 /$n >/dev/null 2>&1 && echo opened $n; done; (echo x >/null) 2>/dev/null && echo null; true"
     written = ran(builds, probe, before=f"RUN {script}")
-    assert written.split() == ["null"]
+    assert written.split() == (["null"] if runner == "task" else [])

@@ -21,6 +21,8 @@ from pybuild.testkit.memory import MemoryBackend
 from pybuild.testkit.workbench import RecordingActivity
 from serving import Answer, Repository, WebServer
 
+pytestmark = pytest.mark.git
+
 SECRET = b"host secret\n"
 COPY = b"FROM scratch\nCOPY dir/secret /\n"
 

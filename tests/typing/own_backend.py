@@ -13,6 +13,7 @@ from pybuild.backend import (
     Backend,
     BaseImage,
     BindMount,
+    CacheMount,
     Capability,
     Image,
     ImageSpec,
@@ -21,6 +22,8 @@ from pybuild.backend import (
     Process,
     PullPolicy,
     ROLayer,
+    SecretMount,
+    SshMount,
     TmpfsMount,
 )
 from pybuild.errors import ImageNotFound
@@ -94,6 +97,8 @@ def targets(mounts: Sequence[Mount]) -> list[str]:
                 found.append(f"{mount.target} ({'ro' if mount.readonly else 'rw'})")
             case TmpfsMount():
                 found.append(f"{mount.target} ({mount.size})")
+            case CacheMount() | SecretMount() | SshMount():
+                found.append(mount.target)
     return found
 
 

@@ -38,6 +38,7 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.export.outputs import LocalOutput, TarOutput
+from pybuild.lendingflags import SshOption
 from pybuild.oci.descriptor import OCI_INDEX
 from pybuild.secrets import Secret
 from pybuild.testkit.layouts import LayoutReader
@@ -133,7 +134,9 @@ def test_every_option_is_read() -> None:
         "--build-arg-file", "af", "--no-cache-filter", "x,y", "--no-cache-filter=z",
         "--dry-run=json", "--call",
         "lint,format=json,ignorestatus=1", "-D", "-o", "out", "--output", "type=tar,dest=t",
-        "--push", "--load", "ctx",
+        "--push", "--load", "--cgroup-parent", "/g", "--allow", "security.insecure",
+        "--allow=network.host", "--ssh=default", "--ca", "host",
+        "--ca=f", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
     assert found == BuildArguments(
@@ -152,6 +155,10 @@ def test_every_option_is_read() -> None:
         add_hosts=(HostEntry("h", "1.2.3.4"),),
         shm_size=1 << 30,
         ulimits=(Ulimit("nofile", 10, 20),),
+        cgroup_parent="/g",
+        allow=("network.host", "security.insecure"),
+        ssh=(SshOption("default"),),
+        ca=("host", "f"),
         outputs=(LocalOutput(dest="out"), TarOutput(dest="t")),
         push=True,
         load=True,
@@ -228,7 +235,8 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--secret", "id=x,src=y,env=z", "."], "either src or env"),
         (["--secret", "id=x,type=other", "."], "needs an id"),
         (["--build-context", "x", "."], "is not NAME=VALUE"),
-        (["--ssh=default", "."], "--ssh is not supported yet"),
+        (["--ssh==x", "."], "is not default, ID=SOCKET"),
+        (["--allow", "all", "."], "no such entitlement"),
         (["-o", "type=local", "."], "type=local needs dest"),
         (["--output=type=tra", "."], 'there is no type "tra"'),
         (["--cache-from=x", "."], "--cache-from is not supported yet"),
@@ -909,9 +917,79 @@ def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_usage_error_exits_with_2_and_a_hint() -> None:
-    done = run("--ssh", "default", ".")
+    done = run("--sbom", "x", ".")
     assert done.returncode == 2
-    assert done.stderr == "error: --ssh is not supported yet (SSH agents)\n"
+    assert done.stderr == "error: --sbom is not supported yet (SBOMs)\n"
+
+
+# What is lent to steps
+
+
+@pytest.fixture
+def lent(kept: Kept, context: Path) -> Path:
+    """A Dockerfile whose step shows what it was given."""
+    del kept
+    text = "FROM busybox\nRUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E "
+    text += "cat /run/secrets/s && echo $E\n"
+    (context / "Dockerfile").write_text(text)
+    return context
+
+
+def test_secrets_come_from_files_and_the_environment(
+    lent: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").write_text("from a file\n")
+    monkeypatch.setenv("V", "from a variable")
+    words = ["--no-cache", "--progress=plain", str(lent)]
+    for secret, name in (
+        ("id=s,src=file", "id=e,env=V"),
+        ("id=s,type=file,src=file", "id=e,type=env,src=V"),
+    ):
+        assert cli.main(["--secret", secret, "--secret", name, *words]) == 0
+        err = capsys.readouterr().err
+        assert "from a file" in err
+        assert "from a variable" in err
+    monkeypatch.setenv("e", "by its name")
+    Path("s").write_text("by its id\n")
+    assert cli.main(["--secret", "id=s", "--secret", "id=e", *words]) == 0
+    err = capsys.readouterr().err
+    assert "by its id" in err
+    assert "by its name" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--secret", "id=s,src=missing"], "missing"),
+        (["--secret", "id=s,src=/"], "directory"),
+        (["--secret", "id=s,env=MISSING"], "not in the environment"),
+        (["--ssh", "default"], "SSH_AUTH_SOCK"),
+        (["--ca", "nothing"], "nothing"),
+        (["--ca", "file"], "no certificate"),
+    ],
+)
+def test_what_cant_be_lent_is_told(
+    lent: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: Any,
+    said: Any,
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    Path("file").write_text("no PEM\n")
+    assert cli.main([*words, str(lent)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_certificates_are_lent_to_every_step(
+    kept: Kept, context: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del kept
+    certificate = "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"
+    Path("ca.pem").write_text(certificate)
+    (context / "Dockerfile").write_text("FROM busybox\nRUN cat $SSL_CERT_FILE\n")
+    assert cli.main(["--progress=plain", "--ca=ca.pem", "--ca=ca.pem", str(context)]) == 0
+    assert capsys.readouterr().err.count("BEGIN CERTIFICATE") == 2
 
 
 # Dry runs

@@ -53,11 +53,13 @@ class Making:
         while self._opened:
             os.close(self._opened.popitem()[1])
         self._root.close()
+        # what is full is seen before there is room again
+        failure = self._failure(error) if isinstance(error, OSError) else None
         if error is not None:
             with suppress(OSError):
                 clear(self._target)
-        if isinstance(error, OSError):
-            raise self._failure(error) from error
+        if failure is not None:
+            raise failure from error
 
     def _failure(self, error: OSError) -> InvalidImage | BackendFailed:
         reason = error.strerror or str(error)

@@ -44,15 +44,15 @@ def written(dest: Destination) -> Iterator[Sink]:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Callable[[memoryview], int]]:
     temporary = path.with_name(f".pybuild-{secrets.token_hex(8)}")
-    with temporary.open("xb") as file:
-        try:
+    # Unbuffered: closing a full buffer on a full disk would fail once more.
+    file = temporary.open("xb", buffering=0)
+    try:
+        with file:
             yield file.write
-            file.close()
-            temporary.replace(path)
-        except BaseException:
-            file.close()
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_destination(dest: Destination, *, folder: bool) -> None:

@@ -15,8 +15,11 @@ from pybuild.plan.steps import (
     ImageSource,
     Plan,
     PlannedBind,
+    PlannedCache,
     PlannedMount,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedStage,
     PlannedTmpfs,
     RunStep,
@@ -95,6 +98,8 @@ def _details(step: Step, labels: dict[int, str]) -> list[str]:
             details = [_mount_text(mount, labels) for mount in step.mounts]
             if step.network is not Network.DEFAULT:
                 details.append(f"network {step.network.value}")
+            if step.insecure:
+                details.append("security insecure")
             return [f"in {step.cwd}{f' as {step.user}' if step.user else ''}", *details]
         case CopyStep():
             names = [*step.patterns, *(f"<<{file.name}" for file in step.files)]
@@ -115,6 +120,14 @@ def _mount_text(mount: PlannedMount, labels: dict[int, str]) -> str:
             return f"tmpfs at {mount.target}"
         case PlannedScript():
             return f"script at {mount.target}"
+        case PlannedCache(target, ident, sharing, source):
+            begun = "" if source is None else f", begun with {_source_text(source, labels)}"
+            return f"cache {ident} at {target}, {sharing.value}{begun}"
+        case PlannedSecret(ident, secret_target, env):
+            at = f" at {secret_target}" if secret_target else ""
+            return f"secret {ident}{at}{f' as ${env}' if env else ''}"
+        case PlannedSsh(ident, target):
+            return f"ssh {ident} at {target}"
 
 
 def _source_text(source: Source, labels: dict[int, str]) -> str:
@@ -175,6 +188,7 @@ def _step_object(step: Step) -> dict[str, Any]:
                 "cwd": step.cwd,
                 "user": step.user,
                 "network": step.network.value,
+                "security": "insecure" if step.insecure else "sandbox",
                 "mounts": [_mount_object(mount) for mount in step.mounts],
             }
         case CopyStep():
@@ -211,6 +225,34 @@ def _mount_object(mount: PlannedMount) -> dict[str, Any]:
             return {"type": "tmpfs", "target": mount.target, "size": mount.size}
         case PlannedScript():
             return {"type": "script", "target": mount.target, "content": _text(mount.content)}
+        case PlannedCache():
+            return {
+                "type": "cache",
+                "target": mount.target,
+                "id": mount.ident,
+                "sharing": mount.sharing.value,
+                "source": None if mount.source is None else _source_object(mount.source),
+                "path": mount.path,
+                "readonly": mount.readonly,
+                "mode": mount.mode,
+                "uid": mount.uid,
+                "gid": mount.gid,
+            }
+        case PlannedSecret():
+            return {"type": "secret", **_lent_object(mount), "env": mount.env}
+        case PlannedSsh():
+            return {"type": "ssh", **_lent_object(mount)}
+
+
+def _lent_object(mount: PlannedSecret | PlannedSsh) -> dict[str, Any]:
+    return {
+        "id": mount.id,
+        "target": mount.target,
+        "required": mount.required,
+        "mode": mount.mode,
+        "uid": mount.uid,
+        "gid": mount.gid,
+    }
 
 
 def _source_object(source: Source) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pybuild.backend import BaseImage, Capability, HostEntry, Network, Ulimit
+from pybuild.backend import BaseImage, Capability, HostEntry, Network, Sharing, Ulimit
 from pybuild.errors import SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
@@ -83,7 +83,52 @@ class PlannedScript:
     content: bytes
 
 
-PlannedMount = PlannedBind | PlannedTmpfs | PlannedScript
+@dataclass(frozen=True, slots=True)
+class PlannedCache:
+    """A cache mount. ``source`` is what it begins with, None for an empty folder.
+
+    ``path`` is inside the source; without one, inside the cache itself.
+    """
+
+    target: str
+    ident: str
+    sharing: Sharing
+    source: Source | None
+    path: str
+    readonly: bool
+    mode: int | None
+    uid: int | None
+    gid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSecret:
+    """The secret called ``id``, as a file at ``target``, in the variable ``env``, or both."""
+
+    id: str
+    target: str | None
+    env: str | None
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSsh:
+    """The SSH agent called ``id``, as a socket at ``target``."""
+
+    id: str
+    target: str
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+PlannedMount = (
+    PlannedBind | PlannedTmpfs | PlannedScript | PlannedCache | PlannedSecret | PlannedSsh
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +153,8 @@ class RunStep(_Step):
     extra_hosts: tuple[HostEntry, ...] = ()
     shm_size: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
+    insecure: bool = False
+    cgroup_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,13 +255,19 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class RunDefaults:
-    """What the command line says of every RUN."""
+    """What the command line says of every RUN.
+
+    ``allowed`` are the entitlements: ``network.host``, ``security.insecure``, ``device``,
+    ``device=NAME``.
+    """
 
     network: Network = Network.DEFAULT
     extra_hosts: tuple[HostEntry, ...] = ()
     shm_size: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
     hostname: str = "buildkitsandbox"
+    allowed: frozenset[str] = frozenset()
+    cgroup_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +300,20 @@ def _needs(step: Step) -> list[Need]:
             capabilities.append(Capability.NETWORK_HOST)
         case Network.DEFAULT:
             pass
+    if step.insecure:
+        capabilities.append(Capability.INSECURE)
+    if step.cgroup_parent is not None:
+        capabilities.append(Capability.CGROUP_PARENT)
     for mount in step.mounts:
         match mount:
             case PlannedBind() | PlannedScript():
                 capabilities.append(Capability.BIND_MOUNT)
             case PlannedTmpfs():
                 capabilities.append(Capability.TMPFS_MOUNT)
+            case PlannedCache():
+                capabilities.append(Capability.CACHE_MOUNT)
+            case PlannedSecret():
+                capabilities.append(Capability.SECRET_MOUNT)
+            case PlannedSsh():
+                capabilities.append(Capability.SSH_MOUNT)
     return [Need(capability, step.where) for capability in capabilities]

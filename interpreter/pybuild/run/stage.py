@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pybuild.backend import Backend, BaseImage, ROLayer
@@ -33,6 +33,7 @@ from pybuild.run.execute import (
 )
 from pybuild.run.keys import content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
+from pybuild.run.lending import Lent
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
 
@@ -44,7 +45,8 @@ class StageSettings:
     ``contexts`` are the files of the named contexts that steps read, the main one's under None.
     ``created`` fixes every time in the image; None for the times at which things happen.
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
-    those of ``fresh_stages``, names in lower case, are only kept.
+    those of ``fresh_stages``, names in lower case, are only kept. ``lent`` is what steps may
+    see.
     """
 
     contexts: Mapping[str | None, Tree]
@@ -53,6 +55,7 @@ class StageSettings:
     began: datetime
     use_cache: bool
     fresh_stages: frozenset[str] = frozenset()
+    lent: Lent = field(default_factory=Lent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +235,8 @@ class StageRunner:
         images: list[SharedLayer] = []
         with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
             open_source = self._opener(activity, images)
-            prepared = prepare(step, layer, open_source, self._created_seconds())
+            created, lent = self._created_seconds(), self._settings.lent
+            prepared = prepare(step, layer, open_source, created, lent)
             key = content_key(step, parent_key, prepared) if self._settings.use_cache else ""
             made = None if identity in self._fresh else self._lookup(key)
             cached = made is not None

@@ -43,6 +43,7 @@ from pybuild.oci.platform import Platform, best, host_platform
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
 from pybuild.oci.repack import is_packed, repack
 from pybuild.oci.tarformat import Limits
+from pybuild.testkit.memorycaches import MemoryCaches
 from pybuild.testkit.toyshell import RunOutcome
 from pybuild.testkit.toyshell import run as toyshell_run
 
@@ -79,6 +80,7 @@ class MemoryBackend(Backend):
         self._local: dict[Reference, dict[Platform, BaseImage]] = {}
         self._remote: dict[Reference, dict[Platform, BaseImage]] = {}
         self._cache: dict[str, tuple[tuple[LayerDiff, ...], LayerDiff | None, datetime]] = {}
+        self._caches = MemoryCaches()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -392,7 +394,9 @@ class _MemoryRWLayer(RWLayer):
             raise RuntimeError("the backend can't run processes")
         self._start()
         activity.raise_if_cancelled()
-        outcome = self._backend.runner(process, self.tree(), mounts, activity)
+        with self._backend._caches.shown(mounts, activity) as shown:  # noqa: SLF001  (as above)
+            outcome = self._backend.runner(process, self.tree(), shown.mounts, activity)
+            shown.keep(outcome.caches)
         activity.raise_if_cancelled()
         self._entries = list(outcome.entries)
         return outcome.exit_code
