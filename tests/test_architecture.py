@@ -49,8 +49,10 @@ LAYERS |= {
     "reports": {*BELOW_API, "checks"},
     "doctor": {"errors", "backend", "backends", "oci"},
     "__init__": {*BELOW_API, "api", "checks"},
-    "arguments": {*BELOW_API, "api"},
-    "storecommands": {*BELOW_API, "arguments"},
+    "flagvalues": {"errors", "backend"},
+    "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags"},
+    "environment": {*BELOW_API, "arguments", "flagvalues"},
+    "storecommands": {*BELOW_API, "arguments", "flagvalues"},
     "cli": {
         *BELOW_API,
         *(
@@ -59,6 +61,8 @@ LAYERS |= {
             "checks",
             "diagnostics",
             "doctor",
+            "environment",
+            "flagvalues",
             "pipes",
             "reports",
             "storecommands",
