@@ -18,6 +18,7 @@ from pybuild.backend import (
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     PullPolicy,
     ROLayer,
 )
@@ -35,6 +36,7 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
+from pybuild.sandbox import emulation
 from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.images import Images
@@ -99,11 +101,15 @@ class EmbeddedBackend(Backend):
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
         mapping = self._space.machine.probe().mapping
         single = mapping is not None and mapping.kind is Kind.SINGLE
-        return frozenset(Capability) - ({Capability.FILE_OWNERS} if single else set())
+        lacking = {Capability.CGROUP_PARENT} | ({Capability.FILE_OWNERS} if single else set())
+        return frozenset(Capability) - lacking
 
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:
             self._space.machine.mapping()
+
+    def executes(self, platform: Platform) -> bool | None:
+        return super().executes(platform) or emulation.executes(platform.architecture)
 
     def resolve(
         self,
@@ -219,8 +225,17 @@ class EmbeddedBackend(Backend):
         self._store.write_blob(config.digest, documents.config_bytes)
         self._store.write_blob(manifest.digest, documents.manifest_bytes)
         names = tuple(with_default_tag(name) for name in spec.names)
-        self._images.record(names, manifest, manifest, config.digest)
+        if not spec.for_index:
+            self._images.record(names, manifest, manifest, config.digest)
         return Image(manifest, config.digest, names)
+
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        activity.raise_if_cancelled()
+        document = spec.document()
+        self._store.write_blob(document.index.digest, document.index_bytes)
+        names = tuple(with_default_tag(name) for name in spec.names)
+        self._images.record_index(names, document.index, [image for image, _ in spec.images])
+        return document.index
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
         if is_packed(layer, wanted):

@@ -141,22 +141,15 @@ def test_hostile_triggers_of_a_base_image_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("flag", "error"),
-    [
-        ("--security=insecure", UnsupportedByBackend),
-        ("--device=vendor.com/x=y", UnsupportedByBackend),
-        ("--network=host", UsageError),
-    ],
+    "flag", ["--security=insecure", "--device=vendor.com/x=y", "--network=host"]
 )
-def test_what_needs_the_users_consent_is_refused_without_it(
-    flag: str, error: type[PybuildError]
-) -> None:
+def test_what_needs_the_users_consent_is_refused_without_it(flag: str) -> None:
     """BuildKit CVE-2024-23653. Nothing is looked up or run before."""
     import pybuild  # noqa: PLC0415
 
     for prefix in ("", "ONBUILD "):
         below = f"FROM scratch AS a\n{prefix}RUN {flag} true\nFROM a\n"
-        with pytest.raises(error) as caught:
+        with pytest.raises(UsageError, match="entitlement") as caught:
             pybuild.plan_build(None, dockerfile=below.encode())
         assert caught.value.where is not None
         assert caught.value.where.start_line == 2 or prefix
@@ -172,7 +165,7 @@ def test_the_hosts_network_needs_the_builds_own_word() -> None:
     ended = run_command("--dry-run", "--backend=none", stdin=text)
     assert_clear(ended, codes=(2,))
     assert "Dockerfile:2" in ended.err
-    assert "--network=host" in ended.err
+    assert "--allow network.host" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pybuild.backend import BaseImage, HostEntry, Network, Ulimit
+from pybuild.backend import BaseImage, HostEntry, Network, Sharing, Ulimit
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import SourceRange
 from pybuild.oci.image_config import Healthcheck, ImageConfig
@@ -26,8 +26,11 @@ from pybuild.plan.steps import (
     ImageSource,
     InlineFile,
     PlannedBind,
+    PlannedCache,
     PlannedRemote,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedTmpfs,
     RunStep,
     StageSource,
@@ -53,6 +56,9 @@ COPY = CopyStep(
     files=(),
     destination="/",
 )
+CACHE = PlannedCache("/t", "i", Sharing.SHARED, None, "", False, None, None, None)
+SECRET = PlannedSecret("i", "/t", None, False, 0o400, 0, 0)
+SSH = PlannedSsh("i", "/t", False, 0o600, 0, 0)
 WORKDIR = WorkdirStep(where=HERE, title="WORKDIR /w", key="", path="/w", user="")
 
 
@@ -72,6 +78,8 @@ WORKDIR = WorkdirStep(where=HERE, title="WORKDIR /w", key="", path="/w", user=""
                 "extra_hosts": (HostEntry("h", "1.1.1.1"),),
                 "shm_size": 1,
                 "ulimits": (Ulimit("core", 0, 0),),
+                "insecure": True,
+                "cgroup_parent": "/g",
             },
         ),
         (
@@ -162,8 +170,40 @@ def test_what_a_mount_shows_counts() -> None:
         PlannedTmpfs("/t", 1),
         PlannedScript("/t", b"a"),
         PlannedScript("/t", b"\xff"),
+        CACHE,
+        replace(CACHE, target="/u"),
+        replace(CACHE, ident="j"),
+        replace(CACHE, source=StageSource(0)),
+        replace(CACHE, path="p"),
+        replace(CACHE, readonly=True),
+        replace(CACHE, mode=0o700),
+        replace(CACHE, uid=0),
+        replace(CACHE, gid=0),
+        SECRET,
+        replace(SECRET, id="j"),
+        replace(SECRET, target=None),
+        replace(SECRET, env="E"),
+        replace(SECRET, mode=0o600),
+        replace(SECRET, uid=1),
+        replace(SECRET, gid=1),
+        SSH,
+        replace(SSH, id="j"),
+        replace(SSH, target="/u"),
+        replace(SSH, mode=0o666),
+        replace(SSH, uid=1),
+        replace(SSH, gid=1),
     ]
     assert len({step_key("p", replace(RUN, mounts=(m,))) for m in mounts}) == len(mounts)
+
+
+def test_how_a_cache_is_shared_and_whether_a_secret_must_be_there_does_not_count() -> None:
+    for mount, other in (
+        (CACHE, replace(CACHE, sharing=Sharing.LOCKED)),
+        (SECRET, replace(SECRET, required=True)),
+        (SSH, replace(SSH, required=True)),
+    ):
+        keys = {step_key("p", replace(RUN, mounts=(each,))) for each in (mount, other)}
+        assert len(keys) == 1
 
 
 def test_which_stage_files_come_from_does_not_count_but_the_image_does() -> None:

@@ -131,6 +131,21 @@ def test_a_hard_link_to_a_lower_layers_file_is_that_file() -> None:
     assert (found.link, found.size) == (b"", 3)
 
 
+def test_a_hard_link_keeps_its_content_when_a_file_replaces_the_folder_of_its_target() -> None:
+    merged = tree(
+        layer(file(b"d/a", size=3, uid=7)), layer(file(b"b", link=b"d/a")), layer(file(b"d"))
+    )
+    found = merged.get(b"b")
+    assert found is not None
+    assert (found.link, found.size, found.uid) == (b"", 3, 7)
+    assert merged.open(b"b").read() == b"0:d/a:0"
+
+
+def test_the_layer_of_a_path_is_the_uppermost_that_has_it() -> None:
+    merged = tree(layer(file(b"d/a")), layer(file(b"d/b")), layer(removal(b"d/a")))
+    assert [merged.layer_of(path) for path in (b"d/b", b"d", b"d/a", b"none")] == [1, 1, None, None]
+
+
 def test_hard_links_in_a_circle_have_no_content() -> None:
     merged = tree(layer(file(b"a", link=b"b"), file(b"b", link=b"a")))
     with pytest.raises(InvalidImage):

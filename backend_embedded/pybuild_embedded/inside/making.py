@@ -67,7 +67,7 @@ class Making:
             return disk_full(error, self._target)
         if error.errno in _OF_THE_IMAGE:
             return InvalidImage(f"{shown(self._at)} in the layer can't be made here: {reason}")
-        return BackendFailed(f"can't make {shown(self._at)} in {self._target}: {reason}")
+        return BackendFailed(f"can't make {shown(self._at)} in {self._target}: {error}")
 
     def folders(self, entries: Sequence[Entry]) -> None:
         """Make folders, parents first; the root is there. They are ours until `settle`."""

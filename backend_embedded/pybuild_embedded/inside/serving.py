@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import traceback
+from contextlib import suppress
 
 from pybuild.errors import PybuildError
 from pybuild_embedded.inside.failures import translated
@@ -31,6 +32,11 @@ from pybuild_embedded.requests import (
 
 def serve(connection: socket.socket) -> None:
     """Answer requests until the other side has gone."""
+    with suppress(ConnectionError):
+        _serve(connection)
+
+
+def _serve(connection: socket.socket) -> None:
     indexes = Indexes()
     while (message := receive(connection)) is not None:
         try:

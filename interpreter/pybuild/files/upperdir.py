@@ -81,7 +81,7 @@ class _Walk:
         self._fuse = fuse
         self._parent = parent
         self._linked: dict[tuple[int, int], bytes] = {}
-        self._opaque: set[bytes] = set()
+        self._opaque: set[bytes] = set()  # folders that nothing shows in from below
         self._unchanged: dict[bytes, Entry] = {}
 
     def entries(self, on_status: Callable[[os.stat_result], object]) -> list[NewEntry]:
@@ -106,25 +106,26 @@ class _Walk:
 
     def _marks(self, folder: bytes, items: Sequence[Listed]) -> Iterator[NewEntry]:
         """What fuse-overlayfs says by names, which may say again what attributes said."""
-        for item in items:
-            removed = join(folder, item.name.removeprefix(_WHITEOUT))
-            if item.name in _OPAQUE_NAMES:
-                before = self._parent.get(folder)
-                if before is not None and before.kind is Kind.DIRECTORY:
-                    yield from self._made_opaque(folder)
-                if folder in self._unchanged:
-                    yield NewEntry(self._unchanged.pop(folder))
-            elif (
-                item.name.startswith(_WHITEOUT)
-                and not item.name.startswith(_RESERVED)
-                and self._parent.get(removed) is not None
-            ):
+        marks = [item.name for item in items if item.name.startswith(_WHITEOUT)]
+        if not _OPAQUE_NAMES.isdisjoint(marks):
+            before = self._before(folder)
+            if before is not None and before.kind is Kind.DIRECTORY:
+                yield from self._made_opaque(folder)
+            if folder in self._unchanged:
+                yield NewEntry(self._unchanged.pop(folder))
+        for name in marks:
+            removed = join(folder, name.removeprefix(_WHITEOUT))
+            if not name.startswith(_RESERVED) and self._before(removed) is not None:
                 yield NewEntry(Entry(removed, Kind.WHITEOUT, mode=0))
 
     def _made_opaque(self, path: bytes) -> Iterator[NewEntry]:
         if path not in self._opaque:
             self._opaque.add(path)
             yield NewEntry(Entry(path, Kind.OPAQUE, mode=0))
+
+    def _before(self, path: bytes) -> Entry | None:
+        """What shows at `path` from below, if nothing is there in the upper folder."""
+        return None if path and parent_of(path) in self._opaque else self._parent.get(path)
 
     def _entries_of(self, path: bytes, item: Listed) -> Iterator[NewEntry]:
         status = item.status
@@ -136,7 +137,7 @@ class _Walk:
             raise CopyFailed(
                 f"the step made a path of more than {_LONGEST} bytes in {shown(path[:99])}"
             )
-        before = self._parent.get(path)
+        before = self._before(path)
         device = (0, 0)
         if kind in (Kind.CHARACTER, Kind.BLOCK):
             device = os.major(status.st_rdev), os.minor(status.st_rdev)
@@ -181,6 +182,8 @@ class _Walk:
         if not opaque and before is not None and _same_attributes(entry, before):
             self._unchanged[entry.path] = entry
             return
+        if before is None:
+            self._opaque.add(entry.path)
         yield NewEntry(entry)
 
     def _file(

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from hashlib import sha256
-from typing import BinaryIO
-
-from pybuild.backend import BindMount
-from pybuild.files.trees import NewEntry, Tree, walk
-from pybuild.oci.layerindex import Entry, Kind
+from pybuild.backend import BindMount, CacheMount
 from pybuild.plan.cachekey import chained_key, copy_key, mount_key
 from pybuild.plan.steps import Step
+from pybuild.run.digests import digested, with_digest
 from pybuild.run.execute import Prepared, PreparedFiles
-
-_CHUNK = 1 << 20
 
 
 def content_key(step: Step, parent: str, prepared: Prepared) -> str:
@@ -23,32 +15,12 @@ def content_key(step: Step, parent: str, prepared: Prepared) -> str:
     Reads every file whose digest isn't known yet.
     """
     if isinstance(prepared, PreparedFiles):
-        return copy_key(step.key, map(_digested, prepared.entries), parent=parent)
+        return copy_key(step.key, map(with_digest, prepared.entries), parent=parent)
     files = {
-        mount.target: _below(mount.tree, mount.path)
+        mount.target: digested(mount.tree, mount.path)
         for mount in prepared.mounts
-        if isinstance(mount, BindMount)
+        if isinstance(mount, BindMount | CacheMount) and mount.tree is not None
     }
     if not files:
         return chained_key(step.key, parent)
     return mount_key(step.key, files, parent=parent)
-
-
-def _below(tree: Tree, path: bytes) -> Iterator[Entry]:
-    for entry in walk(tree, path):
-        yield _digested(NewEntry(entry, _opener(tree, entry.path)))
-
-
-def _opener(tree: Tree, path: bytes) -> Callable[[], BinaryIO]:
-    return lambda: tree.open(path)
-
-
-def _digested(new: NewEntry) -> Entry:
-    entry = new.entry
-    if entry.kind is not Kind.FILE or entry.digest is not None or new.content is None:
-        return entry
-    digest = sha256()
-    with new.content() as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return replace(entry, digest=f"sha256:{digest.hexdigest()}")

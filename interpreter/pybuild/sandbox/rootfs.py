@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         def unmount(self, root: int) -> None: ...
 
 
-# in the server's mount namespace /sys holds ours: the kernel's, shown to steps, and a step's own
-SYSFS, STEP = b"/sys/s", b"/sys/w"
+# in the server's mount namespace /sys holds ours: the kernel's, shown to steps, masked and
+# whole, and a step's own
+SYSFS, WHOLE_SYSFS, STEP = b"/sys/s", b"/sys/a", b"/sys/w"
 
 _DEVICES = {
     b"null": (1, 3),
@@ -84,14 +85,19 @@ def open_mounts(
     mounts = []
     for number, (kind, target, *rest) in enumerate(wanted):
         match kind, rest:
-            case b"bind", [source, readonly]:
-                fd = kernel.copy_mount(_source(source, passed), NODEV | (RDONLY if readonly else 0))
+            case b"bind", [source, readonly, bytes(inside)]:
+                attributes = NODEV | (RDONLY if readonly else 0)
+                fd = _bind(_source(source, passed), inside, attributes)
             case b"tmpfs", [bytes(size), mode]:
                 limits = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
                 fd = kernel.new_mount(b"tmpfs", limits, NOSUID | NODEV)
             case b"file", [bytes(content), int(mode), int(uid), int(gid)]:
                 owner = (0, 0) if single else (uid, gid)
                 fd = _small_file(b"files/%d" % number, content, mode, owner, folders)
+            case b"socket", [bytes(source), int(mode), int(uid), int(gid)]:
+                os.chown(source, *((0, 0) if single else (uid, gid)))
+                os.chmod(source, mode)  # noqa: PTH101 - pathlib is slow to load
+                fd = kernel.copy_mount(source, HIDDEN | RDONLY)
             case b"overlay", [list(lowers), list(ends), bytes(path), readonly]:
                 root = _layers(lowers, ends, folders, options)
                 fd = _part_of_view(root, path, NODEV | (RDONLY if readonly else 0))
@@ -110,6 +116,23 @@ def _source(source: bytes | int, passed: int) -> bytes:
     if (meant.st_dev, meant.st_ino) != (found.st_dev, found.st_ino):
         raise Failed("bind", errno.ESTALE, f"{os.fsdecode(path)} isn't what was passed any more")
     return path
+
+
+def _bind(source: bytes, inside: bytes, attributes: int) -> int:
+    """A copy of what is at `inside` in a folder; its files are others', so no link is followed."""
+    if not inside:
+        return kernel.copy_mount(source, attributes)
+    folder = os.open(source, FOLDER)
+    try:
+        part = kernel.openat2(folder, inside, FOLDER, kernel.NO_SYMLINKS | kernel.BENEATH)
+    except OSError as error:
+        raise Failed("mount source", error.errno or 0, os.fsdecode(b"/" + inside)) from None
+    finally:
+        os.close(folder)
+    try:
+        return kernel.copy_mount(part, attributes)
+    finally:
+        os.close(part)
 
 
 def _small_file(
@@ -412,6 +435,16 @@ def mount_system(root: Root, masked: list[bytes], readonly: list[bytes], *, unif
     attach(kernel.copy_mount(SYSFS, HIDDEN | RDONLY), root.system_folder(b"sys"))
     if unified:
         cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN | RDONLY)
+        attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
+
+
+def mount_whole_system(root: Root, *, unified: bool) -> None:
+    """Mount the kernel's file systems in the root of an insecure step, writable and unmasked."""
+    attach(kernel.new_mount(b"proc", {}, HIDDEN), root.system_folder(b"proc"))
+    whole = kernel.copy_mount(WHOLE_SYSFS, HIDDEN, cleared=RDONLY)
+    attach(whole, root.system_folder(b"sys"))
+    if unified:
+        cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN)
         attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
 
 
