@@ -576,8 +576,12 @@ def test_the_backend_and_its_options_come_from_flags_then_the_environment(
 def test_a_home_that_cant_be_read_has_no_docker_configuration(
     kept: Kept, context: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    usual = Path.is_file
+
     def forbidden(path: Path) -> bool:
-        raise PermissionError(13, "Permission denied", str(path))
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path)
 
     monkeypatch.setattr(Path, "is_file", forbidden)
     assert cli.main([str(context)]) == 0
