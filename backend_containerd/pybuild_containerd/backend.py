@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,7 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
-from pybuild.errors import ImageError, ImageNotFound
+from pybuild.errors import BackendError, ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.files.layout import LayoutImage
 from pybuild.oci.auth import DockerCredentials
@@ -50,7 +51,9 @@ from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
+from pybuild_containerd.singleflight import single_flight
 from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.stepcache import StepCache
 from pybuild_containerd.transferring import TransferService, WantedImage
 from pybuild_containerd.unpack import Unpacker, chain_ids
 from pybuild_containerd.workfolder import WorkFolder
@@ -99,7 +102,7 @@ class ContainerdBackend(Backend):
         self._probe = found
         self._client = client
         self.platforms = found.platforms or (host_platform(),)
-        self.capabilities = frozenset(Capability) - {Capability.STEP_CACHE}
+        self.capabilities = frozenset(Capability)
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
         indexes = options.cache_dir / "indexes" if options.cache_dir else None
@@ -129,6 +132,7 @@ class ContainerdBackend(Backend):
             content=self._content,
             snapshots=snapshots,
             unpacker=unpacker,
+            steps=StepCache(client, self._content, found.snapshotter),
             files=self._files,
             mounts=mounts,
             outputs=Outputs(client, self._content, mounts, folder),
@@ -139,6 +143,7 @@ class ContainerdBackend(Backend):
             session_labels=session.labels,
         )
         resources.callback(self._puller.close)
+        resources.callback(self._shrink_cache)
         self._moby = (
             options.namespace == moby.NAMESPACE
             if options.moby_labels is None
@@ -203,8 +208,14 @@ class ContainerdBackend(Backend):
         return ContainerdROLayer(self._space, base.layers, None)
 
     def lookup(self, key: str) -> ROLayer | None:
-        del key
-        return None
+        step = self._space.steps.find(key)
+        if step is None or not all(self._has(layer.blob.digest) for layer in step.layers):
+            return None
+        own = step.layers[-1] if step.own else None
+        return ContainerdROLayer(self._space, step.layers, own, made=step.made)
+
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        return single_flight(self._client, key, activity)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
@@ -278,6 +289,10 @@ class ContainerdBackend(Backend):
             ("transfer service", yes_no[found.transfer]),
             ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )
+
+    def _shrink_cache(self) -> None:
+        with contextlib.suppress(BackendError):  # the next build does it
+            self._space.steps.shrink()
 
     def _pull(self, reference: Reference, platform: Platform, activity: Activity) -> BaseImage:
         image = self._puller.fetch(reference, platform, activity)

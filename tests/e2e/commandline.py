@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
+from pybuild_containerd.client import Client
+from pybuild_containerd.content import ContentStore
+from pybuild_containerd.stepcache import StepCache
 
 PROGRAM = (sys.executable, "-m", "pybuild")
 _PATIENCE = 300.0
@@ -139,6 +142,14 @@ class CommandLine:
             raw = content.encode() if isinstance(content, str) else content
             (folder / name).write_bytes(raw)
         return folder
+
+
+def forget_steps(address: str, namespace: str) -> None:
+    """Empty the step cache, so that a test sees its own steps run."""
+    with Client(address, namespace) as client:
+        steps = StepCache(client, ContentStore(client), "overlayfs")
+        for record in steps.records():
+            steps.forget(record)
 
 
 def full_name(image: str) -> str:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commandline import CommandLine
+from commandline import CommandLine, forget_steps
 
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
 
 
 @pytest.fixture
 def pybuild(base_images: PrivateContainerd, tmp_path: Path) -> Iterator[CommandLine]:
-    """``pybuild`` in the namespace "default", where busybox is."""
+    """``pybuild`` in the namespace "default", where busybox is, without any cached step."""
+    forget_steps(base_images.address, "default")
     yield CommandLine(base_images, tmp_path)
     check_nothing_left(base_images.address, "default", base_images.folder)
 

@@ -65,6 +65,7 @@ class Building:
 
     def __init__(self, daemon: PrivateContainerd, folder: Path, name: str = "built") -> None:
         words = [sys.executable, "-m", "pybuild", "--progress=plain", "--pull=never", "-t", name]
+        words.append("--no-cache")
         words += [f"--containerd-address={daemon.address}"]
         words += [f"--containerd-namespace={NAMESPACE}", "-"]
         self._lines: list[str] = []
