@@ -57,7 +57,7 @@ LAYERS |= {
     },
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
-    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend"},
+    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
     "pybuild_embedded": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}

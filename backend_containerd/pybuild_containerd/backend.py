@@ -25,6 +25,7 @@ from pybuild.backend import (
 from pybuild.errors import BackendError, ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.files.layout import LayoutImage
+from pybuild.imagestore import ImageStore
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.blobs import Blob
 from pybuild.oci.compression import Packing
@@ -38,6 +39,7 @@ from pybuild.oci.repack import is_packed, repack
 from pybuild.sandbox.profile import thermal_counters
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
+from pybuild_containerd.cachestore import CacheStore
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import NotFound
@@ -270,6 +272,9 @@ class ContainerdBackend(Backend):
             return self._content.open(digest)
         except NotFound:
             raise ImageNotFound(f"there is no blob {digest} in containerd's store") from None
+
+    def image_store(self) -> ImageStore:
+        return CacheStore(self._client, self._space.steps, self._probe.snapshotter)
 
     def close(self) -> None:
         self._resources.close()

@@ -64,12 +64,13 @@ class CachedStep:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A record as it is stored. ``step`` is None if it is damaged.
+    """A record as it is stored. ``step`` is None if it is damaged, and ``key`` empty.
 
     ``digest`` names the record itself; ``used`` is in seconds since 1970.
     """
 
     digest: str
+    key: str
     used: int
     step: CachedStep | None
 
@@ -108,10 +109,11 @@ class StepCache:
             labels = self._content.info(digest).labels
         except CallFailed:
             return None
-        step = _parse(labels, key)
-        if step is not None:
-            self._note_use(digest, labels, step)
-        return step
+        found = _parse(labels)
+        if found is None or found[0] != key:
+            return None
+        self._note_use(digest, labels, found[1])
+        return found[1]
 
     def records(self) -> list[StepRecord]:
         """All records, those used last first."""
@@ -191,24 +193,23 @@ def _document(key: str, step: CachedStep) -> str:
 
 def _record(blob: Any) -> StepRecord:
     labels = dict(blob.labels)
-    return StepRecord(blob.digest, _seconds(labels), _parse(labels))
+    key, step = _parse(labels) or ("", None)
+    return StepRecord(blob.digest, key, _seconds(labels), step)
 
 
-def _parse(labels: Mapping[str, str], key: str | None = None) -> CachedStep | None:
-    """The step of a record's labels, which must be `key`'s if that is given; None if damaged."""
+def _parse(labels: Mapping[str, str]) -> tuple[str, CachedStep] | None:
+    """The key and the step in a record's labels; None if they are damaged."""
     text = "".join(_chunks(labels))
     if digest_of(text.encode()) != labels.get(_STEP):
         return None
     try:
         document = json.loads(text)
-        if key is not None and document["key"] != key:
-            return None
         layers = tuple(map(_layer, document["layers"]))
         made = datetime.fromisoformat(document["made"]).astimezone(UTC)
-        step = CachedStep(layers, document["own"] is True, made)
+        key, step = str(document["key"]), CachedStep(layers, document["own"] is True, made)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return None if step.own and not layers else step
+    return None if step.own and not layers else (key, step)
 
 
 def _chunks(labels: Mapping[str, str]) -> Iterator[str]:
