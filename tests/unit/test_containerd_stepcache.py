@@ -122,7 +122,9 @@ _DAMAGES: dict[str, Any] = {
     "no digest": lambda labels: _with_document(
         labels, labels[DOCUMENT].replace("sha256:", "sha512:")
     ),
-    "a negative size": lambda labels: _with_document(labels, labels[DOCUMENT].replace(",0,", ",-1,")),
+    "a negative size": lambda labels: _with_document(
+        labels, labels[DOCUMENT].replace(",0,", ",-1,")
+    ),
     "a size in words": lambda labels: _with_document(
         labels, labels[DOCUMENT].replace(",0,", ',"0",')
     ),
