@@ -35,7 +35,7 @@ def busybox_run(pybuild: CommandLine) -> Callable[..., str]:
 
     def run(script: str, *options: str) -> str:
         context = pybuild.context(f"FROM busybox\nRUN {script}\n")
-        ended = pybuild.build("--progress=plain", *options, context)
+        ended = pybuild.build("--progress=plain", "--no-cache", *options, context)
         lines = [line.split(" ", 2) for line in ended.err.splitlines()]
         return "\n".join(
             parts[2] for parts in lines if len(parts) == 3 and parts[1].replace(".", "").isdigit()

@@ -200,7 +200,7 @@ class StageRunner:
             with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
                 open_source = self._opener(activity, images)
                 prepared = prepare(step, layer, open_source, self._created_seconds())
-                key = content_key(step, parent_key, prepared) if use_cache else ""
+                key = content_key(step, parent_key, prepared, activity) if use_cache else ""
                 made = None if self._is_fresh(stage) else self._lookup(key)
                 activity.cached = made is not None
                 if made is None:
