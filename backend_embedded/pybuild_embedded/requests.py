@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -237,4 +238,10 @@ def _texts(paths: Sequence[Path]) -> list[str]:
 
 
 def _paths(texts: list[str]) -> tuple[Path, ...]:
-    return tuple(map(Path, texts))
+    return tuple(map(_path, texts))
+
+
+# the index of a layer is named in the request of every step above it
+@lru_cache(maxsize=4096)
+def _path(text: str) -> Path:
+    return Path(text)

@@ -197,6 +197,10 @@ class Store:
         """The settled folder with the top layer of `chain`, pinned; None if there is none."""
         return self._folders.find(chain, flavour)
 
+    def last_folder(self, chains: Sequence[str], flavour: str) -> tuple[int, LayerFolder] | None:
+        """The last of `chains` that has a settled folder: its place among them, and that."""
+        return self._folders.find_last(chains, flavour)
+
     def discard(self, folder: LayerFolder) -> None:
         """Give up a folder of this session. It is in the trash then."""
         self._folders.discard(folder)

@@ -23,14 +23,13 @@ def unpacked(space: Space, chain: LayerChain, activity: Activity) -> tuple[Layer
     """
     store, flavour = space.store, space.machine.flavour
     folders: list[LayerFolder] = []
-    bottom = len(chain.layers)
-    while bottom:
-        # a merged folder shows all layers up to its own
-        whole = store.folder(chain.ids[bottom - 1], _MERGED + flavour)
-        if whole is not None:
-            folders.append(whole)
-            break
-        bottom -= 1
+    bottom = 0
+    if len(chain.layers) > MOST_LOWERS:
+        # a merged folder shows all layers up to its own, which are more than could be mounted
+        found = store.last_folder(chain.ids[MOST_LOWERS:], _MERGED + flavour)
+        if found is not None:
+            folders.append(found[1])
+            bottom = MOST_LOWERS + found[0] + 1
     places = range(bottom, len(chain.layers))
     missing = [chain.layers[n] for n in places if store.folder(chain.ids[n], flavour) is None]
     space.fetch(missing, activity)

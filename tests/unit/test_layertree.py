@@ -6,7 +6,7 @@ from typing import BinaryIO
 import pytest
 
 from pybuild.errors import InvalidImage
-from pybuild.files.layertree import LayerTree, extended
+from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import walk
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 
@@ -148,6 +148,6 @@ def test_a_thousand_layers_and_a_deep_path_are_no_trouble() -> None:
 
 def test_a_tree_is_extended_by_a_layer_without_touching_the_first() -> None:
     base = tree(layer(file(b"a")))
-    more = extended(base, layer(removal(b"a"), file(b"b")), opened)
+    more = base.extended(layer(removal(b"a"), file(b"b")), opened)
     assert more.children(b"") == [b"b"]
     assert base.children(b"") == [b"a"]
