@@ -186,7 +186,7 @@ class EmbeddedRWLayer(RWLayer):
         space = self._space
         request = Pack(
             upper=folder.fs,
-            parents=space.index_paths(below.layers),
+            parents=space.files.index_paths(below.layers),
             blob=space.store.new_file(),
             index=space.store.new_file(),
             newest=self._newest,

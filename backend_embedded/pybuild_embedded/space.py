@@ -74,7 +74,3 @@ class Space:
             self.store.discard_unsettled()
             self.machine.remove(self.litter)
             self.store.empty_trash(self.machine.remove)
-
-    def index_paths(self, layers: Sequence[LayerDiff]) -> tuple[Path, ...]:
-        """The files with the indexes of these layers."""
-        return tuple(self.files.index_path(layer) for layer in layers)

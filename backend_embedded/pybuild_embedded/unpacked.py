@@ -34,7 +34,8 @@ def unpacked(space: Space, chain: LayerChain, activity: Activity) -> tuple[Layer
     missing = [chain.layers[n] for n in places if store.folder(chain.ids[n], flavour) is None]
     space.fetch(missing, activity)
     for place in places:
-        folders.append(_unpacked_one(space, chain, place, folders, activity))
+        known = store.folder(chain.ids[place], flavour)
+        folders.append(known or _unpacked_one(space, chain, place, folders, activity))
     return tuple(folders)
 
 
@@ -42,9 +43,6 @@ def _unpacked_one(
     space: Space, chain: LayerChain, place: int, below: Sequence[LayerFolder], activity: Activity
 ) -> LayerFolder:
     store, flavour, name = space.store, space.machine.flavour, chain.ids[place]
-    found = store.folder(name, flavour)
-    if found is not None:
-        return found
     with store.single_flight(f"unpack {flavour} {name}", activity):
         found = store.folder(name, flavour)
         if found is not None:
@@ -57,7 +55,7 @@ def _unpacked_one(
                 blob=store.blob_path(layer.blob.digest),
                 diff_id=layer.diff_id,
                 index=space.files.index_path(layer),
-                parents=space.index_paths(chain.layers[:place]),
+                parents=space.files.index_paths(chain.layers[:place]),
                 lowers=tuple(lower.fs for lower in below),
                 target=folder.fs,
                 userxattr=space.machine.mapping().userxattr,
@@ -80,7 +78,7 @@ def merged(
         folder = store.new_folder()
         size = space.machine.workers().merge(
             Merge(
-                indexes=space.index_paths(chain.layers),
+                indexes=space.files.index_paths(chain.layers),
                 folders=tuple(each.fs for each in folders),
                 target=folder.fs,
                 owners=space.machine.keeps_owners,

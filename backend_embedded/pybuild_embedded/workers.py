@@ -27,6 +27,7 @@ from pybuild_embedded.requests import (
     Packed,
     Remove,
     Request,
+    Shown,
     Unpack,
     decode_answer,
     encode,
@@ -140,7 +141,7 @@ class Workers:
 
     def _serve(self, request: Request) -> Any:
         with self._worker() as worker:
-            answer = worker.ask(encode(request))
+            answer = worker.ask(request)
         return decode_answer(answer)
 
     @contextmanager
@@ -170,6 +171,7 @@ class _Worker:
     def __init__(self, sandbox: Sandbox, python: str) -> None:
         self._ending = threading.Lock()
         self._ended = False
+        self._shown = Shown()
         self._socket, theirs = socket.socketpair()
         args = [python, "-I", "-S", "-X", "utf8", os.fspath(_PROGRAM), str(_SOCKET)]
         null = os.open(os.devnull, os.O_RDWR)
@@ -187,10 +189,10 @@ class _Worker:
         finally:
             os.close(null)
 
-    def ask(self, request: bytes) -> bytes:
+    def ask(self, request: Request) -> bytes:
         """Send a request and wait for the answer. Raises BackendFailed if none comes."""
         try:
-            send(self._socket, request)
+            send(self._socket, encode(request, self._shown))
             answer = receive(self._socket)
         except OSError:
             answer = None

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -134,6 +134,11 @@ class LayerFiles:
                     raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
             self._filed[layer.diff_id] = path
         return path
+
+    def index_paths(self, layers: Iterable[LayerDiff]) -> tuple[Path, ...]:
+        """The files with the indexes of these layers, as :meth:`index_path` gives them."""
+        filed = self._filed
+        return tuple(filed.get(layer.diff_id) or self.index_path(layer) for layer in layers)
 
     def adopt(self, diff_id: str, path: Path) -> None:
         """Take over an index file that was just written, by renaming it to its place.

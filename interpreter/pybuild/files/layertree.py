@@ -92,7 +92,7 @@ class LayerTree(Tree):
         self._lower: dict[int, LayerTree] = {}
 
     def extended(self, index: LayerIndex, open_file: OpenFile) -> LayerTree:
-        """This view with one more layer on top; `open_file` serves all of its layers."""
+        """The same view with one more layer on top; `open_file` serves all of its layers."""
         upper = LayerTree((), open_file)
         upper._chain = self._chain.extended(self._count, index)
         upper._count = self._count + 1
