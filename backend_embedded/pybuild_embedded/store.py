@@ -32,6 +32,7 @@ from pybuild_embedded.chains import CachedStep, Chains
 from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.folders import Folders, LayerFolder
 from pybuild_embedded.locks import holding
+from pybuild_embedded.origins import Origins
 from pybuild_embedded.rootfolder import (
     NoRoom,
     check_format,
@@ -62,6 +63,8 @@ class Store:
         self.database = database
         self.trash = Trash(root)
         self.blobs = Blobs(root, database, session)
+        self.origins = Origins(database)
+        """Where blobs can be fetched from, if they are missing."""
         self._chains = Chains(database, self.blobs, session)
         self._folders = Folders(root, database, session, self.trash)
         self._closed = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pybuild.backend import Activity
+from pybuild.errors import InvalidImage
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.space import Space
@@ -50,18 +51,22 @@ def _unpacked_one(
         activity.raise_if_cancelled()
         folder = store.new_folder()
         layer = chain.layers[place]
-        size = space.machine.workers().unpack(
-            Unpack(
-                blob=store.blob_path(layer.blob.digest),
-                diff_id=layer.diff_id,
-                index=space.files.index_path(layer),
-                parents=space.files.index_paths(chain.layers[:place]),
-                lowers=tuple(lower.fs for lower in below),
-                target=folder.fs,
-                userxattr=space.machine.mapping().userxattr,
-                owners=space.machine.keeps_owners,
-            )
+        request = Unpack(
+            blob=store.blob_path(layer.blob.digest),
+            diff_id=layer.diff_id,
+            index=space.files.index_path(layer),
+            parents=space.files.index_paths(chain.layers[:place]),
+            lowers=tuple(lower.fs for lower in below),
+            target=folder.fs,
+            userxattr=space.machine.mapping().userxattr,
+            owners=space.machine.keeps_owners,
         )
+        try:
+            size = space.machine.workers().unpack(request)
+        except InvalidImage:
+            if not space.mend_blob(layer, activity):
+                raise
+            size = space.machine.workers().unpack(request)
         store.record_layers(chain.layers[: place + 1])
         return store.settle(folder, name, flavour, size=size)
 

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +48,10 @@ class PendingPack:
 
     def __init__(self, future: Future[Any]) -> None:
         self._future = future
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        """Call it once the layer is written or can't be, in a thread of the workers."""
+        self._future.add_done_callback(lambda _: callback())
 
     def result(self) -> Packed | None:
         """Wait for the layer; None if nothing was changed, and no file written.

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -173,13 +174,19 @@ class LayerFiles:
     def _uncompress(self, layer: LayerDiff) -> Path:
         path = self._folder / _file_name(layer.diff_id)
         path.unlink(missing_ok=True)  # what a broken transfer left
+        digest = sha256()
         with (
             self._open_blob(layer.blob.digest) as blob,
             Decompressed(blob) as plain,
             path.open("xb") as copy,
         ):
             while piece := plain.read(1 << 20):
+                digest.update(piece)
                 copy.write(piece)
+        if f"sha256:{digest.hexdigest()}" != layer.diff_id:
+            raise InvalidImage(
+                f"layer {layer.blob.digest} doesn't hold {layer.diff_id}: it is damaged"
+            )
         return path
 
     def _read(self, layer: LayerDiff) -> LayerIndex:

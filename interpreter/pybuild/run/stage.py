@@ -24,6 +24,7 @@ from pybuild.plan.steps import (
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.execute import (
     OpenSource,
+    Prepared,
     SourceFiles,
     perform,
     prepare,
@@ -198,10 +199,21 @@ class StageRunner:
                 made = self._lookup(key)
                 activity.cached = made is not None
                 if made is None:
-                    made = perform(prepared, layer, key or None, activity, self._newest())
+                    made = self._make(prepared, layer, key, activity)
             # a step that isn't run again happened when it was run
             ended = (made.made if made is not None else None) or datetime.now(UTC)
             return _Done(step, made, activity.seconds, activity.cached, ended), key
+
+    def _make(
+        self, prepared: Prepared, layer: ROLayer, key: str, activity: StepActivity
+    ) -> ROLayer | None:
+        """Do the step, unless another build has done it in the meantime."""
+        if not key:
+            return perform(prepared, layer, None, activity, self._newest())
+        with self._backend.single_flight(key, activity):
+            made = self._lookup(key)
+            activity.cached = made is not None
+            return made or perform(prepared, layer, key, activity, self._newest())
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source) -> SourceFiles:
