@@ -6,6 +6,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -186,7 +187,7 @@ class EmbeddedRWLayer(RWLayer):
         space = self._space
         request = Pack(
             upper=folder.fs,
-            parents=space.index_paths(below.layers),
+            parents=space.files.index_paths(below.layers),
             blob=space.store.new_file(),
             index=space.store.new_file(),
             newest=self._newest,
@@ -204,9 +205,12 @@ class EmbeddedRWLayer(RWLayer):
             pack=space.machine.workers().pack(request),
             request=request,
             key=None if key is None else space.own_key(key),
+            flight=ExitStack() if key is None else space.flights.taken_over(space.own_key(key)),
             activity=activity,
             made=datetime.now(UTC),
         )
+        # others wait for the step, so it is recorded when it is packed, not when it is needed
+        pending.pack.when_done(pending.finish)
         with space.lock:
             space.unfinished.append(pending)
         return EmbeddedROLayer(space, None, pending=pending, made=pending.made)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from pybuild.backend import Activity
-from pybuild.errors import PybuildError
 from pybuild.oci.descriptor import LayerDiff
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
@@ -21,7 +20,7 @@ class PendingLayer:
     """What a process left in `folder` on top of `below`, which `folders_below` show.
 
     ``pack`` is on its way, asked for by ``request``. With a ``key``, the step is kept in the
-    cache once that is done. Safe in threads.
+    cache once that is done, which ends its ``flight``. Safe in threads.
     """
 
     space: Space
@@ -31,6 +30,7 @@ class PendingLayer:
     pack: PendingPack
     request: Pack
     key: str | None
+    flight: ExitStack
     activity: Activity
     made: datetime
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -48,19 +48,22 @@ class PendingLayer:
         """
         with self._lock:
             if self._outcome is None:
-                try:
-                    self._outcome = (self._settle(),)
-                except Exception as error:  # noqa: BLE001 - whoever asks next gets it too
-                    self._outcome = error
+                with self.flight:
+                    try:
+                        self._outcome = (self._settle(),)
+                    except Exception as error:  # noqa: BLE001 - whoever asks next gets it too
+                        self._outcome = error
             if isinstance(self._outcome, Exception):
                 raise self._outcome
             return self._outcome[0]
 
     def finish(self) -> None:
         """Keep the layer for later builds, even if this one needs it no more."""
-        with contextlib.suppress(PybuildError):
+        try:
             self.activity.raise_if_cancelled()
             self.settled()
+        except Exception:  # noqa: BLE001 - it is for whoever asks for the layer
+            self.flight.close()
 
     def _settle(self) -> LayerDiff | None:
         store = self.space.store

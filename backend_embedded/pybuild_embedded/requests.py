@@ -101,7 +101,31 @@ class Measure:
 Request = Unpack | Pack | Merge | Remove | Measure
 
 
-def encode(request: Request) -> bytes:
+class Shown:
+    """The layers that the last request on this connection was about: most go on from there.
+
+    Both sides keep one, and so a request on a thousand layers is no longer than on one.
+    """
+
+    def __init__(self) -> None:
+        self._paths: tuple[Path, ...] = ()
+
+    def shortened(self, paths: tuple[Path, ...]) -> list[object]:
+        """`paths` as how many of the last are the same, and the others."""
+        count = len(self._paths)
+        if paths[:count] != self._paths:
+            count = 0
+        self._paths = paths
+        return [count, _texts(paths[count:])]
+
+    def restored(self, shortened: list[Any]) -> tuple[Path, ...]:
+        """What the other side's `shortened` was given."""
+        count, texts = shortened
+        self._paths = (*self._paths[:count], *_paths(texts))
+        return self._paths
+
+
+def encode(request: Request, shown: Shown) -> bytes:
     """The request as bytes."""
     fields: list[object]
     match request:
@@ -109,7 +133,7 @@ def encode(request: Request) -> bytes:
             fields = [
                 *_texts([request.blob, request.index, request.target]),
                 request.diff_id,
-                _texts(request.parents),
+                shown.shortened(request.parents),
                 _texts(request.lowers),
                 request.userxattr,
                 request.owners,
@@ -117,7 +141,7 @@ def encode(request: Request) -> bytes:
         case Pack():
             fields = [
                 *_texts([request.upper, request.blob, request.index]),
-                _texts(request.parents),
+                shown.shortened(request.parents),
                 request.newest,
                 request.owners,
                 request.compression.value,
@@ -125,7 +149,7 @@ def encode(request: Request) -> bytes:
             ]
         case Merge():
             fields = [
-                _texts(request.indexes),
+                shown.shortened(request.indexes),
                 _texts(request.folders),
                 os.fspath(request.target),
                 request.owners,
@@ -135,8 +159,8 @@ def encode(request: Request) -> bytes:
     return json.dumps([type(request).__name__, *fields]).encode()
 
 
-def decode(data: bytes) -> Request:
-    """The request that `encode` was given."""
+def decode(data: bytes, shown: Shown) -> Request:
+    """The request that the other side's `encode` was given."""
     name, *fields = json.loads(data)
     match name:
         case "Unpack":
@@ -145,7 +169,7 @@ def decode(data: bytes) -> Request:
                 Path(blob),
                 diff_id,
                 Path(index),
-                _paths(parents),
+                shown.restored(parents),
                 _paths(lowers),
                 Path(target),
                 userxattr,
@@ -155,7 +179,7 @@ def decode(data: bytes) -> Request:
             upper, blob, index, parents, newest, owners, compression, fuse = fields
             return Pack(
                 Path(upper),
-                _paths(parents),
+                shown.restored(parents),
                 Path(blob),
                 Path(index),
                 newest,
@@ -165,7 +189,7 @@ def decode(data: bytes) -> Request:
             )
         case "Merge":
             indexes, folders, target, owners = fields
-            return Merge(_paths(indexes), _paths(folders), Path(target), owners)
+            return Merge(shown.restored(indexes), _paths(folders), Path(target), owners)
         case "Remove":
             return Remove(_paths(fields[0]))
         case "Measure":

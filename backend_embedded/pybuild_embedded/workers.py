@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from pybuild_embedded.requests import (
     Packed,
     Remove,
     Request,
+    Shown,
     Unpack,
     decode_answer,
     encode,
@@ -47,6 +48,10 @@ class PendingPack:
 
     def __init__(self, future: Future[Any]) -> None:
         self._future = future
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        """Call it once the layer is written or can't be, in a thread of the workers."""
+        self._future.add_done_callback(lambda _: callback())
 
     def result(self) -> Packed | None:
         """Wait for the layer; None if nothing was changed, and no file written.
@@ -140,7 +145,7 @@ class Workers:
 
     def _serve(self, request: Request) -> Any:
         with self._worker() as worker:
-            answer = worker.ask(encode(request))
+            answer = worker.ask(request)
         return decode_answer(answer)
 
     @contextmanager
@@ -170,6 +175,7 @@ class _Worker:
     def __init__(self, sandbox: Sandbox, python: str) -> None:
         self._ending = threading.Lock()
         self._ended = False
+        self._shown = Shown()
         self._socket, theirs = socket.socketpair()
         args = [python, "-I", "-S", "-X", "utf8", os.fspath(_PROGRAM), str(_SOCKET)]
         null = os.open(os.devnull, os.O_RDWR)
@@ -187,10 +193,10 @@ class _Worker:
         finally:
             os.close(null)
 
-    def ask(self, request: bytes) -> bytes:
+    def ask(self, request: Request) -> bytes:
         """Send a request and wait for the answer. Raises BackendFailed if none comes."""
         try:
-            send(self._socket, request)
+            send(self._socket, encode(request, self._shown))
             answer = receive(self._socket)
         except OSError:
             answer = None

@@ -20,6 +20,7 @@ from pybuild_embedded.requests import (
     Packed,
     Remove,
     Request,
+    Shown,
     Unpack,
     decode,
     encode_answer,
@@ -37,10 +38,10 @@ def serve(connection: socket.socket) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    indexes = Indexes()
+    indexes, shown = Indexes(), Shown()
     while (message := receive(connection)) is not None:
         try:
-            answer = encode_answer(_done(decode(message), indexes))
+            answer = encode_answer(_done(decode(message, shown), indexes))
         except PybuildError as error:
             answer = encode_error(error)
         except Exception:  # noqa: BLE001 - the client is told whatever it is
