@@ -98,7 +98,6 @@ class EmbeddedBackend(Backend):
         self._space = Space(store, machine, files, fetcher, Flights(store))
         self._lock = threading.Lock()
         self._closed = False
-        self._warned = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
@@ -145,7 +144,7 @@ class EmbeddedBackend(Backend):
                 found = self._images.find_base(reference, platform)
                 if found is None:
                     raise ImageNotFound(
-                        f"{familiar(reference)} is not in the store",
+                        f"{familiar(reference)} is not in the store for {platform}",
                         hint="it may be pulled with --pull",
                     )
                 return found
@@ -278,7 +277,10 @@ class EmbeddedBackend(Backend):
 
     def describe(self) -> Sequence[tuple[str, str]]:
         found = self._space.machine.probe()
-        refused = [(f"not {each.kind.name.lower()}", each.reason) for each in found.refused]
+        refused = [
+            (f"not {each.kind.name.lower()}", ": ".join(filter(None, (each.reason, each.hint))))
+            for each in found.refused
+        ]
         return (
             ("store", str(self._store.root)),
             ("processes run as", found.reason),

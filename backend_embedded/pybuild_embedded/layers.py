@@ -142,6 +142,7 @@ class EmbeddedRWLayer(RWLayer):
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
         activity.raise_if_cancelled()
         sandbox = self._space.machine.sandbox()
+        self._space.warn_of_one_id(activity)
         root = self._root(activity)
         with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
             return run_process(sandbox, run_spec(process, root, made), activity)
@@ -154,7 +155,7 @@ class EmbeddedRWLayer(RWLayer):
             mode = stat.S_IMODE(lowers[-1].fs.stat().st_mode) if lowers else 0o755
             self._folder.fs.chmod(mode)
         work = self._folder.work / str(self._run_count)
-        work.mkdir()
+        work.mkdir(mode=0o700)
         self._run_count += 1
         return Overlay(
             lowers=tuple(os.fsencode(lower.fs) for lower in reversed(lowers)),

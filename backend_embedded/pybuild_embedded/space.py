@@ -18,6 +18,11 @@ from pybuild_embedded.flights import Flights
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.store import Store
 
+ONE_ID = (
+    "RUN has a single user id here: every file belongs to the step's user, changes of owner "
+    "or user succeed without effect, and setuid programs give no rights"
+)
+
 
 class Unfinished(Protocol):
     """Something to be waited for before the store is closed."""
@@ -40,6 +45,16 @@ class Space:
     unfinished: list[Unfinished] = field(default_factory=list)
     """Work that goes on behind the build's back."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _warned: bool = False
+
+    def warn_of_one_id(self, activity: Activity) -> None:
+        """Say once what doesn't hold in steps that have one id, and how to get more."""
+        if self.machine.keeps_owners:
+            return
+        with self.lock:
+            warned, self._warned = self._warned, True
+        if not warned:
+            activity.warn(ONE_ID, self.machine.probe().hint)
 
     def own_key(self, key: str) -> str:
         """The key of a step in this store: with one id, what a step leaves lacks its owners."""

@@ -12,7 +12,7 @@ from threatening import Builds
 
 from pybuild.testkit.workbench import file
 
-pytestmark = [pytest.mark.root, pytest.mark.containerd]
+pytestmark = pytest.mark.root
 
 CANARY = "canary-5c1f8e"
 # as moby masks them, where the kernel has them
@@ -41,7 +41,7 @@ READ_ONLY = [
 ]
 
 
-@pytest.fixture(scope="module", params=["task", "sandbox"])
+@pytest.fixture(scope="module", params=["task", "sandbox", "embedded"])
 def runner(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

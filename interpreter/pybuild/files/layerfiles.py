@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # containerd takes minutes to unpack a single file below 2,000 folders
 _DEEPEST = 500
 _MOST_TREES = 64
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 OpenBlob = Callable[[str], BinaryIO]
 """Opens the stored bytes of the blob with this digest."""
@@ -178,7 +179,7 @@ class LayerFiles:
         with (
             self._open_blob(layer.blob.digest) as blob,
             Decompressed(blob) as plain,
-            path.open("xb") as copy,
+            open(os.open(path, _NEW_FILE, 0o600), "wb") as copy,  # noqa: PTH123 - a descriptor, not a path
         ):
             while piece := plain.read(1 << 20):
                 digest.update(piece)
