@@ -71,7 +71,9 @@ LAYERS |= {
     },
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
-    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend", "cacheslots"},
+    "pybuild_containerd": {
+        *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
+    },
     "pybuild_embedded": {
         *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
     },
