@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] and words[0] in STORE_COMMANDS:
             return _store_command(words)
+        if words[:1] == ["run"]:
+            return _run(words[1:])
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
@@ -264,6 +266,36 @@ def _doctor(arguments: DoctorArguments) -> int:
     _print(describe_findings(findings))
     chosen_works = any(f.good and f.subject == f"backend {name}" for f in findings)
     return 0 if chosen_works else 4
+
+
+def _run(words: Sequence[str]) -> int:
+    from pybuild.runcommand import parse_run_arguments  # noqa: PLC0415  (no build needs it)
+    from pybuild.running import run_image  # noqa: PLC0415  (as above)
+
+    arguments = parse_run_arguments(words, os.environ, __version__)
+    streams = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
+
+    def pass_on(stream: int, piece: bytes) -> None:
+        streams[stream].write(piece)
+        streams[stream].flush()
+
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel):
+        done = run_image(
+            arguments.image,
+            arguments.args,
+            backend=backend_name(arguments, os.environ),
+            backend_options=backend_options(arguments, os.environ),
+            platform=arguments.platform,
+            pull=arguments.pull,
+            env=arguments.env,
+            user=arguments.user,
+            workdir=arguments.workdir,
+            network=arguments.network,
+            on_output=pass_on,
+            cancel=cancel,
+        )
+    return done.returncode
 
 
 def _store_command(words: Sequence[str]) -> int:
