@@ -238,7 +238,11 @@ class StageRunner:
             open_source = self._opener(activity, images)
             created, lent = self._created_seconds(), self._settings.lent
             prepared = prepare(step, layer, open_source, created, lent)
-            key = content_key(step, parent_key, prepared) if self._settings.use_cache else ""
+            key = (
+                content_key(step, parent_key, prepared, activity)
+                if self._settings.use_cache
+                else ""
+            )
             fresh = identity in self._fresh
             made, cached = self._found_or_made(prepared, layer, key, activity, fresh=fresh)
         # a step that isn't run again happened when it was run
