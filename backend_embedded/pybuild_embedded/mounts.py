@@ -42,9 +42,9 @@ def prepared_mounts(
     """
     with ExitStack() as undo:
         made: list[spec.Mount] = [*name_files(process)]
-        caches = undo.enter_context(taken_caches(space, mounts, activity))
         if not space.machine.keeps_owners and _has_apt(tree):
             made.append(spec.SmallFile(_APT_FILE, _APT_AS_ROOT))
+        caches = undo.enter_context(taken_caches(space, mounts, activity))
         for mount in sorted(mounts, key=lambda mount: _depth(mount.target)):
             match mount:
                 case TmpfsMount(target=target, size=size):

@@ -240,7 +240,7 @@ class Store:
 
         Raises BuildCancelled if the build is cancelled while it waits for others.
         """
-        path = self.root / "locks" / sha256(name.encode()).hexdigest()
+        path = self.root / "locks" / sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
         with ExitStack() as stack:
             with failing(path):
                 stack.enter_context(holding(path, activity.raise_if_cancelled))
