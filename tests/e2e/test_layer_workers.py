@@ -81,6 +81,24 @@ def test_removals_and_folders_made_anew(based: Layers) -> None:
     agrees(based)
 
 
+def test_what_is_made_again_in_a_folder_made_anew_is_kept_though_it_looks_the_same(
+    layers: Layers,
+) -> None:
+    layers.add(
+        member(b"a/", FOLDER, mode=0o755),
+        member(b"a/closed/", FOLDER, mode=0o700),
+        file(b"a/closed/f", b"x", mode=0o644, mtime=10),
+        file(b"a/g", b"g", mode=0o644, mtime=10),
+    )
+    entries = changed(
+        layers,
+        "$b rm -r a; $b mkdir -p a/closed; $b chmod 700 a/closed; $b printf g >a/g; "
+        "$b touch -d @10 a/g; $b chmod 644 a/g",
+    )
+    assert list(entries) == ["dir a", "opaque a", "dir a/closed", "file a/g"]
+    agrees(layers)
+
+
 def test_renaming_gives_a_removal_and_a_file(based: Layers) -> None:
     entries = changed(based, "$b mv d/moved d/there; $b mv gone d/gone")
     assert list(entries) == ["file d/gone", "whiteout d/moved", "file d/there", "whiteout gone"]
