@@ -1,0 +1,15 @@
+"""Writes down what is in a folder, to be compared with what a process leaves there."""
+
+from __future__ import annotations
+
+import os
+
+from pybuild.files.comparing import record, record_to_bytes
+from pybuild_embedded.requests import Record
+
+
+def write_record(request: Record) -> None:
+    """See `Record`. Raises OSError."""
+    with request.file.open("xb") as file:
+        now = os.fstat(file.fileno()).st_ctime_ns
+        file.write(record_to_bytes(record(request.folder, now)))
