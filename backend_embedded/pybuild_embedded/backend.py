@@ -94,7 +94,6 @@ class EmbeddedBackend(Backend):
         self._space = Space(store, machine, files, fetcher)
         self._lock = threading.Lock()
         self._closed = False
-        self._warned = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
@@ -251,10 +250,13 @@ class EmbeddedBackend(Backend):
 
     def describe(self) -> Sequence[tuple[str, str]]:
         found = self._space.machine.probe()
+        overlay = self._space.machine.overlay_refusal()
+        shown = "overlayfs" if overlay is None else f"copies, which are slow: {overlay.reason}"
         refused = [(f"not {each.kind.name.lower()}", each.reason) for each in found.refused]
         return (
             ("store", str(self._store.root)),
             ("processes run as", found.reason),
+            *([("processes run on", shown)] if found.mapping is not None else []),
             *refused,
         )
 

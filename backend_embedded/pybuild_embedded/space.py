@@ -42,6 +42,19 @@ class Space:
     unfinished: list[Unfinished] = field(default_factory=list)
     """Work that goes on behind the build's back."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _warned: bool = False
+
+    def warn_of_copies(self, activity: Activity) -> None:
+        """Tell once that steps are slow here, and why, if they run on copies."""
+        refusal = self.machine.overlay_refusal()
+        with self.lock:
+            warned, self._warned = self._warned, True
+        if refusal is not None and not warned:
+            activity.warn(
+                f"RUN is slower in the store {self.store.root}, where overlayfs can't be used: "
+                f"{refusal.reason}",
+                "put the store on another file system with --root",
+            )
 
     def remember_origins(self, image: BaseImage) -> None:
         """Know where the image's layers can be fetched, should they be needed."""
