@@ -79,7 +79,8 @@ class FoundEntries:
         return (
             before is not None
             and same_attributes(entry, before)
-            and entry.mtime == before.mtime
+            # what was there may be newer than the newest
+            and before.mtime in (entry.mtime, status.st_mtime_ns // 10**9)
             and (
                 entry.size == before.size and self._digest(entry.path, status) == before.digest
                 if entry.kind is Kind.FILE
