@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
-from pybuild.files.comparing import record, record_to_bytes
+from pybuild.files.comparing import next_tick, record, record_to_bytes
 from pybuild_embedded.requests import Record
 
 
 def write_record(request: Record) -> None:
     """See `Record`. Raises OSError."""
     with request.file.open("xb") as file:
-        now = os.fstat(file.fileno()).st_ctime_ns
-        file.write(record_to_bytes(record(request.folder, now)))
+        # begun after the last change
+        file.write(record_to_bytes(record(request.folder)))
+        next_tick(file.fileno())

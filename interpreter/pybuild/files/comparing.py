@@ -12,6 +12,7 @@ import ctypes
 import os
 import stat
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,14 +26,15 @@ from pybuild.files.trees import NewEntry, Tree, join
 from pybuild.oci.layerindex import Entry, Kind
 
 _AT_EMPTY_PATH, _STATX_BTIME = 0x1000, 0x800
+_SHORT = 0.001
 _STATX_SIZE, _BTIME = 256, 0x50  # of its struct, and where that has stx_btime
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a name led to: ``changed`` is the ctime in ns, -1 if a later one may look the same.
+    """What a name led to: ``changed`` is its ctime, ``born`` that of a folder's birth, both in ns.
 
-    ``born`` is in ns as well, 0 if it isn't known, and of folders only.
+    The latter is 0 where it isn't known.
     """
 
     inode: int
@@ -53,8 +55,8 @@ class _Candidate:
     status: os.stat_result
 
 
-def record(folder: Path, now: int) -> Record:
-    """What is below `folder`. `now` is the ctime of a file just made in its file system.
+def record(folder: Path) -> Record:
+    """What is below `folder`. Whoever changes it afterwards waits for :func:`next_tick` first.
 
     Raises OSError.
     """
@@ -65,14 +67,23 @@ def record(folder: Path, now: int) -> Record:
             here = pending.pop()
             for item in root.listed(here, with_xattrs=False):
                 path = join(here, item.name)
-                # the kernel's clock for files ticks a few hundred times a second
-                changed = item.status.st_ctime_ns if item.status.st_ctime_ns < now else -1
                 born = 0
                 if stat.S_ISDIR(item.status.st_mode):
                     pending.append(path)
                     born = _born(root, path)
-                found[path] = Recorded(item.status.st_ino, changed, born)
+                found[path] = Recorded(item.status.st_ino, item.status.st_ctime_ns, born)
     return found
+
+
+def next_tick(file: int) -> None:
+    """Wait until changes get another time than they did when the open `file` was changed last.
+
+    The kernel's clock for that ticks a few hundred times a second.
+    """
+    last = os.fstat(file).st_ctime_ns
+    while os.fstat(file).st_ctime_ns == last:
+        time.sleep(_SHORT)
+        os.utime(file)
 
 
 def record_to_bytes(found: Record) -> bytes:
