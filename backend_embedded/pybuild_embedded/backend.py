@@ -277,6 +277,8 @@ class EmbeddedBackend(Backend):
 
     def describe(self) -> Sequence[tuple[str, str]]:
         found = self._space.machine.probe()
+        overlay = self._space.machine.overlay_refusal()
+        shown = "overlayfs" if overlay is None else f"copies, which are slow: {overlay.reason}"
         refused = [
             (f"not {each.kind.name.lower()}", ": ".join(filter(None, (each.reason, each.hint))))
             for each in found.refused
@@ -284,6 +286,7 @@ class EmbeddedBackend(Backend):
         return (
             ("store", str(self._store.root)),
             ("processes run as", found.reason),
+            *([("processes run on", shown)] if found.mapping is not None else []),
             *refused,
         )
 

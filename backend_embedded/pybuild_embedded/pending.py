@@ -19,14 +19,15 @@ from pybuild_embedded.workers import Pack, PendingPack
 class PendingLayer:
     """What a process left in `folder` on top of `below`, which `folders_below` show.
 
-    ``pack`` is on its way, asked for by ``request``. With a ``key``, the step is kept in the
-    cache once that is done, which ends its ``flight``. Safe in threads.
+    Without a ``folder``, there is none with the layer alone. ``pack`` is on its way, asked
+    for by ``request``. With a ``key``, the step is kept in the cache once that is done, which
+    ends its ``flight``. Safe in threads.
     """
 
     space: Space
     below: LayerChain
     folders_below: tuple[LayerFolder, ...]
-    folder: LayerFolder
+    folder: LayerFolder | None
     pack: PendingPack
     request: Pack
     key: str | None
@@ -35,11 +36,6 @@ class PendingLayer:
     made: datetime
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _outcome: tuple[LayerDiff | None] | Exception | None = None
-
-    @property
-    def changed_nothing(self) -> bool:
-        """Whether it is known already that the process changed nothing."""
-        return self._outcome == (None,)
 
     def settled(self) -> LayerDiff | None:
         """The layer, once it is packed and stored; None if nothing was changed.
@@ -56,6 +52,17 @@ class PendingLayer:
             if isinstance(self._outcome, Exception):
                 raise self._outcome
             return self._outcome[0]
+
+    def chain(self) -> LayerChain:
+        """All layers, as :meth:`settled`."""
+        own = self.settled()
+        return self.below if own is None else self.below.extended(own)
+
+    def folders(self) -> tuple[LayerFolder, ...]:
+        """What to mount over each other to see the layer, as far as it is known; bottom first."""
+        if self.folder is None or self._outcome == (None,):
+            return self.folders_below
+        return (*self.folders_below, self.folder)
 
     def finish(self) -> None:
         """Keep the layer for later builds, even if this one needs it no more."""
@@ -76,7 +83,8 @@ class PendingLayer:
         self.space.files.adopt(diff.diff_id, self.request.index)
         chain = self.below.extended(diff)
         store.record_layers(chain.layers)
-        store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)
+        if self.folder is not None:
+            store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)
         self._record_step(chain.id, own=True)
         return diff
 

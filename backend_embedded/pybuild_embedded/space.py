@@ -45,16 +45,28 @@ class Space:
     unfinished: list[Unfinished] = field(default_factory=list)
     """Work that goes on behind the build's back."""
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _warned: bool = False
+    _told: set[str] = field(default_factory=set)
+
+    def warn_of_copies(self, activity: Activity) -> None:
+        """Tell once that steps are slow here, and why, if they run on copies."""
+        refusal = self.machine.overlay_refusal()
+        if refusal is not None and self._is_first("copies"):
+            activity.warn(
+                f"RUN is slower in the store {self.store.root}, where overlayfs can't be used: "
+                f"{refusal.reason}",
+                "put the store on another file system with --root",
+            )
 
     def warn_of_one_id(self, activity: Activity) -> None:
         """Say once what doesn't hold in steps that have one id, and how to get more."""
-        if self.machine.keeps_owners:
-            return
-        with self.lock:
-            warned, self._warned = self._warned, True
-        if not warned:
+        if not self.machine.keeps_owners and self._is_first("one id"):
             activity.warn(ONE_ID, self.machine.probe().hint)
+
+    def _is_first(self, what: str) -> bool:
+        with self.lock:
+            told = what in self._told
+            self._told.add(what)
+        return not told
 
     def own_key(self, key: str) -> str:
         """The key of a step in this store: with one id, what a step leaves lacks its owners."""

@@ -21,11 +21,15 @@ from pybuild import errors
 from pybuild.errors import BackendFailed
 from pybuild.sandbox.client import InsideProcess, Sandbox
 from pybuild_embedded.requests import (
+    Apply,
+    MakePoints,
     Measure,
     Merge,
     Pack,
     Packed,
+    Record,
     Remove,
+    RemovePoints,
     Request,
     Shown,
     Unpack,
@@ -35,7 +39,7 @@ from pybuild_embedded.requests import (
     send,
 )
 
-__all__ = ["Merge", "Pack", "Packed", "PendingPack", "Unpack", "Workers"]
+__all__ = ["Apply", "Merge", "Pack", "Packed", "PendingPack", "Unpack", "Workers"]
 
 _PROGRAM = Path(__file__).with_name("inside") / "worker.py"
 _PYBUILD = Path(errors.__file__).parent
@@ -96,6 +100,29 @@ class Workers:
         mapping of ids can't hold; `target` is empty then.
         """
         return self._wait_for(request)  # type: ignore[no-any-return]
+
+    def apply(self, request: Apply) -> None:
+        """Change a folder so that it shows one layer more; it is empty if that fails.
+
+        Devices and errors are as with :meth:`unpack`.
+        """
+        self._wait_for(request)
+
+    def make_points(self, folder: Path, points: Sequence[tuple[bytes, bool]]) -> Callable[[], None]:
+        """Make what lacks in `folder` to mount on: paths, and whether each is a folder.
+
+        What is returned removes them again, but for what isn't empty or was changed. It
+        raises StepFailed if one was moved.
+        """
+        if not points:
+            return lambda: None
+        request = MakePoints(folder, tuple(points))
+        known = tuple(self._wait_for(request))
+        return lambda: self._wait_for(RemovePoints(folder, request.points, known))
+
+    def record(self, folder: Path, file: Path) -> None:
+        """Write to the new file `file` what is in `folder`, for a :meth:`pack` of that."""
+        self._wait_for(Record(folder, file))
 
     def pack(self, request: Pack) -> PendingPack:
         """Begin to write a layer. `upper` must stay as it is until that is done."""

@@ -92,14 +92,17 @@ class RootProbe:
     refused: tuple[RootAttempt, ...] = ()
 
 
-def probe_root(folder: Path, mapping: Mapping) -> RootProbe:
-    """Find the kind of root to use for layers in `folder` under a mapping that works."""
+def probe_root(folder: Path, mapping: Mapping, *, fuse: bool = True) -> RootProbe:
+    """Find the kind of root to use for layers in `folder` under a mapping that works.
+
+    Without `fuse`, fuse-overlayfs isn't one.
+    """
     refused: list[RootAttempt] = []
     candidates = (
         (RootKind.OVERLAY, partial(Overlay, volatile=False)),
         (RootKind.FUSE, FuseOverlay),
     )
-    for kind, root in candidates:
+    for kind, root in candidates[: 2 if fuse else 1]:
         try:
             _try(mapping, folder, root)
         except SandboxFailed as failure:
