@@ -1,7 +1,7 @@
 # Every target sets up what it needs first, with scripts/setup.
 .PHONY: sample test check bench clean
 
-# Build samples/hello and run it, on a containerd of its own if none answers.
+# Build samples/hello and run it: neither root nor a daemon is needed.
 sample:
 	scripts/setup sample
 	.venv/bin/python scripts/run_sample.py samples/hello

@@ -30,6 +30,7 @@ _PROGRAMS = {
     "containerd": ("containerd", "ctr", "runc"),
     "buildah": ("buildah",),
     "debootstrap": ("debootstrap",),
+    "git": ("git",),
 }
 _HERE = pytest.StashKey[Path]()
 
@@ -45,6 +46,7 @@ def _has_workers(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Give this process a temporary folder of its own, so that leftovers are found."""
     config.addinivalue_line("markers", "buildah: needs buildah")
+    config.addinivalue_line("markers", "git: needs git")
     config.addinivalue_line("markers", "debootstrap: needs debootstrap and a Debian mirror")
     if _has_workers(config) and not hasattr(config, "workerinput"):
         return  # its workers do
@@ -181,10 +183,15 @@ def base_images(containerd: PrivateContainerd) -> PrivateContainerd:
 
 
 @pytest.fixture(scope="session")
-def debian_image(base_images: PrivateContainerd) -> PrivateContainerd:
-    """The session's containerd with Debian under its names of `baseimages`, in "default"."""
-    layout = debian_layout(cache_folder())
-    import_into_containerd(layout, base_images.address)
+def debian() -> Path:
+    """An OCI layout with Debian under its names of `baseimages`."""
+    return debian_layout(cache_folder())
+
+
+@pytest.fixture(scope="session")
+def debian_image(base_images: PrivateContainerd, debian: Path) -> PrivateContainerd:
+    """The session's containerd with that Debian, in "default"."""
+    import_into_containerd(debian, base_images.address)
     return base_images
 
 

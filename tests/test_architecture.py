@@ -22,25 +22,38 @@ LAYERS = {
     "files": {"errors", "oci", "files"},
     "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
-    "backend": {"errors", "oci", "files", "imagestore"},
     "secrets": set[str](),
+    "lendingflags": {"errors"},
+    "lentvalues": {"errors", "lendingflags"},
+    "backend": {"errors", "oci", "files", "imagestore"},
     "remotes": {"errors", "oci", "files", "secrets", "remotes"},
     "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
-    "run": {"errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run"},
+    "cacheslots": {"backend"},
+    "run": {
+        *("errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run", "secrets"),
+    },
 }
 LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "backends": {"errors", "backend"},
     "diagnostics": {"errors", "remotes", "run"},
-    "api": BELOW_API,
+    "options": {"errors", "oci", "backend", "plan", "export", "lendingflags"},
+    "lookups": {"errors", "oci", "files", "backend", "backends", "plan", "run"},
+    "planning": {"errors", "oci", "dockerfile", "remotes", "plan", "run", "lookups"},
+    "requirements": {"errors", "oci", "sandbox", "backend", "plan", "run"},
+    "api": {*BELOW_API, "options", "lookups", "planning", "requirements"},
+    "running": BELOW_API,
+    "runcommand": {*BELOW_API, "arguments", "flagvalues"},
     "pipes": {"errors", "run"},
-    "checks": {*BELOW_API, "api"},
+    "checks": {*BELOW_API, "options", "lookups", "planning"},
     "reports": {*BELOW_API, "checks"},
     "doctor": {"errors", "backend", "backends", "oci"},
     "__init__": {*BELOW_API, "api", "checks"},
-    "arguments": {*BELOW_API, "api"},
-    "storecommands": {*BELOW_API, "arguments"},
+    "flagvalues": {"errors", "backend"},
+    "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags"},
+    "environment": {*BELOW_API, "arguments", "flagvalues"},
+    "storecommands": {*BELOW_API, "arguments", "flagvalues"},
     "cli": {
         *BELOW_API,
         *(
@@ -49,16 +62,24 @@ LAYERS |= {
             "checks",
             "diagnostics",
             "doctor",
+            "environment",
+            "flagvalues",
             "pipes",
             "reports",
             "storecommands",
+            "runcommand",
+            "running",
             "__init__",
         ),
     },
     "__main__": {"cli"},
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
-    "pybuild_containerd": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
-    "pybuild_embedded": {"errors", "oci", "files", "sandbox", "backend", "imagestore"},
+    "pybuild_containerd": {
+        *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
+    },
+    "pybuild_embedded": {
+        *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
+    },
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 

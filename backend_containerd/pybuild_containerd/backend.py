@@ -19,6 +19,7 @@ from pybuild.backend import (
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     PullPolicy,
     ROLayer,
 )
@@ -36,7 +37,8 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
-from pybuild.sandbox.profile import thermal_counters
+from pybuild.sandbox import emulation
+from pybuild.sandbox.profile import possible_capabilities, thermal_counters
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
 from pybuild_containerd.cachestore import CacheStore
@@ -122,7 +124,8 @@ class ContainerdBackend(Backend):
         )
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
-        mounts = RunMounts(client, self._content, snapshots, unpacker)
+        locks = options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
+        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=locks)
         mountable = found.can_mount and _is_root()
         runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
         resources.callback(runners.close)
@@ -156,6 +159,13 @@ class ContainerdBackend(Backend):
         self._kept: set[str] = set()
         # what pulled images' records will point to, once their layers are here
         self._unrecorded: dict[str, _Unrecorded] = {}
+
+    def executes(self, platform: Platform) -> bool | None:
+        # another machine's kernel can't be asked
+        here = self._probe.shared_fs
+        return super().executes(platform) or (
+            emulation.executes(platform.architecture) if here else None
+        )
 
     def resolve(
         self,
@@ -241,19 +251,34 @@ class ContainerdBackend(Backend):
 
     def _write_image(self, spec: ImageSpec, activity: Activity) -> Image:
         labels: dict[str, str] = {}
-        if self._options.unpack and spec.layers:
+        if self._options.unpack and spec.layers and self._is_run_here(spec):
             self._space.unpacker.ensure(spec.layers, activity)
             key = f"containerd.io/gc.ref.snapshot.{self._probe.snapshotter}"
             labels[key] = chain_ids(spec.layers)[-1]
         activity.raise_if_cancelled()
         written = self._images.write(spec, labels, moby=self._moby)
         names = tuple(with_default_tag(name) for name in spec.names)
-        records = [str(name) for name in names] or [
-            moby.dangling_name(written.manifest.digest, moby=self._moby)
-        ]
-        for record in records:
-            self._images.record(record, written.manifest, written.labels)
+        if not spec.for_index:
+            self._record(names, written.manifest, written.labels)
         return Image(written.manifest, written.config_digest, names)
+
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        activity.raise_if_cancelled()
+        index = self._images.write_index(spec)
+        self._record([with_default_tag(name) for name in spec.names], index, {})
+        return index
+
+    def _is_run_here(self, spec: ImageSpec) -> bool:
+        """Whether it is worth unpacking: of an index, containerd unpacks what its machine runs."""
+        own = any(matches(native, spec.config.platform) for native in self.platforms)
+        return own or not spec.for_index
+
+    def _record(
+        self, names: Sequence[Reference], target: Descriptor, labels: Mapping[str, str]
+    ) -> None:
+        records = [str(name) for name in names]
+        for record in records or [moby.dangling_name(target.digest, moby=self._moby)]:
+            self._images.record(record, target, labels)
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
         if is_packed(layer, wanted):
@@ -372,6 +397,7 @@ def _machine(platform: Platform) -> Machine:
     return Machine(
         architecture=platform.architecture,
         masked=thermal_counters(),
+        capabilities=possible_capabilities(),
         cgroup_namespace=Path("/sys/fs/cgroup/cgroup.controllers").exists(),
     )
 

@@ -355,3 +355,8 @@ def gc_labels(config: str, layers: tuple[str, ...]) -> dict[str, str]:
     """The labels by which a manifest keeps its config and layers, all given as digests."""
     references = {f"containerd.io/gc.ref.content.l.{i}": layer for i, layer in enumerate(layers)}
     return {"containerd.io/gc.ref.content.config": config, **references}
+
+
+def index_gc_labels(manifests: tuple[str, ...]) -> dict[str, str]:
+    """The labels by which an index keeps its manifests, all given as digests."""
+    return {f"containerd.io/gc.ref.content.m.{i}": digest for i, digest in enumerate(manifests)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pybuild.backend import BaseImage, ImageSpec
+from pybuild.backend import BaseImage, ImageSpec, IndexSpec
 from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch
 from pybuild.oci.descriptor import (
     INDEX_TYPES,
@@ -26,7 +26,7 @@ from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference, familiar
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
-from pybuild_containerd.content import ContentStore, gc_labels
+from pybuild_containerd.content import ContentStore, gc_labels, index_gc_labels
 from pybuild_containerd.errors_table import AlreadyExists, NotFound
 from pybuild_containerd.moby import container_config
 
@@ -146,6 +146,15 @@ class Images:
             documents.manifest_bytes, target.digest, gc_labels(config_digest, layers)
         )
         return WrittenImage(target, config_digest, labels)
+
+    def write_index(self, spec: IndexSpec) -> Descriptor:
+        """Store the index; its record is made by `record`."""
+        document = spec.document()
+        manifests = tuple(image.manifest.digest for image, _ in spec.images)
+        self._content.write_small(
+            document.index_bytes, document.index.digest, index_gc_labels(manifests)
+        )
+        return document.index
 
     def _moby_labels(self, base: BaseImage | None, container_config_digest: str) -> dict[str, str]:
         parent = ""

@@ -21,6 +21,7 @@ from pybuild.sandbox.client import Sandbox
 from pybuild.sandbox.process import name_files, run_process, run_spec
 from pybuild.sandbox.spec import Overlay
 from pybuild_containerd.changes import changes_of
+from pybuild_containerd.lentfiles import refuse_for_task, with_secret_variables
 from pybuild_containerd.mountpoints import resolve_cwd
 from pybuild_containerd.runmounts import Places, resolve_places
 from pybuild_containerd.runners import overlay_root, sandbox_mount
@@ -117,9 +118,13 @@ class ContainerdRWLayer(RWLayer):
     def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
         if self._over or not self._runs or self._written is not None:
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
+        # a sandbox has no control group of its own
+        sandbox = None if process.cgroup_parent else self._space.runners.sandbox()
+        if sandbox is None:
+            process, variables = with_secret_variables(process)
+            mounts = mounts if variables is None else [*mounts, variables]
         places = resolve_places(self.tree(), mounts)
         resolve_cwd(places.tree, process.cwd)
-        sandbox = self._space.runners.sandbox()
         if sandbox is not None:
             return self._run_in(sandbox, process, mounts, places, activity)
         if self._space.outputs.shared:
@@ -150,6 +155,7 @@ class ContainerdRWLayer(RWLayer):
     ) -> int:
         space = self._space
         near = space.outputs.shared
+        refuse_for_task(mounts, near=near)
         with (
             space.mounts.prepared(mounts, places, activity) as prepared,
             space.outputs.open(activity, shared=near) as output,

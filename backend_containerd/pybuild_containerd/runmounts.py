@@ -8,24 +8,37 @@ this process shares no files with the daemon.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
 
-from pybuild.backend import Activity, BindMount, Mount, Network, Process, TmpfsMount
-from pybuild.errors import StepFailed
+from pybuild.backend import (
+    Activity,
+    BindMount,
+    CacheMount,
+    Mount,
+    Network,
+    Process,
+    SecretMount,
+    SshMount,
+    TmpfsMount,
+)
 from pybuild.files.keyedlocks import KeyedLocks
+from pybuild.files.mountsource import TOP, copied, source_entry
 from pybuild.files.namefiles import host_resolv_conf, hosts_file
-from pybuild.files.trees import NewEntry, Tree, walk
+from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
+from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import write_layer
+from pybuild_containerd.cachefolders import CacheFolders
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
-from pybuild_containerd.errors_table import CallFailed
+from pybuild_containerd.errors_table import CallFailed, NotFound
+from pybuild_containerd.lentfiles import give, memory_folder, write_secret
 from pybuild_containerd.mountpoints import (
     ANYONES_FOLDER,
     FOLDER,
@@ -40,16 +53,16 @@ from pybuild_containerd.mountpoints import (
 )
 from pybuild_containerd.runtime_spec import SpecMount
 from pybuild_containerd.snapshots import Mount as SnapshotMount
-from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.snapshots import Snapshots, bound_folder
 from pybuild_containerd.unpack import Unpacker, apply_layer
 
-_TOP = b"m"
 _HOSTS = b"hosts"
 _RESOLV_CONF = b"resolv.conf"
 _RESOLV_CONF_THERE = "/etc/resolv.conf"
 _BIND_OPTIONS = ("rbind", "nodev")
 # the kernel takes one page of options, runc passes them as they are
 _LONGEST_OPTIONS = 4000
+_MOST_RETRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +97,15 @@ class RunMounts:
     """
 
     def __init__(
-        self, client: Client, content: ContentStore, snapshots: Snapshots, unpacker: Unpacker
+        self,
+        client: Client,
+        content: ContentStore,
+        snapshots: Snapshots,
+        unpacker: Unpacker,
+        *,
+        locks: Path,
     ) -> None:
+        """`locks` is a folder for those of cache mounts."""
         self._client = client
         self._content = content
         self._snapshots = snapshots
@@ -94,6 +114,7 @@ class RunMounts:
         # the tree is kept with its folder, so that its identity isn't used again
         self._copies: dict[tuple[int, bytes], tuple[Tree, str]] = {}
         self._folders: dict[Hashable, str] = {}
+        self._caches = CacheFolders(client, snapshots, self.new_folder, locks)
 
     @contextlib.contextmanager
     def prepared(
@@ -101,8 +122,21 @@ class RunMounts:
     ) -> Iterator[tuple[SpecMount, ...]]:
         """The mounts that a RUN asks for, in their order; what was made for them ends."""
         with contextlib.ExitStack() as undo:
-            pairs = zip(mounts, places.points, strict=True)
-            yield tuple(self._mount(mount, point, undo, activity) for mount, point in pairs)
+            caches = undo.enter_context(self._caches.taken(mounts, activity))
+            lent = None
+            if any(isinstance(mount, SecretMount) for mount in mounts):
+                lent = undo.enter_context(memory_folder())
+            made = []
+            for mount, point in zip(mounts, places.points, strict=True):
+                match mount:
+                    case CacheMount(ident=ident, readonly=readonly, inside=inside):
+                        bind = _bind(point, caches[ident], readonly=readonly)
+                        made.append(replace(bind, inside=inside))
+                    case SecretMount() | SshMount():
+                        made.append(_lent(mount, point, lent))
+                    case BindMount() | TmpfsMount():
+                        made.append(self._mount(mount, point, undo, activity))
+            yield tuple(made)
 
     def name_files(
         self, process: Process, places: Places, activity: Activity, *, near: bool
@@ -122,7 +156,11 @@ class RunMounts:
         return self._kept_folder(tuple(missing), [NewEntry(entry) for entry in missing], activity)
 
     def _mount(
-        self, mount: Mount, point: Mountpoint, undo: contextlib.ExitStack, activity: Activity
+        self,
+        mount: BindMount | TmpfsMount,
+        point: Mountpoint,
+        undo: contextlib.ExitStack,
+        activity: Activity,
     ) -> SpecMount:
         match mount:
             case TmpfsMount():
@@ -136,9 +174,11 @@ class RunMounts:
                     return whole
                 if mount.readonly:
                     return _bind(point, self._kept_copy(mount, activity), readonly=True)
-                key, folder = self.new_folder(_copied(mount), activity)
+                key, folder = self.new_folder(
+                    copied(mount.tree, mount.path, mount.target), activity
+                )
                 undo.callback(self.remove_folder, key)
-                return _bind(point, f"{folder}/{_TOP.decode()}", readonly=False)
+                return _bind(point, f"{folder}/{TOP.decode()}", readonly=False)
 
     def _whole_layer(
         self, mount: BindMount, point: Mountpoint, undo: contextlib.ExitStack, activity: Activity
@@ -164,8 +204,8 @@ class RunMounts:
         key = (id(mount.tree), mount.path)
         with self._locks.holding(key):
             if key not in self._copies:
-                _, folder = self.new_folder(_copied(mount), activity)
-                self._copies[key] = mount.tree, f"{folder}/{_TOP.decode()}"
+                _, folder = self.new_folder(copied(mount.tree, mount.path, mount.target), activity)
+                self._copies[key] = mount.tree, f"{folder}/{TOP.decode()}"
             return self._copies[key][1]
 
     def _name_files(self, process: Process, activity: Activity) -> str:
@@ -183,25 +223,42 @@ class RunMounts:
             return self._folders[key]
 
     def new_folder(
-        self, entries: Iterable[NewEntry], activity: Activity, *, unique: bool = False
+        self,
+        entries: Iterable[NewEntry],
+        activity: Activity,
+        *,
+        key: str = "",
+        unique: bool = False,
     ) -> tuple[str, str]:
         """A new snapshot with these entries: its key, and its path on the daemon's machine.
 
+        A `key` that nobody else uses is made unless one is given.
         `unique` says that nobody else has the same entries: then no blob of them is kept.
         """
-        with self._content.writer(activity=activity) as writer:
-            layer = write_layer(entries, writer.write, Compression.NONE)
-            writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
-        key = f"pybuild-{secrets.token_hex(16)}"
+        diff = self._written(list(entries), activity)
+        key = key or f"pybuild-{secrets.token_hex(16)}"
         mounts = self._snapshots.prepare(key)
         try:
-            apply_layer(self._client, layer.diff, mounts, activity)
+            apply_layer(self._client, diff, mounts, activity)
             if unique:
-                self._content.delete(layer.diff.blob.digest)
+                self._content.delete(diff.blob.digest)
         except BaseException:
             self.remove_folder(key)
             raise
-        return key, _source_of(mounts)
+        return key, bound_folder(mounts)
+
+    def _written(self, entries: Sequence[NewEntry], activity: Activity) -> LayerDiff:
+        """The entries as a blob. An equal one of another build may be collected meanwhile."""
+        for _ in range(_MOST_RETRIES):
+            with contextlib.suppress(NotFound):
+                return self._written_once(entries, activity)
+        return self._written_once(entries, activity)
+
+    def _written_once(self, entries: Sequence[NewEntry], activity: Activity) -> LayerDiff:
+        with self._content.writer(activity=activity) as writer:
+            diff = write_layer(entries, writer.write, Compression.NONE).diff
+            writer.commit(diff.blob.digest, diff.blob.size)
+        return diff
 
     def remove_folder(self, key: str) -> None:
         """Remove what `new_folder` made."""
@@ -229,61 +286,31 @@ def _wanted(mount: Mount) -> Wanted:
     match mount:
         case TmpfsMount():
             return Wanted(mount.target, ANYONES_FOLDER)
+        case CacheMount():
+            return Wanted(mount.target, FOLDER)
+        case SecretMount() | SshMount():
+            return Wanted(mount.target, PLAIN_FILE)
         case BindMount():
-            stub = FOLDER if _source_entry(mount).kind is Kind.DIRECTORY else PLAIN_FILE
+            stub = (
+                FOLDER
+                if source_entry(mount.tree, mount.path, mount.target).kind is Kind.DIRECTORY
+                else PLAIN_FILE
+            )
             return Wanted(mount.target, stub, mount.tree, mount.path)
 
 
-def _source_entry(mount: BindMount) -> Entry:
-    """The entry of a bind mount's source; a root need not have one."""
-    entry = mount.tree.get(mount.path)
-    if entry is None and not mount.path:
-        entry = Entry(b"", Kind.DIRECTORY, 0o755)
-    name = os.fsdecode(mount.path)
-    if entry is None:
-        raise StepFailed(f"the source /{name} of the mount at {mount.target} doesn't exist")
-    if entry.kind not in (Kind.DIRECTORY, Kind.FILE):
-        raise StepFailed(
-            f"the source /{name} of the mount at {mount.target} is a {entry.kind.value}"
-        )
-    return entry
-
-
-def _copied(mount: BindMount) -> Iterator[NewEntry]:
-    """The source and all below it, as entries below one name."""
-    top = _source_entry(mount)
-    yield _moved(mount, top)
-    for entry in walk(mount.tree, mount.path):
-        if entry.path != mount.path and entry.kind is not Kind.SOCKET:
-            yield _moved(mount, entry)
-
-
-def _moved(mount: BindMount, entry: Entry) -> NewEntry:
-    below = entry.path[len(mount.path) :].lstrip(b"/")
-    path = _TOP + b"/" + below if below else _TOP
-    if entry.kind is not Kind.FILE:
-        return NewEntry(replace(entry, path=path))
-    source = entry.path
-
-    def open_content() -> BinaryIO:
-        return mount.tree.open(source)
-
-    # a hard link's other names may lie outside the source: each gets the content
-    return NewEntry(replace(entry, path=path, link=b""), open_content)
+def _lent(mount: SecretMount | SshMount, point: Mountpoint, folder: Path | None) -> SpecMount:
+    """A secret, as a new file in `folder`, or an agent's socket."""
+    if isinstance(mount, SshMount):
+        path = mount.socket
+        give(path, mount.mode, mount.uid, mount.gid, mount.target)
+    else:
+        assert folder is not None  # noqa: S101 - made for them
+        path = write_secret(folder, mount)
+    options = (*_BIND_OPTIONS, "nosuid", "noexec", "ro")
+    return SpecMount(point.destination, "bind", str(path), options)
 
 
 def _bind(point: Mountpoint, source: str, *, readonly: bool) -> SpecMount:
     mode = "ro" if readonly else "rw"
     return SpecMount(point.destination, "bind", source, (*_BIND_OPTIONS, mode))
-
-
-def _source_of(mounts: tuple[SnapshotMount, ...]) -> str:
-    """The folder of a snapshot without a parent, which every snapshotter shows by a bind."""
-    match mounts:
-        case (SnapshotMount(type="bind", source=source),):
-            return source
-        case _:
-            raise StepFailed(
-                "this containerd's snapshotter can't show files to a RUN",
-                hint="use the overlayfs or native snapshotter",
-            )

@@ -116,7 +116,7 @@ def sandbox_mount(mount: SpecMount, tree: Tree) -> SandboxMount:
             return _overlay_bind(mount)
         case _:
             readonly = "ro" in mount.options
-            return Bind(mount.destination, os.fsencode(mount.source), readonly)
+            return Bind(mount.destination, os.fsencode(mount.source), readonly, mount.inside)
 
 
 def _overlay_bind(mount: SpecMount) -> OverlayBind:

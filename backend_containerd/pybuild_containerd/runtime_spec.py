@@ -9,7 +9,15 @@ from typing import Any
 
 from pybuild.backend import Network, Process, Ulimit
 from pybuild.errors import UsageError
-from pybuild.sandbox.profile import CAPABILITIES, CPUS, DEFAULT_SHM, LIMITS, MASKED, READ_ONLY
+from pybuild.sandbox.profile import (
+    ALL_CAPABILITIES,
+    CAPABILITIES,
+    CPUS,
+    DEFAULT_SHM,
+    LIMITS,
+    MASKED,
+    READ_ONLY,
+)
 from pybuild_containerd.seccomp import default_profile
 
 _MOST_CPUS = 256
@@ -21,12 +29,17 @@ _READ_ONLY = (*READ_ONLY, "/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class SpecMount:
-    """A mount that the runtime makes. ``destination`` is absolute and resolved in the root."""
+    """A mount that the runtime makes. ``destination`` is absolute and resolved in the root.
+
+    ``inside`` is the part of a bind's source that is shown: a sandbox can do that, runc can't
+    without following links.
+    """
 
     destination: str
     type: str
     source: str
     options: tuple[str, ...] = ()
+    inside: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +48,26 @@ class Machine:
 
     ``masked`` are further paths that the process must not see; ``cgroup_namespace`` says
     that the machine has the unified cgroup hierarchy. ``rootless``: containerd is in a user
-    namespace, where it can't make control groups.
+    namespace, where it can't make control groups. ``capabilities`` are those that it can give.
     """
 
     architecture: str
     masked: tuple[str, ...] = ()
     cgroup_namespace: bool = False
     rootless: bool = False
+    capabilities: tuple[str, ...] = ALL_CAPABILITIES
 
 
 def any_machine(machine: Machine) -> Machine:
     """`machine` as one of which nothing is known but its architecture."""
     # a runtime passes over paths that aren't there
     masked = (f"{CPUS}/cpu{number}/thermal_throttle" for number in range(_MOST_CPUS))
-    return replace(machine, masked=tuple(masked), cgroup_namespace=True)
+    return replace(
+        machine,
+        masked=tuple(masked),
+        cgroup_namespace=True,
+        capabilities=ALL_CAPABILITIES,
+    )
 
 
 def runtime_spec(
@@ -60,22 +79,28 @@ def runtime_spec(
     """
     spec = {
         "ociVersion": "1.0.2",
-        "process": _process(process),
+        "process": _process(process, machine),
         "root": {"path": "rootfs"},
         "hostname": process.hostname,
         "mounts": [_mount(m) for m in (*_system_mounts(process, machine), *mounts)],
         "linux": {
             "namespaces": [{"type": kind} for kind in _namespaces(process, machine)],
-            "maskedPaths": [*MASKED, *machine.masked],
-            "readonlyPaths": list(_READ_ONLY),
-            "seccomp": default_profile(machine.architecture),
-            **_control_group(container_id, machine),
+            **({} if process.insecure else _confinement(machine)),
+            **_control_group(process, container_id, machine),
         },
     }
     return json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
-def _process(process: Process) -> dict[str, Any]:
+def _confinement(machine: Machine) -> dict[str, Any]:
+    return {
+        "maskedPaths": [*MASKED, *machine.masked],
+        "readonlyPaths": list(_READ_ONLY),
+        "seccomp": default_profile(machine.architecture),
+    }
+
+
+def _process(process: Process, machine: Machine) -> dict[str, Any]:
     body: dict[str, Any] = {
         "terminal": False,
         "user": {
@@ -88,7 +113,8 @@ def _process(process: Process) -> dict[str, Any]:
         "env": [f"{name}={value}" for name, value in process.env],
         "cwd": process.cwd,
         "capabilities": {
-            kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")
+            kind: list(machine.capabilities if process.insecure else CAPABILITIES)
+            for kind in ("bounding", "effective", "permitted")
         },
         # sudo in a RUN has to work
         "noNewPrivileges": False,
@@ -98,14 +124,14 @@ def _process(process: Process) -> dict[str, Any]:
     return body
 
 
-def _control_group(container_id: str, machine: Machine) -> dict[str, Any]:
+def _control_group(process: Process, container_id: str, machine: Machine) -> dict[str, Any]:
     if machine.rootless:
         # runc goes on without a group only if none is named; devices can't be made there
         return {}
     return {
-        # outside the folder of the daemon's own containers, and never a name of the user
-        "cgroupsPath": f"/pybuild/{container_id}",
-        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        # outside the folder of the daemon's own containers
+        "cgroupsPath": f"{process.cgroup_parent or '/pybuild'}/{container_id}",
+        "resources": {"devices": [{"allow": process.insecure, "access": "rwm"}]},
     }
 
 
@@ -136,6 +162,7 @@ def _namespaces(process: Process, machine: Machine) -> list[str]:
 def _system_mounts(process: Process, machine: Machine) -> list[SpecMount]:
     shm = DEFAULT_SHM if process.shm_size is None else process.shm_size
     hidden = ("nosuid", "noexec", "nodev")
+    mode = "rw" if process.insecure else "ro"
     return [
         SpecMount("/proc", "proc", "proc", hidden),
         SpecMount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
@@ -147,8 +174,8 @@ def _system_mounts(process: Process, machine: Machine) -> list[SpecMount]:
         ),
         SpecMount("/dev/shm", "tmpfs", "shm", (*hidden, "mode=1777", f"size={shm}")),  # noqa: S108 - a mount point
         SpecMount("/dev/mqueue", "mqueue", "mqueue", hidden),
-        _sysfs(process, machine, (*hidden, "ro")),
-        SpecMount("/sys/fs/cgroup", "cgroup", "cgroup", ("ro", *hidden)),
+        _sysfs(process, machine, (*hidden, mode)),
+        SpecMount("/sys/fs/cgroup", "cgroup", "cgroup", (mode, *hidden)),
     ]
 
 

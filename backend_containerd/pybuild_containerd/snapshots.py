@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pybuild.errors import StepFailed
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import ACTIVE, COMMITTED, VIEW, Client
 from pybuild_containerd.errors_table import AlreadyExists, NotFound
@@ -200,6 +201,18 @@ def layer_folders(mounts: Sequence[Mount]) -> LayerFolders | None:
             return _overlay_folders(mount.options)
         case _:
             return None
+
+
+def bound_folder(mounts: Sequence[Mount]) -> str:
+    """The folder of a snapshot without a parent, which every snapshotter shows by a bind."""
+    match mounts:
+        case (Mount(type="bind", source=source),):
+            return source
+        case _:
+            raise StepFailed(
+                "this containerd's snapshotter can't show files to a RUN",
+                hint="use the overlayfs or native snapshotter",
+            )
 
 
 def in_user_namespace(mounts: Sequence[Mount]) -> bool:

@@ -17,12 +17,14 @@ class WorkFolder:
     """A new folder that only this user may enter; a context manager that removes it.
 
     A lock in it, which the kernel drops with the process, tells that it is in use. Making
-    one removes those of the same user that aren't in use any more.
+    one removes those of the same user that aren't in use any more. It lies in `parent`, by
+    default where temporary files do.
     """
 
-    def __init__(self) -> None:
-        _sweep()
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    def __init__(self, parent: Path | None = None) -> None:
+        place = parent or Path(tempfile.gettempdir())
+        _sweep(place)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         unlocked = self.path / "unlocked"
         self._lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         _try_lock(self._lock)
@@ -41,9 +43,9 @@ class WorkFolder:
         os.close(self._lock)
 
 
-def _sweep() -> None:
+def _sweep(place: Path) -> None:
     user = getattr(os, "geteuid", lambda: 0)()
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for folder in place.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             # a link of that name isn't ours, whatever it leads to
             if folder.is_symlink() or folder.lstat().st_uid != user:

@@ -7,6 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from pybuild.backend import (
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     PullPolicy,
     ROLayer,
 )
@@ -35,8 +37,10 @@ from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
+from pybuild.sandbox import emulation
 from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
+from pybuild_embedded.flights import Flights
 from pybuild_embedded.images import Images
 from pybuild_embedded.layerchain import LayerChain, chain_of
 from pybuild_embedded.layers import EmbeddedROLayer
@@ -91,20 +95,23 @@ class EmbeddedBackend(Backend):
             store,
         )
         files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
-        self._space = Space(store, machine, files, fetcher)
+        self._space = Space(store, machine, files, fetcher, Flights(store))
         self._lock = threading.Lock()
         self._closed = False
-        self._warned = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
         mapping = self._space.machine.probe().mapping
         single = mapping is not None and mapping.kind is Kind.SINGLE
-        return frozenset(Capability) - ({Capability.FILE_OWNERS} if single else set())
+        lacking = {Capability.CGROUP_PARENT} | ({Capability.FILE_OWNERS} if single else set())
+        return frozenset(Capability) - lacking
 
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:
             self._space.machine.mapping()
+
+    def executes(self, platform: Platform) -> bool | None:
+        return super().executes(platform) or emulation.executes(platform.architecture)
 
     def resolve(
         self,
@@ -118,7 +125,6 @@ class EmbeddedBackend(Backend):
         found = self._found(reference, platform, pull_policy)
         if found is None:
             found = self._pull(reference, platform, activity)
-        self._space.remember_origins(found)
         if not matches(platform, found.config.platform):
             activity.warn(
                 f"{familiar(reference)} was asked for as {platform}, but its config says "
@@ -138,7 +144,7 @@ class EmbeddedBackend(Backend):
                 found = self._images.find_base(reference, platform)
                 if found is None:
                     raise ImageNotFound(
-                        f"{familiar(reference)} is not in the store",
+                        f"{familiar(reference)} is not in the store for {platform}",
                         hint="it may be pulled with --pull",
                     )
                 return found
@@ -156,6 +162,7 @@ class EmbeddedBackend(Backend):
                 f"{familiar(reference)} has {len(image.layers)} layers, "
                 f"but its config names {len(config.diff_ids)}"
             )
+        self._store.origins.record(reference, image.layers)
         self._images.record((reference,), image.target, image.descriptor, image.config.digest)
         layers = tuple(map(LayerDiff, config.diff_ids, image.layers))
         return BaseImage(reference, image.descriptor.digest, config, layers)
@@ -176,18 +183,28 @@ class EmbeddedBackend(Backend):
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
             return EmbeddedROLayer(self._space, LayerChain())
-        self._space.remember_origins(base)
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
         self._space.fetch(unknown, activity)
         for layer in unknown:
             activity.raise_if_cancelled()
-            self._space.files.index(layer)
+            self._index(layer, activity)
         chain = chain_of(base.layers)
         self._store.record_layers(chain.layers)
         return EmbeddedROLayer(self._space, chain)
 
+    def _index(self, layer: LayerDiff, activity: Activity) -> None:
+        try:
+            self._space.files.index(layer)
+        except InvalidImage:
+            if not self._space.mend_blob(layer, activity):
+                raise
+            self._space.files.index(layer)
+
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        return self._space.flights.holding(self._space.own_key(key), activity)
+
     def lookup(self, key: str) -> ROLayer | None:
-        found = self._store.step(self._space.own_key(key), self._space.origins)
+        found = self._store.step(self._space.own_key(key), self._store.origins)
         if found is None:
             return None
         chain = chain_of(found.layers)
@@ -220,8 +237,17 @@ class EmbeddedBackend(Backend):
         self._store.write_blob(config.digest, documents.config_bytes)
         self._store.write_blob(manifest.digest, documents.manifest_bytes)
         names = tuple(with_default_tag(name) for name in spec.names)
-        self._images.record(names, manifest, manifest, config.digest)
+        if not spec.for_index:
+            self._images.record(names, manifest, manifest, config.digest)
         return Image(manifest, config.digest, names)
+
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        activity.raise_if_cancelled()
+        document = spec.document()
+        self._store.write_blob(document.index.digest, document.index_bytes)
+        names = tuple(with_default_tag(name) for name in spec.names)
+        self._images.record_index(names, document.index, [image for image, _ in spec.images])
+        return document.index
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
         if is_packed(layer, wanted):
@@ -240,7 +266,7 @@ class EmbeddedBackend(Backend):
         try:
             return self._store.open_blob(digest)
         except ImageNotFound:
-            origin = self._space.origins.get(digest)
+            origin = self._store.origins.find(digest)
             if origin is None:
                 raise
         self._space.fetcher.fetch_layers(origin[0], [origin[1]], NoActivity())
@@ -251,10 +277,16 @@ class EmbeddedBackend(Backend):
 
     def describe(self) -> Sequence[tuple[str, str]]:
         found = self._space.machine.probe()
-        refused = [(f"not {each.kind.name.lower()}", each.reason) for each in found.refused]
+        overlay = self._space.machine.overlay_refusal()
+        shown = "overlayfs" if overlay is None else f"copies, which are slow: {overlay.reason}"
+        refused = [
+            (f"not {each.kind.name.lower()}", ": ".join(filter(None, (each.reason, each.hint))))
+            for each in found.refused
+        ]
         return (
             ("store", str(self._store.root)),
             ("processes run as", found.reason),
+            *([("processes run on", shown)] if found.mapping is not None else []),
             *refused,
         )
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from pybuild.imagestore import Pruned, PruneRequest
+from pybuild_embedded.origins import forget_origins
 from pybuild_embedded.references import Node, References
 from pybuild_embedded.rootfolder import RESERVE, keep_reserve, release_reserve
 from pybuild_embedded.sessions import Part
@@ -37,6 +39,7 @@ def prune(
             for node in chosen:
                 _forget(connection, node)
             _forget_chains(connection, references)
+            _forget_origins(connection, references)
     if request.dry_run:
         return Pruned(freed, before.total - freed, removed)
     sweep(store)
@@ -88,22 +91,27 @@ def _choose(
     freed = found.trash + sum(garbage)
     chosen: list[Node] = []
     spared = time.time() - (request.unused_for or 0)
-    for node in _candidates(connection, references, request):
+    for group in _candidates(connection, references, request):
         if request.max_size is not None and found.total - freed <= request.max_size:
             break
-        if node in references.pinned:
+        if not references.pinned.isdisjoint(group):
             continue
-        if request.unused_for is not None and references.entries[node] >= spared:
+        used = max(references.entries[node] for node in group)
+        if request.unused_for is not None and used >= spared:
             continue
-        chosen.append(node)
-        freed += sum(found.parts.get(gone, 0) for gone in references.drop(node))
+        chosen += group
+        for node in group:
+            freed += sum(found.parts.get(gone, 0) for gone in references.drop(node))
     return chosen, freed
 
 
 def _candidates(
     connection: sqlite3.Connection, references: References, request: PruneRequest
-) -> list[Node]:
-    """All that may be removed at all, in the order in which it goes."""
+) -> list[list[Node]]:
+    """All that may be removed at all, in the order in which it goes.
+
+    What only goes together is in one list: the images of an index.
+    """
     query = "SELECT image FROM targets JOIN names USING (target)"
     named = {digest for (digest,) in connection.execute(query)}
     ranks: dict[Node, int] = {}
@@ -114,7 +122,25 @@ def _candidates(
             ranks[node] = 1
         elif request.all_images:
             ranks[node] = 2
-    return sorted(ranks, key=lambda node: (ranks[node], references.entries[node], node))
+    ordered = sorted(ranks, key=lambda node: (ranks[node], references.entries[node], node))
+    groups: dict[Node, list[Node]] = {node: [node] for node in ordered}
+    for first, second in _in_one_index(connection):
+        one, other = groups.get(first), groups.get(second)
+        # an image that has a name of its own outlives an index without one
+        if one is None or other is None or one is other or ranks[first] != ranks[second]:
+            continue
+        one += other
+        groups |= dict.fromkeys(other, one)
+    return list({id(group): group for group in groups.values()}.values())
+
+
+def _in_one_index(connection: sqlite3.Connection) -> Iterator[tuple[Node, Node]]:
+    """Pairs of images that the same index leads to, enough of them to tell all."""
+    first_of: dict[str, str] = {}
+    for target, image in connection.execute("SELECT target, image FROM targets"):
+        first = first_of.setdefault(target, image)
+        if first != image:
+            yield (Part.IMAGE, first), (Part.IMAGE, image)
 
 
 def _described(connection: sqlite3.Connection, node: Node) -> str:
@@ -147,6 +173,11 @@ def _forget(connection: sqlite3.Connection, node: Node) -> None:
             connection.execute("DELETE FROM caches WHERE ident=?", (ident,))
         case Part.CHAIN | Part.BLOB | Part.INDEX:
             raise AssertionError(f"{part} is no entry")
+
+
+def _forget_origins(connection: sqlite3.Connection, references: References) -> None:
+    blobs = [digest for (digest,) in connection.execute("SELECT digest FROM origins").fetchall()]
+    forget_origins(connection, [x for x in blobs if not references.keeps((Part.BLOB, x))])
 
 
 def _forget_chains(connection: sqlite3.Connection, references: References) -> None:

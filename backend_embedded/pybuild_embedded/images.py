@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pybuild.backend import BaseImage
+from pybuild.backend import BaseImage, Image
 from pybuild.errors import ImageError, ImageNotFound, InvalidImage, PlatformMismatch, UsageError
 from pybuild.imagestore import Fault, ImageStore, ListedImage, Pruned, PruneRequest, Usage
 from pybuild.oci.descriptor import INDEX_TYPES, Descriptor, LayerDiff
@@ -130,6 +130,14 @@ class Images(ImageStore):
                 row = (_key(name), target.digest)
                 connection.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", row)
 
+    def record_index(
+        self, names: Sequence[Reference], index: Descriptor, images: Sequence[Image]
+    ) -> None:
+        """Keep an index and its images as :meth:`record` does one of them."""
+        with self._store.database.writing():
+            for image in images:
+                self.record(names, index, image.manifest, image.config_digest)
+
     def location(self) -> Path:
         return self._store.root
 
@@ -162,13 +170,14 @@ class Images(ImageStore):
             name = self._named(connection, text)
             if name is not None:
                 connection.execute("DELETE FROM names WHERE name=?", (name,))
-                targets = {target}
-            else:
+                self._forget_unnamed(connection, target)
+                return image
+            targets = {target}
+            if target == image.digest:  # and not that of an index
                 query = "SELECT target FROM targets WHERE image=?"
                 targets = {found for (found,) in connection.execute(query, (image.digest,))}
-                rows = [(one,) for one in targets]
-                connection.executemany("DELETE FROM names WHERE target=?", rows)
             for one in targets:
+                connection.execute("DELETE FROM names WHERE target=?", (one,))
                 self._forget_unnamed(connection, one)
         return image
 
@@ -305,12 +314,16 @@ class Images(ImageStore):
 
     @staticmethod
     def _forget_unnamed(connection: sqlite3.Connection, target: str) -> None:
-        query = (
-            "SELECT image FROM targets WHERE target=? AND image NOT IN"
-            " (SELECT image FROM targets JOIN names USING (target))"
-        )
-        for (digest,) in connection.execute(query, (target,)).fetchall():
-            forget_image(connection, digest)
+        """Forget what has lost its last name, and the images that nothing else leads to."""
+        if connection.execute("SELECT 1 FROM names WHERE target=?", (target,)).fetchone():
+            return
+        query = "SELECT image FROM targets WHERE target=?"
+        images = connection.execute(query, (target,)).fetchall()
+        connection.execute("DELETE FROM targets WHERE target=?", (target,))
+        for (digest,) in images:
+            query = "SELECT 1 FROM targets WHERE image=?"
+            if not connection.execute(query, (digest,)).fetchone():
+                forget_image(connection, digest)
 
 
 def _key(name: Reference) -> str:

@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from pybuild.backend import Activity, BindMount, Mount, Process, TmpfsMount
+from pybuild.backend import (
+    Activity,
+    BindMount,
+    CacheMount,
+    Mount,
+    Process,
+    SecretMount,
+    SshMount,
+    TmpfsMount,
+)
 from pybuild.errors import PybuildError, StepFailed
 from pybuild.files.mountsource import TOP, copied
 from pybuild.files.trees import Tree, resolve
-from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Kind
-from pybuild.oci.layertar import write_layer
 from pybuild.sandbox import spec
 from pybuild.sandbox.process import name_files
+from pybuild_embedded.cachefolders import taken_caches
+from pybuild_embedded.filling import fill
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
-from pybuild_embedded.workers import Unpack
+
+_APT_FOLDER = "/etc/apt/apt.conf.d"
+_APT_FILE = f"{_APT_FOLDER}/zz-pybuild-one-id"
+# apt sees that it didn't become the user it wanted to be for downloads, and gives up
+_APT_AS_ROOT = b'APT::Sandbox::User "root";\n'
 
 
 @contextmanager
@@ -29,6 +42,9 @@ def prepared_mounts(
     """
     with ExitStack() as undo:
         made: list[spec.Mount] = [*name_files(process)]
+        if not space.machine.keeps_owners and _has_apt(tree):
+            made.append(spec.SmallFile(_APT_FILE, _APT_AS_ROOT))
+        caches = undo.enter_context(taken_caches(space, mounts, activity))
         for mount in sorted(mounts, key=lambda mount: _depth(mount.target)):
             match mount:
                 case TmpfsMount(target=target, size=size):
@@ -38,7 +54,21 @@ def prepared_mounts(
                     undo.callback(space.store.discard, folder)
                     source = bytes(folder.fs) + b"/" + TOP
                     made.append(spec.Bind(target, source, readonly))
+                case CacheMount(target=target, ident=ident, readonly=readonly, inside=inside):
+                    made.append(spec.Bind(target, caches[ident], readonly, inside))
+                case SecretMount(target, content, mode, uid, gid):
+                    made.append(spec.SmallFile(target, content, mode, uid, gid))
+                case SshMount(target, socket, mode, uid, gid):
+                    made.append(spec.Socket(target, bytes(socket), mode, uid, gid))
         yield tuple(made)
+
+
+def _has_apt(tree: Tree) -> bool:
+    try:
+        entry = tree.get(resolve(tree, _APT_FOLDER.encode()))
+    except PybuildError:
+        return False  # links in a circle: whatever it is, apt can't use it
+    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 def _depth(target: str) -> int:
@@ -56,36 +86,10 @@ def _tmpfs_mode(tree: Tree, target: str) -> int:
 
 def _copy(space: Space, mount: BindMount, activity: Activity) -> LayerFolder:
     """A folder of our own with a copy of the mount's source, owned and marked as it says."""
-    store = space.store
-    folder = store.new_folder()
-    blob, index = store.new_file(), store.new_file()
+    folder = space.store.new_folder()
     try:
-        with blob.open("xb") as file:
-
-            def sink(piece: bytes) -> None:
-                activity.raise_if_cancelled()
-                file.write(piece)
-
-            layer = write_layer(
-                copied(mount.tree, mount.path, mount.target), sink, Compression.NONE
-            )
-        index.write_bytes(layer.index.to_bytes())
-        space.machine.workers().unpack(
-            Unpack(
-                blob=blob,
-                diff_id=layer.diff.diff_id,
-                index=index,
-                parents=(),
-                lowers=(),
-                target=folder.fs,
-                userxattr=space.machine.mapping().userxattr,
-                owners=space.machine.keeps_owners,
-            )
-        )
+        fill(space, folder, copied(mount.tree, mount.path, mount.target), activity)
     except BaseException:
-        store.discard(folder)
+        space.store.discard(folder)
         raise
-    finally:
-        blob.unlink(missing_ok=True)
-        index.unlink(missing_ok=True)
     return folder

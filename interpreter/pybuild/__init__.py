@@ -70,7 +70,7 @@ from pybuild.run.events import (
     StepStarted,
     Warned,
 )
-from pybuild.run.result import BuildResult, OutputResult, StepResult
+from pybuild.run.result import BuildResult, BuiltImage, OutputResult, StepResult
 from pybuild.secrets import Secret
 
 __version__ = "0.1.0"
@@ -84,6 +84,7 @@ __all__ = [
     "BuildCancelled",
     "BuildFinished",
     "BuildResult",
+    "BuiltImage",
     "CancelToken",
     "CheckResult",
     "ContextError",

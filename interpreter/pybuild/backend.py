@@ -25,6 +25,8 @@ For ``FROM busybox``, ``COPY a /a``, ``RUN make``::
             made.diffs                                       # base's layers, /a, make's
             backend.create_image(spec, made, activity)
 
+Of several platforms, each one's image is made ``for_index``, and ``create_index`` joins them.
+
 An RWLayer that is released without a commit leaves nothing behind. Releasing is idempotent
 and never raises for what is already gone. A released ROLayer can't be begun on, but layers
 and images made from it stay valid.
@@ -38,10 +40,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 from pybuild.errors import UnsupportedByBackend
@@ -51,8 +54,13 @@ from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.image_config import ImageConfig
-from pybuild.oci.manifest import ImageDocuments, image_documents
-from pybuild.oci.platform import Platform
+from pybuild.oci.manifest import (
+    ImageDocuments,
+    IndexDocument,
+    image_documents,
+    index_document,
+)
+from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference
 
 
@@ -64,6 +72,11 @@ class Capability(StrEnum):
     NETWORK_HOST = "network-host"
     BIND_MOUNT = "bind-mount"
     TMPFS_MOUNT = "tmpfs-mount"
+    CACHE_MOUNT = "cache-mount"
+    SECRET_MOUNT = "secret-mount"  # noqa: S105 - the name of a capability
+    SSH_MOUNT = "ssh-mount"
+    INSECURE = "insecure"
+    CGROUP_PARENT = "cgroup-parent"
     STEP_CACHE = "step-cache"
     FILE_OWNERS = "file-owners"
     """A process sees and makes files of several users; otherwise one user has them all."""
@@ -83,6 +96,17 @@ class Network(Enum):
     DEFAULT = "default"
     NONE = "none"
     HOST = "host"
+
+
+class Sharing(Enum):
+    """What happens if steps want one cache at the same time.
+
+    They share it, all but the first get another one, or they wait for each other.
+    """
+
+    SHARED = "shared"
+    PRIVATE = "private"
+    LOCKED = "locked"
 
 
 class Activity(Protocol):
@@ -152,7 +176,10 @@ class Process:
 
     The process gets no standard input, no capability beyond Docker's default set, and a
     hostname; /etc/hosts and /etc/resolv.conf are the builder's, not the image's.
-    ``shm_size`` is in bytes, None for 64 MiB.
+    ``shm_size`` is in bytes, None for 64 MiB. ``secret_env`` are variables besides ``env``
+    whose values must not get to any disk, log or argument list. An ``insecure`` process has
+    all capabilities that the backend has, every system call, and /proc and /sys unmasked.
+    ``cgroup_parent`` is the path of the control group above it, None for the backend's own.
     """
 
     args: tuple[str, ...]
@@ -164,6 +191,9 @@ class Process:
     extra_hosts: tuple[HostEntry, ...] = ()
     shm_size: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
+    secret_env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    insecure: bool = False
+    cgroup_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +220,56 @@ class TmpfsMount:
     size: int | None = None
 
 
-Mount = BindMount | TmpfsMount
+@dataclass(frozen=True, slots=True)
+class CacheMount:
+    """A folder at the absolute `target` that the backend keeps from build to build.
+
+    ``ident`` is any text: the same one is the same folder. When it is made it belongs to
+    ``uid`` and ``gid`` with ``mode``; with a `tree` it begins as a copy of the folder at its
+    resolved `path` instead. ``inside`` is the folder in it that is shown, b"" for all of it;
+    it exists, and no link in it is followed. Two mounts of one step with one ``ident`` show
+    the same folder.
+    """
+
+    target: str
+    ident: str
+    sharing: Sharing = Sharing.SHARED
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    readonly: bool = False
+    tree: Tree | None = None
+    path: bytes = b""
+    inside: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretMount:
+    """A read-only file at the absolute `target` that is in memory only, and only for this step."""
+
+    target: str
+    content: bytes = field(repr=False)
+    mode: int = 0o400
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SshMount:
+    """The Unix socket `socket` of this machine shown at the absolute `target`.
+
+    It is this step's alone, in a folder that nobody else may enter: the backend gives it
+    owner and mode.
+    """
+
+    target: str
+    socket: Path
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+
+
+Mount = BindMount | TmpfsMount | CacheMount | SecretMount | SshMount
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +278,9 @@ class ImageSpec:
 
     ``base`` is the image that the target's chain of stages starts from, None for scratch.
     An empty ``names`` makes an image known by its digest alone. With ``docker_media_types``
-    manifest, config and layers are called what Docker called them before OCI.
+    manifest, config and layers are called what Docker called them before OCI. An image that
+    is made ``for_index`` has no names and is kept only as long as this build, or as the
+    index that it goes into.
     """
 
     config: ImageConfig
@@ -208,6 +289,7 @@ class ImageSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     base: BaseImage | None = None
     docker_media_types: bool = False
+    for_index: bool = False
 
     def documents(self) -> ImageDocuments:
         """The image's config and manifest: the same bytes in every backend."""
@@ -226,6 +308,28 @@ class Image:
     manifest: Descriptor
     config_digest: str
     names: tuple[Reference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """The index to be made of images that :meth:`Backend.create_image` made, in this order.
+
+    An empty ``names`` makes an index known by its digest alone. With ``docker_media_types``
+    it is a Docker manifest list.
+    """
+
+    images: tuple[tuple[Image, Platform], ...]
+    names: tuple[Reference, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    docker_media_types: bool = False
+
+    def document(self) -> IndexDocument:
+        """The index: the same bytes in every backend."""
+        return index_document(
+            [(image.manifest, platform) for image, platform in self.images],
+            self.annotations,
+            docker=self.docker_media_types,
+        )
 
 
 class _Layer(ABC):
@@ -322,6 +426,14 @@ class Backend(ABC):
         do, if this machine turns out not to allow them.
         """
 
+    def executes(self, platform: Platform) -> bool | None:
+        """Whether its machine runs programs for `platform`; None where it can't tell.
+
+        A backend that runs processes on this machine asks
+        :func:`pybuild.sandbox.emulation.executes` about foreign architectures.
+        """
+        return any(matches(native, platform) for native in self.platforms) or None
+
     @abstractmethod
     def resolve(
         self,
@@ -351,12 +463,29 @@ class Backend(ABC):
     def lookup(self, key: str) -> ROLayer | None:
         """The layer committed under `key`; None if there is none, or without STEP_CACHE."""
 
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        """While the context lasts, no other build makes the step with this key.
+
+        Others wait, and look it up afterwards; within, commit the layer under `key`. A backend
+        whose builds share no steps need not do anything. Raises BuildCancelled.
+        """
+        del key, activity
+        return nullcontext()
+
     @abstractmethod
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         """Write config, manifest and names. `top` is the layer that `spec` describes.
 
         Its diff ids are those of ``spec.layers``, whose blobs may be others than its own:
         those that :meth:`recompress` made.
+        """
+
+    @abstractmethod
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        """Write an image index and its names, and return its descriptor.
+
+        From now on the index keeps its images, and :meth:`resolve` of such a name chooses
+        among them. Its images were made with ``for_index``.
         """
 
     @abstractmethod

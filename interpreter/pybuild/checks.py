@@ -9,26 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from pybuild.api import (
-    Context,
-    DockerfileSource,
-    LazyLookup,
-    errors_of_one_build,
-    load_inputs,
-    one_platform,
-    pull_policy,
-    resolving,
-)
 from pybuild.backend import Backend, PullPolicy
 from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.lint import CHECK_ARG, Lint, LintWarning
 from pybuild.dockerfile.parse import parse
 from pybuild.dockerfile.targets import Target, list_targets
 from pybuild.errors import BuildCancelled, PybuildError
+from pybuild.lookups import LazyLookup, resolving
 from pybuild.oci.platform import Platform, host_platform
+from pybuild.options import asked_platforms, pull_policy
 from pybuild.plan import make_plan
 from pybuild.plan.outline import Outline, make_outline
 from pybuild.plan.steps import PlanRequest
+from pybuild.planning import Context, DockerfileSource, errors_of_one_build, load_inputs
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events
@@ -76,7 +69,7 @@ def check(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     contexts: Mapping[str, ContextValue] | None = None,
     secrets: Mapping[str, Secret] | None = None,
@@ -123,7 +116,7 @@ def outline(
     backend_options: Mapping[str, object] | None = None,
     build_args: Mapping[str, str] | None = None,
     target: str | None = None,
-    platform: str | Platform | Sequence[str] | None = None,
+    platform: str | Platform | Sequence[str | Platform] | None = None,
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     contexts: Mapping[str, ContextValue] | None = None,
     secrets: Mapping[str, Secret] | None = None,
@@ -207,14 +200,15 @@ def _reading(
 
 def _request(
     backend: str | Backend | None,
-    platform: str | Platform | Sequence[str] | None,
+    platform: str | Platform | Sequence[str | Platform] | None,
     target: str | None,
     build_args: dict[str, str],
     contexts: Mapping[str, ContextValue] | None,
 ) -> PlanRequest:
     native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
     return PlanRequest(
-        one_platform(platform) or native,
+        # as in BuildKit, the first of several
+        next(iter(asked_platforms(platform)), native),
         native,
         target,
         build_args,

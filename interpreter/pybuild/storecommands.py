@@ -20,10 +20,10 @@ from pybuild.arguments import (
     add_other_options,
     backend_values,
     new_parser,
-    parse_size,
     parse_words,
 )
 from pybuild.errors import BackendFailed, UsageError
+from pybuild.flagvalues import parse_size
 from pybuild.imagestore import ImageStore, ListedImage, PruneRequest
 from pybuild.oci.image_config import serialize_config
 from pybuild.oci.reference import familiar, parse_reference, with_default_tag

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pybuild.arguments import parse_host
+from pybuild.flagvalues import parse_host
 
 CONFORMANCE = Path(__file__).resolve().parents[2].parent / "shared" / "conformance"
 _OLD = 1485449953  # the time that buildah's contexts are written for

@@ -14,7 +14,7 @@ from commandline import CommandLine
 from pybuild.testkit.baseimages import busybox_layout
 from serving import Answer, Repository, WebServer
 
-pytestmark = [pytest.mark.root, pytest.mark.containerd]
+pytestmark = [pytest.mark.root, pytest.mark.containerd, pytest.mark.git]
 
 CANARY = "canary-5b1f"
 

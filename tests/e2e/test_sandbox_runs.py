@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,16 @@ from pybuild.errors import BackendFailed, UsageError
 from pybuild.sandbox.client import SandboxFailed
 from pybuild.sandbox.mapping import IdRange, Kind
 from pybuild.sandbox.modes import probe
-from pybuild.sandbox.spec import Bind, Overlay, OverlayBind, Plain, RunSpec, SmallFile, Tmpfs
+from pybuild.sandbox.spec import (
+    Bind,
+    Overlay,
+    OverlayBind,
+    Plain,
+    RunSpec,
+    SmallFile,
+    Socket,
+    Tmpfs,
+)
 from sandboxing import (
     Steps,
     alive,
@@ -56,6 +67,63 @@ def test_output_and_exit_code_come_back(steps: Steps) -> None:
 def test_a_signal_gives_128_and_its_number(steps: Steps, number: int) -> None:
     # a process namespace shields its first process from its own signals
     assert steps.run(f"sh -c 'kill -{int(number)} $$' ; exit $?").code == 128 + number
+
+
+def test_an_insecure_step_may_mount_and_sees_the_system_whole(steps: Steps) -> None:
+    script = (
+        "mkdir /tmp/m && mount -t tmpfs none /tmp/m && echo mounted; unshare -m true && echo made;"
+        "grep -cE ' (/proc/kcore|/proc/sys|/sys/firmware) ' /proc/mounts;"
+        "grep -E '^[a-z]+ /sys ' /proc/mounts"
+    )
+    secure, insecure = steps.run(script), steps.run(script, insecure=True)
+    assert insecure.lines[:3] == ["mounted", "made", "0"]
+    assert insecure.lines[3].split()[3].startswith("rw")
+    assert "mounted" not in secure.lines
+    assert "made" not in secure.lines
+    assert secure.lines[-1].split()[3].startswith("ro")
+
+
+def test_an_insecure_step_has_every_capability_of_its_namespace(steps: Steps) -> None:
+    bits = int(steps.run("grep CapEff /proc/self/status", insecure=True).out.split()[1], 16)
+    assert bits >> 21 & 1
+    assert (
+        steps.run("grep CapEff /proc/self/status", uid=7, insecure=True).out.split()[1] == "0" * 16
+    )
+
+
+def test_an_insecure_step_still_owns_files_only_as_its_ids_allow(steps: Steps) -> None:
+    ran = steps.run("touch /tmp/f && chown 33:33 /tmp/f && echo done", insecure=True)
+    assert ran.out == "done\n"
+
+
+def test_a_part_of_a_bind_is_found_without_following_links(steps: Steps, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "a/b").mkdir(parents=True)
+    (source / "a/b/f").write_text("inner")
+    (source / "l").symlink_to("/etc")
+    (source / "a/up").symlink_to("../..")
+    tmp_path.chmod(0o755)
+    place = os.fsencode(source)
+    ran = steps.run("cat /m/f", mounts=(Bind("/m", place, inside=b"a/b"),))
+    assert ran.out == "inner"
+    for inside in (b"l", b"a/up", b"..", b"a/../..", b"/etc", b"nothing", b"a/b/f"):
+        with pytest.raises(SandboxFailed) as caught:
+            steps.run("ls /m", mounts=(Bind("/m", place, inside=inside),))
+        assert caught.value.step == "mount source"
+
+
+def test_a_socket_is_given_its_owner_and_mode(steps: Steps, single: bool) -> None:
+    # the path of a socket may have 107 bytes
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(folder / "s"))
+            mount = Socket("/run/agent", os.fsencode(folder / "s"), 0o640, 77, 78)
+            ran = steps.run("stat -c '%u %g %a' /run/agent", mounts=(mount,))
+    finally:
+        shutil.rmtree(folder)
+    assert ran.out == ("0 0 640\n" if single else "77 78 640\n")
+    assert ran.changed() == []
 
 
 def test_much_output_comes_back_whole(steps: Steps) -> None:

@@ -1,7 +1,7 @@
 """Each folder here is a case: a Dockerfile, and the plan that must come of it.
 
 ``plan.txt`` and ``plan.json`` are expected, or ``error.txt`` where the Dockerfile is refused.
-``request.json`` may give target, build_args, labels, platform, contexts, and the triggers of
+``request.json`` may give target, build_args, labels, platforms, contexts, and the triggers of
 base images by name. ``pytest tests/golden --regenerate`` writes what is expected anew.
 """
 
@@ -18,7 +18,7 @@ from pybuild.errors import PybuildError, SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform, parse_platform
 from pybuild.oci.reference import Reference
-from pybuild.plan import Plan, PlanRequest, describe_plan, make_plan, plan_as_json
+from pybuild.plan import Plan, PlanRequest, describe_plan, make_plans, plan_as_json
 from pybuild.plan.contexts import parse_context
 from pybuild.plan.resolve import ImageName
 
@@ -44,16 +44,19 @@ def plan_case(folder: Path) -> Plan:
         digest = sha256(f"{reference} {platform}".encode()).hexdigest()
         return BaseImage(reference, f"sha256:{digest}", config, ())
 
-    request = PlanRequest(
-        parse_platform(asked.get("platform", "linux/amd64")),
-        AMD64,
-        asked.get("target"),
-        asked.get("build_args", {}),
-        asked.get("labels", {}),
-        contexts={n: parse_context(v) for n, v in asked.get("contexts", {}).items()},
-    )
+    requests = [
+        PlanRequest(
+            parse_platform(platform),
+            AMD64,
+            asked.get("target"),
+            asked.get("build_args", {}),
+            asked.get("labels", {}),
+            contexts={n: parse_context(v) for n, v in asked.get("contexts", {}).items()},
+        )
+        for platform in asked.get("platforms", ["linux/amd64"])
+    ]
     dockerfile = parse((folder / "Dockerfile").read_bytes())
-    return make_plan(dockerfile, request, resolve)
+    return make_plans(dockerfile, requests, resolve)
 
 
 def outcome(folder: Path) -> dict[str, str]:

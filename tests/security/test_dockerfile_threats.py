@@ -123,7 +123,6 @@ TRIGGERS = {
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_hostile_triggers_of_a_base_image_are_refused(
     builds: Builds, registry: object, name: str
@@ -142,22 +141,15 @@ def test_hostile_triggers_of_a_base_image_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("flag", "error"),
-    [
-        ("--security=insecure", UnsupportedByBackend),
-        ("--device=vendor.com/x=y", UnsupportedByBackend),
-        ("--network=host", UsageError),
-    ],
+    "flag", ["--security=insecure", "--device=vendor.com/x=y", "--network=host"]
 )
-def test_what_needs_the_users_consent_is_refused_without_it(
-    flag: str, error: type[PybuildError]
-) -> None:
+def test_what_needs_the_users_consent_is_refused_without_it(flag: str) -> None:
     """BuildKit CVE-2024-23653. Nothing is looked up or run before."""
     import pybuild  # noqa: PLC0415
 
     for prefix in ("", "ONBUILD "):
         below = f"FROM scratch AS a\n{prefix}RUN {flag} true\nFROM a\n"
-        with pytest.raises(error) as caught:
+        with pytest.raises(UsageError, match="entitlement") as caught:
             pybuild.plan_build(None, dockerfile=below.encode())
         assert caught.value.where is not None
         assert caught.value.where.start_line == 2 or prefix
@@ -173,7 +165,7 @@ def test_the_hosts_network_needs_the_builds_own_word() -> None:
     ended = run_command("--dry-run", "--backend=none", stdin=text)
     assert_clear(ended, codes=(2,))
     assert "Dockerfile:2" in ended.err
-    assert "--network=host" in ended.err
+    assert "--allow network.host" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -238,7 +230,6 @@ SOURCES = ("/link", "link/link", "../..", "/../../..", "/up", "up/../up", "/", "
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_a_source_that_leads_out_is_the_images_own_root(links: Builds, host: Path) -> None:
     """buildah CVE-2024-1753, CVE-2024-11218; podman CVE-2022-4123."""
     mounts = " ".join(
@@ -252,7 +243,6 @@ def test_a_source_that_leads_out_is_the_images_own_root(links: Builds, host: Pat
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     "source", ["/ghost", "/loop", "/magic", "/magic/3", "/root/etc", "/device", "/plain/x"]
 )
@@ -263,7 +253,6 @@ def test_a_source_that_leads_nowhere_is_refused(links: Builds, host: Path, sourc
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_targets_through_links_stay_inside_and_leave_no_stub(links: Builds, host: Path) -> None:
     """BuildKit CVE-2024-23652."""
     targets = [
@@ -289,7 +278,6 @@ def test_targets_through_links_stay_inside_and_leave_no_stub(links: Builds, host
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_a_stub_that_the_process_removes_or_replaces_harms_nothing(
     links: Builds, host: Path
 ) -> None:
@@ -300,7 +288,6 @@ def test_a_stub_that_the_process_removes_or_replaces_harms_nothing(
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     "target",
     [
@@ -335,7 +322,6 @@ def test_a_target_where_nothing_can_be_mounted_is_refused(
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     ("first", "second", "cwd"),
     [
@@ -365,7 +351,6 @@ def test_links_inside_a_mount_lead_no_other_one_out(
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_a_working_directory_through_links_stays_inside(links: Builds, host: Path) -> None:
     """podman CVE-2026-55686."""
     text = f"FROM links\nWORKDIR /up{host}/made\nRUN pwd -P; echo x > here\nCOPY <<E there\ny\nE\n"
@@ -378,7 +363,6 @@ def test_a_working_directory_through_links_stays_inside(links: Builds, host: Pat
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_no_working_directory_is_an_open_file_of_the_runtime(links: Builds, host: Path) -> None:
     """runc CVE-2024-21626."""
     folders = [f"/proc/self/fd/{n}" for n in range(3, 31)]
@@ -391,7 +375,6 @@ def test_no_working_directory_is_an_open_file_of_the_runtime(links: Builds, host
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_the_base_images_own_working_directory_is_checked_too(links: Builds, host: Path) -> None:
     for number, cwd in enumerate(("/proc/self/fd/8", "/magic/9", "../../proc/self/fd/7")):
         links.image(f"cwd{number}", symlink(b"magic", b"/proc/self/fd"), working_dir=cwd)
@@ -400,7 +383,6 @@ def test_the_base_images_own_working_directory_is_checked_too(links: Builds, hos
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     "user",
     [
@@ -428,7 +410,6 @@ def test_a_user_that_is_no_user_is_refused(builds: Builds, user: str) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_digits_are_a_number_whatever_the_image_calls_its_users(builds: Builds) -> None:
     """runc CVE-2016-3697."""
     builds.image(

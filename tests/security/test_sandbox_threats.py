@@ -7,7 +7,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -314,3 +316,41 @@ def test_what_is_asked_is_on_no_command_line(steps: Steps) -> None:
     assert words[:3] == [os.fsencode(sys.executable), b"-I", b"-S"]
     assert len(words) == 6
     assert words[4].isdigit()
+
+
+def test_a_part_of_a_folder_that_another_step_swaps_is_never_the_hosts(
+    steps: Steps, tmp_path: Path
+) -> None:
+    """BuildKit CVE-2024-23651: a cache's folder becomes a link while it is mounted."""
+    outside, cache = tmp_path / "outside", tmp_path / "cache"
+    for place, word in ((outside, "host"), (cache / "sub", "cache")):
+        place.mkdir(parents=True)
+        (place / "f").write_text(word)
+    (cache / "link").symlink_to(outside)
+    tmp_path.chmod(0o755)
+    over = threading.Event()
+
+    def swap() -> None:
+        while not over.is_set():
+            for source, target in (
+                ("sub", "kept"),
+                ("link", "sub"),
+                ("sub", "link"),
+                ("kept", "sub"),
+            ):
+                (cache / source).rename(cache / target)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    seen = set()
+    try:
+        for _ in range(60):
+            bind = Bind("/m", os.fsencode(cache), inside=b"sub")
+            with suppress(SandboxFailed):
+                seen.add(steps.run("cat /m/f", mounts=(bind,)).out)
+    finally:
+        over.set()
+        swapper.join()
+    assert seen <= {"cache", ""}
+    bind = Bind("/m", os.fsencode(cache), inside=b"sub")
+    assert steps.run("cat /m/f", mounts=(bind,)).out == "cache"

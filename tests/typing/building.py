@@ -37,6 +37,7 @@ def build_simply(folder: Path) -> str:
     assert_type(result, pybuild.BuildResult)
     assert_type(result.platform, Platform)
     assert_type(result.names, tuple[str, ...])
+    assert_type(result.images[result.platform].digest, str)
     assert_type([step.seconds for step in result.steps], list[float])
     return result.digest
 
@@ -79,7 +80,7 @@ def build_to_several_outputs(archive: BinaryIO) -> list[str]:
             registry=registry,
         )
     assert_type(result.outputs, tuple[pybuild.OutputResult, ...])
-    return [output.manifest.digest for output in result.outputs if output.manifest is not None]
+    return [output.descriptor.digest for output in result.outputs if output.descriptor is not None]
 
 
 def build_with_sources_from_elsewhere(folder: Path, tree: Tree) -> None:

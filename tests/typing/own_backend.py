@@ -13,20 +13,24 @@ from pybuild.backend import (
     Backend,
     BaseImage,
     BindMount,
+    CacheMount,
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     Mount,
     Process,
     PullPolicy,
     ROLayer,
+    SecretMount,
+    SshMount,
     TmpfsMount,
 )
 from pybuild.errors import ImageNotFound
 from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import Tree
 from pybuild.oci.compression import Packing
-from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
 from pybuild.testkit.memory import MemoryBackend, RunOutcome
@@ -62,6 +66,9 @@ class NoBackend(Backend):
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         raise NotImplementedError
 
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        return spec.document().index
+
     def open_blob(self, digest: str) -> BinaryIO:
         return BytesIO()
 
@@ -90,6 +97,8 @@ def targets(mounts: Sequence[Mount]) -> list[str]:
                 found.append(f"{mount.target} ({'ro' if mount.readonly else 'rw'})")
             case TmpfsMount():
                 found.append(f"{mount.target} ({mount.size})")
+            case CacheMount() | SecretMount() | SshMount():
+                found.append(mount.target)
     return found
 
 

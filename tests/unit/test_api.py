@@ -25,7 +25,7 @@ from building import (
 )
 
 import pybuild
-from pybuild.backend import Capability, Image, PullPolicy
+from pybuild.backend import Capability, Image, Network, PullPolicy
 from pybuild.errors import (
     BackendFailed,
     BuildCancelled,
@@ -313,12 +313,6 @@ def test_what_a_backend_lacks_is_refused_with_its_line_before_anything_runs(cont
         build(backend, "FROM busybox\nCOPY . /\nENV A=1\n", context)
 
 
-def test_several_platforms_are_refused(backend: MemoryBackend) -> None:
-    for platforms in ("linux/amd64,linux/arm64", ["linux/amd64", "linux/arm64"]):
-        with pytest.raises(UnsupportedByBackend, match="several platforms"):
-            build(backend, "FROM scratch\nCOPY . /\n", platform=platforms)
-
-
 def test_another_operating_system_is_refused(backend: MemoryBackend, context: Path) -> None:
     with pytest.raises(UnsupportedByBackend, match="windows/amd64"):
         build(backend, "FROM scratch\nCOPY a.txt /\n", context, platform="windows/amd64")
@@ -415,6 +409,87 @@ def test_a_bind_mount_misses_when_its_files_change(context: Path) -> None:
         (context / "a.txt").write_text("changed")
         assert not build(backend, text, context, tags=["app"]).steps[0].cached
         assert files_of(backend)["out"] == b"changed"
+
+
+LENDING = "FROM busybox\nRUN --mount=type=secret,id=s,required cat /run/secrets/s > /dev/null\n"
+
+
+def test_a_secret_changes_no_key_and_no_layer() -> None:
+    with memory_backend() as backend:
+        lent = [{"s": pybuild.Secret(value)} for value in (b"one", b"two")]
+        first = build(backend, LENDING.replace("/dev/null", "/out"), secrets=lent[0])
+        again = build(backend, LENDING.replace("/dev/null", "/out"), secrets=lent[1])
+        assert again.steps[0].cached
+        assert again.steps[0].diff_id == first.steps[0].diff_id
+
+
+def test_what_a_step_requires_and_nobody_lends_is_told_before_anything_runs() -> None:
+    ran: list[Any] = []
+
+    def runner(process: Any, tree: Any, mounts: Any, activity: Any) -> Any:
+        ran.append(process)
+        return RunOutcome(0)
+
+    with memory_backend(runner=runner) as backend:
+        for flag, hint in (
+            ("--mount=type=secret,id=s,required", "--secret id=s"),
+            ("--mount=type=ssh,id=a,required", "--ssh a"),
+        ):
+            with pytest.raises(UsageError) as caught:
+                build(backend, f"FROM busybox\nRUN first\nRUN {flag} x\n")
+            assert caught.value.where is not None
+            assert caught.value.where.start_line == 3
+            assert hint in str(caught.value.hint)
+        assert ran == []
+        large = {"s": pybuild.Secret(b"x" * (500 * 1024 + 1))}
+        with pytest.raises(UsageError, match="larger than"):
+            build(backend, LENDING, secrets=large)
+
+
+def test_what_is_optional_and_not_lent_is_left_out() -> None:
+    text = "FROM busybox\nRUN --mount=type=secret,id=s,env=S --mount=type=ssh test ! -e /run\n"
+    with memory_backend() as backend:
+        build(backend, text)
+
+
+def test_a_cache_is_kept_from_build_to_build() -> None:
+    text = "FROM busybox\nRUN --mount=type=cache,target=/c {} && cat /c/f > /out\n"
+    with memory_backend() as backend:
+        build(backend, text.format("echo one > /c/f"))
+        build(backend, text.format("echo two >> /c/f"), tags=["app"])
+        assert files_of(backend)["out"] == b"one\ntwo\n"
+
+
+def test_a_cache_that_begins_with_a_stage_misses_with_it() -> None:
+    text = "FROM busybox AS a\nRUN echo {} > /f\nFROM busybox\n"
+    text += "RUN --mount=type=cache,target=/c,from=a cat /c/f > /out\n"
+    with memory_backend() as backend:
+        for word in ("one", "two"):
+            result = build(backend, text.format(word), tags=["app"])
+            assert not result.steps[-1].cached
+            assert files_of(backend)["out"] == f"{word}\n".encode()
+
+
+def test_entitlements_are_given_by_name() -> None:
+    seen: list[Any] = []
+
+    def runner(process: Any, tree: Any, mounts: Any, activity: Any) -> Any:
+        seen.append((process.network, process.insecure, process.cgroup_parent))
+        return RunOutcome(0)
+
+    with memory_backend(runner=runner) as backend:
+        build(
+            backend,
+            "FROM busybox\nRUN --network=host --security=insecure x\n",
+            allow=["network.host", "security.insecure"],
+            cgroup_parent="builds/a/",
+        )
+        with pytest.raises(UsageError, match="no such entitlement"):
+            build(backend, "FROM busybox\n", allow=["everything"])
+        for path in ("", "/", "..", "a/../b", "/.", "a//b", "a\n"):
+            with pytest.raises(UsageError, match="control group"):
+                build(backend, "FROM busybox\n", cgroup_parent=path)
+    assert seen == [(Network.HOST, True, "/builds/a")]
 
 
 def test_a_backend_without_a_cache_gets_no_keys(context: Path) -> None:
@@ -714,7 +789,7 @@ def test_a_plan_with_a_backend_that_cannot_start_warns_and_goes_on(
     def refuse(name: Any, options: Any = None) -> Any:
         raise pybuild.BackendUnavailable("nothing listens", hint="start it")
 
-    monkeypatch.setattr("pybuild.api.open_backend", refuse)
+    monkeypatch.setattr("pybuild.lookups.open_backend", refuse)
     recorder = Recorder()
     planned = pybuild.plan_build(
         None,
@@ -727,7 +802,7 @@ def test_a_plan_with_a_backend_that_cannot_start_warns_and_goes_on(
 
 
 def test_a_plan_of_scratch_opens_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pybuild.api.open_backend", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("pybuild.lookups.open_backend", lambda *_: pytest.fail("opened"))
     pybuild.plan_build(None, dockerfile=b"FROM scratch\nENV A=1\n", backend="containerd")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pybuild.backend import BaseImage, HostEntry, Network, Ulimit
+from pybuild.backend import BaseImage, HostEntry, Network, Sharing, Ulimit
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import SourceRange
 from pybuild.oci.image_config import Healthcheck, ImageConfig
@@ -26,13 +26,18 @@ from pybuild.plan.steps import (
     ImageSource,
     InlineFile,
     PlannedBind,
+    PlannedCache,
+    PlannedRemote,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedTmpfs,
     RunStep,
     StageSource,
     Step,
     WorkdirStep,
 )
+from pybuild.remotes.locations import GitLocation, Location, WebLocation
 
 AMD64 = Platform("linux", "amd64")
 HERE = SourceRange("Dockerfile", 1, 1)
@@ -51,6 +56,9 @@ COPY = CopyStep(
     files=(),
     destination="/",
 )
+CACHE = PlannedCache("/t", "i", Sharing.SHARED, None, "", False, None, None, None)
+SECRET = PlannedSecret("i", "/t", None, False, 0o400, 0, 0)
+SSH = PlannedSsh("i", "/t", False, 0o600, 0, 0)
 WORKDIR = WorkdirStep(where=HERE, title="WORKDIR /w", key="", path="/w", user="")
 
 
@@ -70,6 +78,8 @@ WORKDIR = WorkdirStep(where=HERE, title="WORKDIR /w", key="", path="/w", user=""
                 "extra_hosts": (HostEntry("h", "1.1.1.1"),),
                 "shm_size": 1,
                 "ulimits": (Ulimit("core", 0, 0),),
+                "insecure": True,
+                "cgroup_parent": "/g",
             },
         ),
         (
@@ -85,6 +95,7 @@ WORKDIR = WorkdirStep(where=HERE, title="WORKDIR /w", key="", path="/w", user=""
                 "parents": True,
                 "link": True,
                 "unpack": True,
+                "remotes": (PlannedRemote(WebLocation("http://h.example/x"), 0, unpack=False),),
                 "instruction": "ADD",
             },
         ),
@@ -102,6 +113,31 @@ def test_every_member_of_a_step_but_place_title_and_key_counts(
     assert len(keys) == 2 + len(changes)
     ignored = replace(step, where=SourceRange("F", 9, 9), title="t", key="k")
     assert step_key("p", ignored) == step_key("p", step)
+
+
+def test_all_that_says_what_a_remote_source_holds_counts_and_no_login() -> None:
+    web, git = WebLocation("http://h.example/x"), GitLocation("http://h.example/x")
+    different: list[Location] = [
+        web,
+        replace(web, url="http://h.example/y"),
+        replace(web, checksum="sha256:1"),
+        git,
+        replace(git, remote="http://h.example/y"),
+        replace(git, ref="a"),
+        replace(git, subdir="a"),
+        replace(git, checksum="a"),
+        replace(git, keep_git_dir=True),
+        replace(git, submodules=False),
+        replace(git, commit_times=True),
+    ]
+    planned = [(PlannedRemote(one, 0, unpack=False),) for one in different]
+    planned += [(PlannedRemote(web, 1, unpack=False),), (PlannedRemote(web, 0, unpack=True),)]
+    assert len({step_key("p", replace(COPY, remotes=one)) for one in planned}) == len(planned)
+    for one in (web, git):
+        with_login = (PlannedRemote(replace(one, login="me:x"), 0, unpack=False),)
+        without = (PlannedRemote(one, 0, unpack=False),)
+        keys = {step_key("p", replace(COPY, remotes=one)) for one in (with_login, without)}
+        assert len(keys) == 1
 
 
 def test_strings_are_never_joined() -> None:
@@ -134,8 +170,40 @@ def test_what_a_mount_shows_counts() -> None:
         PlannedTmpfs("/t", 1),
         PlannedScript("/t", b"a"),
         PlannedScript("/t", b"\xff"),
+        CACHE,
+        replace(CACHE, target="/u"),
+        replace(CACHE, ident="j"),
+        replace(CACHE, source=StageSource(0)),
+        replace(CACHE, path="p"),
+        replace(CACHE, readonly=True),
+        replace(CACHE, mode=0o700),
+        replace(CACHE, uid=0),
+        replace(CACHE, gid=0),
+        SECRET,
+        replace(SECRET, id="j"),
+        replace(SECRET, target=None),
+        replace(SECRET, env="E"),
+        replace(SECRET, mode=0o600),
+        replace(SECRET, uid=1),
+        replace(SECRET, gid=1),
+        SSH,
+        replace(SSH, id="j"),
+        replace(SSH, target="/u"),
+        replace(SSH, mode=0o666),
+        replace(SSH, uid=1),
+        replace(SSH, gid=1),
     ]
     assert len({step_key("p", replace(RUN, mounts=(m,))) for m in mounts}) == len(mounts)
+
+
+def test_how_a_cache_is_shared_and_whether_a_secret_must_be_there_does_not_count() -> None:
+    for mount, other in (
+        (CACHE, replace(CACHE, sharing=Sharing.LOCKED)),
+        (SECRET, replace(SECRET, required=True)),
+        (SSH, replace(SSH, required=True)),
+    ):
+        keys = {step_key("p", replace(RUN, mounts=(each,))) for each in (mount, other)}
+        assert len(keys) == 1
 
 
 def test_which_stage_files_come_from_does_not_count_but_the_image_does() -> None:

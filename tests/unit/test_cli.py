@@ -17,18 +17,9 @@ import pytest
 from building import files_of, image_of, memory_backend, waiting_runner
 
 from pybuild import __version__, cli
-from pybuild.arguments import (
-    BuildArguments,
-    CallArguments,
-    SecretArgument,
-    parse_arguments,
-    parse_build_args,
-    parse_host,
-    parse_secret,
-    parse_size,
-    parse_ulimit,
-)
+from pybuild.arguments import BuildArguments, parse_arguments
 from pybuild.backend import HostEntry, Ulimit
+from pybuild.environment import backend_options, build_args_of, proxies_of, secrets_of
 from pybuild.errors import (
     AuthenticationRequired,
     BackendFailed,
@@ -38,6 +29,17 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.export.outputs import LocalOutput, TarOutput
+from pybuild.flagvalues import (
+    CallArguments,
+    SecretArgument,
+    parse_build_args,
+    parse_host,
+    parse_secret,
+    parse_size,
+    parse_ulimit,
+)
+from pybuild.lendingflags import SshOption
+from pybuild.oci.descriptor import OCI_INDEX
 from pybuild.secrets import Secret
 from pybuild.testkit.layouts import LayoutReader
 from pybuild.testkit.registry import Registry
@@ -95,6 +97,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     monkeypatch.setattr(backend, "close", lambda: None)
     kept = Kept(backend)
     monkeypatch.setattr("pybuild.api.open_backend", kept)
+    monkeypatch.setattr("pybuild.lookups.open_backend", kept)
     yield kept
     assert backend.live_layers == 0
 
@@ -122,7 +125,8 @@ def test_every_option_is_read() -> None:
         "build", "-f", "D", "-t", "a:1", "--tag=b", "--build-arg", "A=1", "--build-arg=B",
         "--build-arg", "C", "--target", "t", "--platform", "linux/arm64", "--pull", "--no-cache",
         "--label", "l=v", "--label", "empty", "--annotation", "x=y=z", "--annotation",
-        "manifest:m=n", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
+        "manifest:m=n", "--annotation=manifest,index:both=1", "--annotation=odd:z=2",
+        "--annotation", "index:i=3", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
         "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
         "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--runner", "task",
@@ -131,7 +135,9 @@ def test_every_option_is_read() -> None:
         "--build-arg-file", "af", "--no-cache-filter", "x,y", "--no-cache-filter=z",
         "--dry-run=json", "--call",
         "lint,format=json,ignorestatus=1", "-D", "-o", "out", "--output", "type=tar,dest=t",
-        "--push", "--load", "ctx",
+        "--push", "--load", "--cgroup-parent", "/g", "--allow", "security.insecure",
+        "--allow=network.host", "--ssh=default", "--ca", "host",
+        "--ca=f", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
     assert found == BuildArguments(
@@ -144,11 +150,16 @@ def test_every_option_is_read() -> None:
         pull="always",
         no_cache=True,
         labels={"l": "v", "empty": ""},
-        annotations={"x": "y=z", "m": "n"},
+        annotations={"x": "y=z", "m": "n", "both": "1", "odd:z": "2"},
+        index_annotations={"both": "1", "i": "3"},
         network="none",
         add_hosts=(HostEntry("h", "1.2.3.4"),),
         shm_size=1 << 30,
         ulimits=(Ulimit("nofile", 10, 20),),
+        cgroup_parent="/g",
+        allow=("network.host", "security.insecure"),
+        ssh=(SshOption("default"),),
+        ca=("host", "f"),
         outputs=(LocalOutput(dest="out"), TarOutput(dest="t")),
         push=True,
         load=True,
@@ -219,13 +230,14 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--build-arg", "=x", "."], "has no name"),
         (["--label", "=x", "."], "has no name"),
         (["--annotation", "x", "."], "is not KEY=VALUE"),
-        (["--annotation", "index:x=y", "."], "not supported yet"),
+        (["--annotation", "index-descriptor:x=y", "."], "not supported yet"),
         (["--secret", "x", "."], "isn't understood"),
         (["--secret", "src=x", "."], "needs an id"),
         (["--secret", "id=x,src=y,env=z", "."], "either src or env"),
         (["--secret", "id=x,type=other", "."], "needs an id"),
         (["--build-context", "x", "."], "is not NAME=VALUE"),
-        (["--ssh=default", "."], "--ssh is not supported yet"),
+        (["--ssh==x", "."], "is not default, ID=SOCKET"),
+        (["--allow", "all", "."], "no such entitlement"),
         (["-o", "type=local", "."], "type=local needs dest"),
         (["--output=type=tra", "."], 'there is no type "tra"'),
         (["--cache-from=x", "."], "--cache-from is not supported yet"),
@@ -376,6 +388,31 @@ def test_digests_and_names_are_written_to_files(kept: Kept, context: Path, tmp_p
     with kept.backend.open_blob(digest) as stream:
         assert descriptor["size"] == len(stream.read())
     assert metadata["image.name"] == "docker.io/library/app:latest,docker.io/library/b:latest"
+
+
+def test_what_is_written_of_several_platforms_is_the_index(
+    kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = tmp_path / "several"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    words = ["--platform=linux/arm64,linux/amd64", "--annotation=index:a=b", "-t", "app"]
+    files = ["--iidfile", "iid", "--metadata-file", "meta"]
+    assert cli.main([*words, *files, str(context)]) == 0
+    name, digest = capsys.readouterr().out.split()
+    assert name == "docker.io/library/app:latest"
+    assert (tmp_path / "iid").read_text() == digest
+    with kept.backend.open_blob(digest) as stream:
+        document = json.loads(stream.read())
+    assert [entry["platform"]["architecture"] for entry in document["manifests"]] == [
+        "arm64",
+        "amd64",
+    ]
+    assert document["annotations"] == {"a": "b"}
+    metadata = json.loads((tmp_path / "meta").read_text())
+    assert metadata["containerimage.digest"] == digest
+    assert metadata["containerimage.descriptor"]["mediaType"] == OCI_INDEX
+    assert "containerimage.config.digest" not in metadata
 
 
 def test_a_file_that_cannot_be_written_is_told(
@@ -546,7 +583,7 @@ def test_the_containerd_backend_knows_all_options_that_it_is_given(
         "--containerd-address=/a", "--containerd-namespace=n", "--snapshotter=s", "--runner=task", "--moby-labels",
         "--hosts-dir=/h", ".",
     )  # fmt: skip
-    options = parse_options(cli._backend_options(arguments))
+    options = parse_options(backend_options(arguments, os.environ))
     assert options.address == "/a"
     assert options.moby_labels is True
     assert options.runner == "task"
@@ -838,13 +875,15 @@ def test_a_secret_is_in_a_file_or_in_the_environment(text: str, expected: Secret
 
 def test_secrets_are_read_where_they_are(context: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xffbytes\n")
-    found = cli._secrets(parsed("--secret=id=a,src=file", "--secret=id=b,env=HOME", str(context)))
+    found = secrets_of(
+        parsed("--secret=id=a,src=file", "--secret=id=b,env=HOME", str(context)), os.environ
+    )
     assert (found["a"], found["b"]) == (Secret(b"\xffbytes\n"), Secret(str(tmp_path).encode()))
     assert "bytes" not in repr(found)
     (tmp_path / "large").write_bytes(bytes(600_000))
     for wrong in ("id=a,src=nowhere", "id=a,env=NOT_SET", "id=a,src=large"):
         with pytest.raises(UsageError):
-            cli._secrets(parsed(f"--secret={wrong}", str(context)))
+            secrets_of(parsed(f"--secret={wrong}", str(context)), os.environ)
 
 
 def test_build_args_of_a_file_give_way_to_those_of_the_command_line(
@@ -854,11 +893,11 @@ def test_build_args_of_a_file_give_way_to_those_of_the_command_line(
     (tmp_path / "one").write_bytes(b"# A=0\r\nA=1\r\n\n  \nB= x y \nFROM_OUTSIDE\nNOT_SET\n")
     (tmp_path / "two").write_text("A=2\nC=#3\n")
     files = ("--build-arg-file=one", "--build-arg-file=two")
-    found = cli._build_args(parsed(*files, "--build-arg=C=4", str(context)))
+    found = build_args_of(parsed(*files, "--build-arg=C=4", str(context)), os.environ)
     assert found == {"A": "2", "B": " x y ", "FROM_OUTSIDE": "outside", "C": "4"}
     (tmp_path / "one").write_text("=x\n")
     with pytest.raises(UsageError):
-        cli._build_args(parsed(*files, str(context)))
+        build_args_of(parsed(*files, str(context)), os.environ)
 
 
 def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -874,16 +913,86 @@ def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPat
     }
     for name, value in {**given, "https_proxy": ""}.items():
         monkeypatch.setenv(name, value)
-    assert cli._proxies() == getproxies_environment()
+    assert proxies_of(os.environ) == getproxies_environment()
     monkeypatch.delenv("http_proxy")
     monkeypatch.setenv("REQUEST_METHOD", "GET")
-    assert cli._proxies() == getproxies_environment() == {"no": "c", "ftp": "http://d"}
+    assert proxies_of(os.environ) == getproxies_environment() == {"no": "c", "ftp": "http://d"}
 
 
 def test_a_usage_error_exits_with_2_and_a_hint() -> None:
-    done = run("--ssh", "default", ".")
+    done = run("--sbom", "x", ".")
     assert done.returncode == 2
-    assert done.stderr == "error: --ssh is not supported yet (SSH agents)\n"
+    assert done.stderr == "error: --sbom is not supported yet (SBOMs)\n"
+
+
+# What is lent to steps
+
+
+@pytest.fixture
+def lent(kept: Kept, context: Path) -> Path:
+    """A Dockerfile whose step shows what it was given."""
+    del kept
+    text = "FROM busybox\nRUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E "
+    text += "cat /run/secrets/s && echo $E\n"
+    (context / "Dockerfile").write_text(text)
+    return context
+
+
+def test_secrets_come_from_files_and_the_environment(
+    lent: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").write_text("from a file\n")
+    monkeypatch.setenv("V", "from a variable")
+    words = ["--no-cache", "--progress=plain", str(lent)]
+    for secret, name in (
+        ("id=s,src=file", "id=e,env=V"),
+        ("id=s,type=file,src=file", "id=e,type=env,src=V"),
+    ):
+        assert cli.main(["--secret", secret, "--secret", name, *words]) == 0
+        err = capsys.readouterr().err
+        assert "from a file" in err
+        assert "from a variable" in err
+    monkeypatch.setenv("e", "by its name")
+    Path("s").write_text("by its id\n")
+    assert cli.main(["--secret", "id=s", "--secret", "id=e", *words]) == 0
+    err = capsys.readouterr().err
+    assert "by its id" in err
+    assert "by its name" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--secret", "id=s,src=missing"], "missing"),
+        (["--secret", "id=s,src=/"], "directory"),
+        (["--secret", "id=s,env=MISSING"], "not in the environment"),
+        (["--ssh", "default"], "SSH_AUTH_SOCK"),
+        (["--ca", "nothing"], "nothing"),
+        (["--ca", "file"], "no certificate"),
+    ],
+)
+def test_what_cant_be_lent_is_told(
+    lent: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: Any,
+    said: Any,
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    Path("file").write_text("no PEM\n")
+    assert cli.main([*words, str(lent)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_certificates_are_lent_to_every_step(
+    kept: Kept, context: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del kept
+    certificate = "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"
+    Path("ca.pem").write_text(certificate)
+    (context / "Dockerfile").write_text("FROM busybox\nRUN cat $SSL_CERT_FILE\n")
+    assert cli.main(["--progress=plain", "--ca=ca.pem", "--ca=ca.pem", str(context)]) == 0
+    assert capsys.readouterr().err.count("BEGIN CERTIFICATE") == 2
 
 
 # Dry runs
@@ -914,7 +1023,7 @@ def test_a_dry_run_needs_no_backend(
     def refuse(name: Any, options: Any = None) -> Any:
         raise BackendUnavailable("nothing listens", hint="start containerd")
 
-    monkeypatch.setattr("pybuild.api.open_backend", refuse)
+    monkeypatch.setattr("pybuild.lookups.open_backend", refuse)
     assert cli.main(["--dry-run", "--backend", backend, str(context)]) == 0
     out, err = capsys.readouterr()
     assert "not resolved: docker.io/library/busybox:latest" in out

@@ -68,6 +68,32 @@ def test_the_capabilities_are_dockers_default_set_and_none_is_inherited() -> Non
     }
 
 
+def test_an_insecure_process_has_all_that_the_machine_has_and_nothing_hidden() -> None:
+    machine = Machine("amd64", masked=("/sys/mine",), capabilities=("CAP_CHOWN", "CAP_SYS_ADMIN"))
+    spec = _spec(machine, insecure=True)
+    capabilities = spec["process"]["capabilities"]
+    assert capabilities["effective"] == ["CAP_CHOWN", "CAP_SYS_ADMIN"]
+    assert "inheritable" not in capabilities
+    linux = spec["linux"]
+    assert {"maskedPaths", "readonlyPaths", "seccomp"}.isdisjoint(linux)
+    assert linux["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
+    options = {mount["destination"]: mount["options"] for mount in spec["mounts"]}
+    assert "rw" in options["/sys"]
+    assert "ro" not in options["/sys"] + options["/sys/fs/cgroup"]
+    assert (
+        len(_spec(any_machine(machine), insecure=True)["process"]["capabilities"]["bounding"]) > 40
+    )
+
+
+def test_secret_variables_are_not_in_the_specification() -> None:
+    assert "canary" not in json.dumps(_spec(secret_env=(("TOKEN", "canary"),)))
+
+
+def test_the_control_group_lies_below_the_given_one() -> None:
+    assert _spec()["linux"]["cgroupsPath"] == "/pybuild/box"
+    assert _spec(cgroup_parent="/a/b")["linux"]["cgroupsPath"] == "/a/b/box"
+
+
 def test_sudo_may_work() -> None:
     assert _spec()["process"]["noNewPrivileges"] is False
 

@@ -1,8 +1,9 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from pybuild.backend import BaseImage, Capability, HostEntry, Network, Ulimit
+from pybuild.backend import BaseImage, Capability, HostEntry, Network, Sharing, Ulimit
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import (
     DockerfileError,
@@ -10,6 +11,7 @@ from pybuild.errors import (
     PybuildError,
     SourceRange,
     UnsupportedByBackend,
+    UsageError,
 )
 from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
@@ -21,7 +23,10 @@ from pybuild.plan.steps import (
     CopyStep,
     InlineFile,
     PlannedBind,
+    PlannedCache,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedStage,
     PlannedTmpfs,
     RunDefaults,
@@ -501,7 +506,122 @@ def test_mounts_of_a_run() -> None:
     )
 
 
-@pytest.mark.parametrize("mount", ["target=/", "target=..", "type=tmpfs,target=/a/.."])
+def mounts(body: str, **args: str) -> tuple[Any, ...]:
+    step = plan(f"FROM base AS src\nFROM base\nWORKDIR /w\n{body}\n", **args).target.steps[-1]
+    assert isinstance(step, RunStep)
+    return step.mounts
+
+
+def cache(target: str, ident: str, **members: Any) -> PlannedCache:
+    known: dict[str, Any] = {"sharing": Sharing.SHARED, "source": None, "path": ""}
+    known |= {"readonly": False, "mode": None, "uid": None, "gid": None}
+    return PlannedCache(target, ident, **known | members)
+
+
+def test_a_cache_is_known_by_its_target_as_written_or_its_id() -> None:
+    run = "RUN --mount=type=cache,target="
+    assert mounts(f"{run}/root/.cache/ x") == (cache("/root/.cache", "//root/.cache"),)
+    assert mounts(f"{run}here x") == (cache("/w/here", "/here"),)
+    assert mounts(f"ARG i=../../a\n{run}/c,id=$i x") == (cache("/c", "/../../a"),)
+    ns = mounts(f"{run}/c,id=a x", BUILDKIT_CACHE_MOUNT_NS="mine")
+    assert ns == (cache("/c", "mine/a"),)
+
+
+def test_a_cache_takes_all_that_is_said_of_it() -> None:
+    options = "from=src,source=/a/../b,sharing=locked,mode=0700,uid=5,gid=6,ro"
+    (made,) = mounts(f"RUN --mount=type=cache,target=/c,{options} x")
+    assert made == cache(
+        "/c",
+        "//c",
+        sharing=Sharing.LOCKED,
+        source=StageSource(0),
+        path="b",
+        readonly=True,
+        mode=0o700,
+        uid=5,
+        gid=6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("id=a", PlannedSecret("a", "/run/secrets/a", None, False, 0o400, 0, 0)),
+        ("id=a/b", PlannedSecret("a/b", "/run/secrets/b", None, False, 0o400, 0, 0)),
+        ("target=/x/y", PlannedSecret("y", "/x/y", None, False, 0o400, 0, 0)),
+        ("id=a,target=t", PlannedSecret("a", "/w/t", None, False, 0o400, 0, 0)),
+        ("id=a,env=B", PlannedSecret("a", None, "B", False, 0o400, 0, 0)),
+        ("id=a,env=", PlannedSecret("a", None, "a", False, 0o400, 0, 0)),
+        ("id=a,env=B,target=/t", PlannedSecret("a", "/t", "B", False, 0o400, 0, 0)),
+        (
+            "src=a,required,mode=4640,uid=1,gid=2",
+            PlannedSecret("a", "/run/secrets/a", None, True, 0o640, 1, 2),
+        ),
+    ],
+)
+def test_a_secret_is_found_by_its_id(options: str, expected: PlannedSecret) -> None:
+    assert mounts(f"RUN --mount=type=secret,{options} x") == (expected,)
+
+
+def test_agents_are_numbered_and_the_first_is_the_usual_one() -> None:
+    text = "RUN --mount=type=ssh --mount=type=ssh,id=b,required,mode=0666,uid=1,gid=2 x"
+    step = run(text)
+    assert step.mounts == (
+        PlannedSsh("default", "/run/buildkit/ssh_agent.0", False, 0o600, 0, 0),
+        PlannedSsh("b", "/run/buildkit/ssh_agent.1", True, 0o666, 1, 2),
+    )
+    assert dict(step.env)["SSH_AUTH_SOCK"] == "/run/buildkit/ssh_agent.0"
+    assert dict(run(f"ENV SSH_AUTH_SOCK=/mine\n{text}").env)["SSH_AUTH_SOCK"] == "/mine"
+    assert "SSH_AUTH_SOCK" not in dict(run("RUN x").env)
+
+
+@pytest.mark.parametrize(
+    ("flag", "allowed", "entitlement"),
+    [
+        ("--network=host", "network.host", "network.host"),
+        ("--security=insecure", "security.insecure", "security.insecure"),
+        ("--device=vendor.com/gpu=0", "device", "device=vendor.com/gpu=0"),
+        ("--device=vendor.com/gpu=0", "device=vendor.com/gpu=0", "device=vendor.com/gpu=0"),
+    ],
+)
+def test_what_needs_an_entitlement_is_planned_with_it_alone(
+    flag: str, allowed: str, entitlement: str
+) -> None:
+    other = {"network.host", "security.insecure", "device=other"} - {allowed}
+    for body in (f"RUN {flag} x", f"USER me\nRUN {flag} x"):
+        request = replace(REQUEST, run=RunDefaults(allowed=frozenset(other)))
+        with pytest.raises(UsageError) as caught:
+            plan(f"FROM base\n{body}\n", request)
+        assert f"needs the entitlement {entitlement}," in caught.value.message
+        assert caught.value.hint is not None
+        assert f"--allow {entitlement}" in caught.value.hint
+        assert caught.value.where is not None
+        assert caught.value.where.start_line == 1 + len(body.splitlines())
+    step = run(f"RUN {flag} x", replace(REQUEST, run=RunDefaults(allowed=frozenset({allowed}))))
+    assert step.insecure is ("insecure" in flag)
+    assert (step.network is Network.HOST) is ("network" in flag)
+
+
+def test_a_device_that_is_required_is_refused_even_if_allowed() -> None:
+    request = replace(REQUEST, run=RunDefaults(allowed=frozenset({"device"})))
+    with pytest.raises(UnsupportedByBackend, match=r"vendor\.com/gpu") as caught:
+        plan("FROM base\nRUN --device=vendor.com/gpu,required x\n", request)
+    assert caught.value.where is not None
+    # a stage that isn't needed may have it
+    plan("FROM base AS unused\nRUN --device=vendor.com/gpu,required x\nFROM base\n", request)
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        "target=/",
+        "target=..",
+        "type=tmpfs,target=/a/..",
+        "type=cache,target=/",
+        "type=secret,id=a,target=/",
+        "type=ssh,target=/",
+    ],
+)
 def test_nothing_is_mounted_on_the_root(mount: str) -> None:
     assert "invalid mount target" in refused(f"RUN --mount={mount} x").message
 
@@ -649,36 +769,16 @@ def test_a_checksum_is_for_one_remote_source() -> None:
     assert str(copy(f"ADD --checksum={digest} http://a/b /").remotes[0].location) == "http://a/b"
 
 
-# What can't be run yet
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("RUN --mount=type=secret,id=x y", "RUN --mount=type=secret can't be run yet"),
-        ("RUN --mount=type=ssh y", "RUN --mount=type=ssh can't be run yet"),
-        ("RUN --mount=type=cache,target=/c y", "RUN --mount=type=cache can't be run yet"),
-        ("ENV t=ssh\nRUN --mount=type=$t y", "RUN --mount=type=ssh can't be run yet"),
-        ("RUN --security=insecure y", "RUN --security=insecure can't be run yet"),
-        ("RUN --device=vendor.com/gpu y", "RUN --device can't be run yet"),
-    ],
-)
-def test_what_this_version_cannot_run_is_refused_with_its_line(body: str, words: str) -> None:
-    error = refused(body)
-    assert isinstance(error, UnsupportedByBackend)
-    assert error.message == words
-    assert error.where is not None
-    assert error.where.start_line == 1 + len(body.splitlines())
-    plan(f"FROM base AS unused\n{body}\nFROM base\n")  # a stage that isn't needed may have it
-
-
 def test_needs_names_each_capability_with_its_places() -> None:
     text = (
         "FROM base AS a\nRUN --network=none --mount=target=/x x\n"
         "FROM base\nRUN --network=host --mount=type=tmpfs,target=/t x\n"
         "RUN <<E\n#!/x\nE\nCOPY --from=a / /\nWORKDIR /w\n"
+        "RUN --network=none --security=insecure --mount=type=cache,target=/c "
+        "--mount=type=secret,id=s --mount=type=ssh x\n"
     )
-    request = replace(REQUEST, run=RunDefaults(network=Network.HOST))
+    allowed = frozenset({"security.insecure"})
+    request = replace(REQUEST, run=RunDefaults(network=Network.HOST, allowed=allowed))
     found = [(need.capability, need.where.start_line) for need in needs(plan(text, request))]
     assert found == [
         (Capability.RUN, 2),
@@ -690,7 +790,15 @@ def test_needs_names_each_capability_with_its_places() -> None:
         (Capability.RUN, 5),
         (Capability.NETWORK_HOST, 5),
         (Capability.BIND_MOUNT, 5),
+        (Capability.RUN, 10),
+        (Capability.NETWORK_NONE, 10),
+        (Capability.INSECURE, 10),
+        (Capability.CACHE_MOUNT, 10),
+        (Capability.SECRET_MOUNT, 10),
+        (Capability.SSH_MOUNT, 10),
     ]
+    grouped = replace(REQUEST, run=RunDefaults(cgroup_parent="/g"))
+    assert needs(plan("FROM base\nRUN x\n", grouped))[1].capability is Capability.CGROUP_PARENT
     assert needs(plan("FROM base\nCOPY a /\n")) == ()
 
 

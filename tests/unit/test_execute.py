@@ -1,12 +1,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from building import NoActivity, image_of, memory_backend
 
-from pybuild.backend import BindMount, HostEntry, Network, ROLayer, TmpfsMount, Ulimit, User
+from pybuild.backend import (
+    BindMount,
+    CacheMount,
+    HostEntry,
+    Network,
+    ROLayer,
+    SecretMount,
+    Sharing,
+    SshMount,
+    TmpfsMount,
+    Ulimit,
+    User,
+)
 from pybuild.errors import RunFailed, SourceRange, StepFailed
 from pybuild.files.trees import MemoryTree
 from pybuild.oci.layerindex import Entry, Kind
@@ -16,7 +30,10 @@ from pybuild.plan.steps import (
     ImageSource,
     InlineFile,
     PlannedBind,
+    PlannedCache,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedTmpfs,
     RunStep,
     StageSource,
@@ -33,6 +50,8 @@ from pybuild.run.execute import (
     perform,
     prepare,
 )
+from pybuild.run.lending import Lent
+from pybuild.secrets import Secret
 from pybuild.testkit.memory import MemoryBackend
 from pybuild.testkit.toyshell import RunOutcome
 from pybuild.testkit.workbench import file, folder, symlink
@@ -62,7 +81,7 @@ def layer(backend: MemoryBackend) -> Iterator[ROLayer]:
         yield made
 
 
-def prepared(step: Step, layer: ROLayer) -> Prepared:
+def prepared(step: Step, layer: ROLayer, lent: Lent | None = None) -> Prepared:
     def open_source(source: Any) -> Any:
         return (
             SourceFiles(CONTEXT)
@@ -70,7 +89,7 @@ def prepared(step: Step, layer: ROLayer) -> Prepared:
             else SourceFiles(layer.tree(), layer)
         )
 
-    return prepare(step, layer, open_source, CREATED)
+    return prepare(step, layer, open_source, CREATED, lent or Lent())
 
 
 def run_step(**members: Any) -> RunStep:
@@ -197,6 +216,82 @@ def test_mounts_have_resolved_sources(layer: ROLayer) -> None:
     assert entry.mode == 0o755
     with script.tree.open(script.path) as stream:
         assert stream.read() == b"#!/x\n"
+
+
+def test_caches_that_begin_or_belong_otherwise_have_other_ids(layer: ROLayer) -> None:
+    plain = PlannedCache("/c", "i", Sharing.SHARED, None, "", False, None, None, None)
+    mounts = (
+        plain,
+        replace(plain, target="/d", sharing=Sharing.LOCKED, readonly=True),
+        replace(plain, path="a/b"),
+        replace(plain, uid=0),
+        replace(plain, mode=0o700),
+        replace(plain, source=StageSource(1)),
+        replace(plain, source=ContextSource()),
+        replace(plain, source=ContextSource(), path="sub"),
+        replace(plain, source=ContextSource(), path="link"),
+    )
+    made = prepared(run_step(mounts=mounts), layer)
+    assert isinstance(made, PreparedRun)
+    caches = [mount for mount in made.mounts if isinstance(mount, CacheMount)]
+    idents = [mount.ident for mount in caches]
+    assert idents[:3] == ["i", "i", "i"]
+    assert len(set(idents)) == 6
+    assert idents[-1] == idents[-2]
+    assert [mount.inside for mount in caches[:3]] == [b"", b"", b"a/b"]
+    assert caches[7] == CacheMount("/c", idents[7], tree=CONTEXT, path=b"sub")
+    assert (caches[3].mode, caches[4].mode) == (0o755, 0o700)
+
+
+def test_a_cache_begins_with_a_folder_only(layer: ROLayer) -> None:
+    cache = PlannedCache(
+        "/c", "i", Sharing.SHARED, ContextSource(), "a.txt", False, None, None, None
+    )
+    with pytest.raises(StepFailed, match="is no folder"):
+        prepared(run_step(mounts=(cache,)), layer)
+
+
+def test_what_is_lent_is_shown_and_what_is_not_is_left_out(layer: ROLayer) -> None:
+    both = PlannedSecret("s", "/s", "TOKEN", False, 0o440, 1, 2)
+    agent = PlannedSsh("default", "/agent", False, 0o600, 0, 0)
+    step = run_step(env=(("TOKEN", "shown"), ("A", "1")), mounts=(both, agent))
+    without = prepared(step, layer)
+    assert isinstance(without, PreparedRun)
+    assert (without.mounts, without.process.secret_env) == ((), ())
+    assert without.process.env == step.env
+    lent = Lent({"s": Secret(b"canary\n")}, {"default": Path("/run/agent")})
+    made = prepared(step, layer, lent)
+    assert isinstance(made, PreparedRun)
+    assert made.mounts == (
+        SecretMount("/s", b"canary\n", 0o440, 1, 2),
+        SshMount("/agent", Path("/run/agent")),
+    )
+    assert made.process.secret_env == (("TOKEN", "canary\n"),)
+    assert made.process.env == (("A", "1"),)
+    assert "canary" not in f"{made!r} {lent!r}"
+
+
+def test_a_secret_with_a_nul_is_no_variable(layer: ROLayer) -> None:
+    step = run_step(mounts=(PlannedSecret("s", None, "S", False, 0o400, 0, 0),))
+    with pytest.raises(StepFailed, match="NUL"):
+        prepared(step, layer, Lent({"s": Secret(b"a\0b")}))
+
+
+def test_certificates_are_shown_with_the_images_own(backend: MemoryBackend) -> None:
+    bundle = b"etc/ssl/certs/ca-certificates.crt"
+    folders = [folder(b"etc"), folder(b"etc/ssl"), folder(b"etc/ssl/certs")]
+    backend.add_image("certified", None, [*folders, file(bundle, b"own")])
+    backend.add_image("hostile", None, [*folders, symlink(bundle, b"../../../../etc/shadow")])
+    for name, content in (("certified", b"own\nlent\n"), ("hostile", b"lent\n")):
+        with backend.checkout(image_of(backend, name), NoActivity()) as layer:
+            step = run_step(env=(("PIP_CERT", "/mine"),))
+            made = prepared(step, layer, Lent(ca=b"lent\n"))
+            assert isinstance(made, PreparedRun)
+            (mount,) = made.mounts
+            assert isinstance(mount, SecretMount)
+            assert (mount.content, mount.mode) == (content, 0o444)
+            env = dict(made.process.env)
+            assert (env["SSL_CERT_FILE"], env["PIP_CERT"]) == (mount.target, "/mine")
 
 
 @pytest.mark.parametrize("path", ["nowhere", "sub/nowhere", "out", "../../etc/passwd"])

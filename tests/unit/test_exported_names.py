@@ -13,6 +13,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "BuildCancelled",
         "BuildFinished",
         "BuildResult",
+        "BuiltImage",
         "CancelToken",
         "CheckResult",
         "ContextError",

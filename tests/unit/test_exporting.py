@@ -211,7 +211,7 @@ def test_media_types_names_and_annotations_are_each_outputs_own(
         tags=["app"],
         annotations={"all": "x"},
     )
-    ours, theirs = (one.manifest for one in result.outputs)
+    ours, theirs = (one.descriptor for one in result.outputs)
     assert (ours.media_type, result.digest) == (DOCKER_MANIFEST, ours.digest)
     assert theirs.digest != ours.digest
     assert image_of(backend, "other:3").digest == image_of(backend).digest == ours.digest
@@ -228,7 +228,7 @@ def test_a_tar_has_the_merged_files_of_all_layers(backend: MemoryBackend) -> Non
         dockerfile="FROM busybox\nRUN rm /etc/group\nRUN echo made > /made\nUSER web\n",
         created=EPOCH,
     )
-    assert result.outputs[0].manifest is None
+    assert result.outputs[0].descriptor is None
     assert result.digest.startswith("sha256:")
     with tarfile.open(fileobj=io.BytesIO(stream.getvalue())) as archive:
         names = archive.getnames()

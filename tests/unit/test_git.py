@@ -26,6 +26,8 @@ from pybuild.testkit.memory import MemoryBackend
 from pybuild.testkit.workbench import RecordingActivity
 from serving import Repository, WebServer, git_daemon
 
+pytestmark = pytest.mark.git
+
 COMMITTED = 1700000000
 
 

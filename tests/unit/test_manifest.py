@@ -16,11 +16,13 @@ from pybuild.oci.descriptor import (
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
     Descriptor,
+    digest_of,
 )
 from pybuild.oci.manifest import (
     MAX_CONFIG_SIZE,
     MAX_LAYERS,
     MAX_MANIFEST_SIZE,
+    index_document,
     make_manifest,
     media_type_of,
     parse_index,
@@ -28,7 +30,7 @@ from pybuild.oci.manifest import (
     platforms,
     select,
 )
-from pybuild.oci.platform import parse_platform
+from pybuild.oci.platform import Platform, parse_platform
 
 A, B, C = ("sha256:" + letter * 64 for letter in "abc")
 
@@ -66,6 +68,37 @@ def test_a_manifest_is_read() -> None:
     assert found.layers == (Descriptor(OCI_LAYER_GZIP, B, 20),)
     assert found.annotations == {"k": "v"}
     assert found.media_type == OCI_MANIFEST
+
+
+def test_an_index_is_made_canonical_and_read_back() -> None:
+    entries = (
+        (Descriptor(OCI_MANIFEST, A, 5), parse_platform("linux/amd64")),
+        (Descriptor(OCI_MANIFEST, B, 6, {"k": "v"}), parse_platform("linux/arm/v7")),
+        (Descriptor(OCI_MANIFEST, C, 7), Platform("windows", "amd64", os_version="10.0.1")),
+    )
+    made = index_document(entries, {"b": "ü", "a": "1"})
+    assert made.index_bytes.decode() == (
+        '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":['
+        f'{{"mediaType":"{OCI_MANIFEST}","digest":"{A}","size":5,'
+        '"platform":{"architecture":"amd64","os":"linux"}},'
+        f'{{"mediaType":"{OCI_MANIFEST}","digest":"{B}","size":6,"annotations":{{"k":"v"}},'
+        '"platform":{"architecture":"arm","os":"linux","variant":"v7"}},'
+        f'{{"mediaType":"{OCI_MANIFEST}","digest":"{C}","size":7,'
+        '"platform":{"architecture":"amd64","os":"windows","os.version":"10.0.1"}}],'
+        '"annotations":{"a":"1","b":"ü"}}'
+    )
+    assert made.index.digest == digest_of(made.index_bytes)
+    assert made.index.size == len(made.index_bytes)
+    found = parse_index(made.index_bytes, OCI_INDEX)
+    assert found.manifests == entries
+    assert found.annotations == {"a": "1", "b": "ü"}
+
+
+def test_a_docker_manifest_list_is_made_and_read_back() -> None:
+    entries = ((Descriptor(DOCKER_MANIFEST, A, 5), parse_platform("linux/amd64")),)
+    made = index_document(entries, docker=True)
+    assert made.index.media_type == DOCKER_INDEX
+    assert parse_index(made.index_bytes, DOCKER_INDEX).manifests == entries
 
 
 def test_a_docker_manifest_is_read() -> None:

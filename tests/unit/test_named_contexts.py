@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -80,7 +80,7 @@ def test_a_run_sees_a_context_as_a_mount(docs: Path) -> None:
     seen: list[bytes] = []
 
     def runner(process: object, tree: object, mounts: object, activity: object) -> RunOutcome:
-        assert isinstance(mounts, tuple)
+        assert isinstance(mounts, Sequence)
         (mount,) = mounts
         assert isinstance(mount, BindMount)
         with mount.tree.open(b"a.txt") as stream:

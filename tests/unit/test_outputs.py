@@ -89,7 +89,7 @@ def test_every_output_of_an_image_takes_the_same_options(text: str, options: Ima
         ("type=image,compression=zstd,compression-level=0", "is not 1 to 22", None),
         ("type=image,compression-level=-1", "is not 0 to 9", None),
         ("type=image,compression=uncompressed,compression-level=1", "there is no", None),
-        ("type=image,annotation-index.a=b", "isn't supported", "only manifests"),
+        ("type=image,annotation-index-descriptor.a=b", "has no option", "there are"),
         ('type=image,"name=a', "unexpected end of data", None),
         ("type=tar,dest=a\nb", "new-line", None),
     ],

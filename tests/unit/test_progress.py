@@ -27,17 +27,11 @@ from pybuild.run.events import (
 from pybuild.run.progress.plain import PlainReporter, size_text
 from pybuild.run.progress.rawjson import JsonReporter
 from pybuild.run.progress.tty import TtyReporter
-from pybuild.run.result import BuildResult
+from pybuild.run.result import BuildResult, BuiltImage
 
 WHERE = SourceRange("Dockerfile", 2, 3)
-RESULT = BuildResult(
-    Descriptor(OCI_MANIFEST, "sha256:d", 1),
-    "sha256:c",
-    ("a:1",),
-    Platform("linux", "amd64"),
-    (),
-    1.5,
-)
+IMAGES = {Platform("linux", "amd64"): BuiltImage("sha256:d", "sha256:c")}
+RESULT = BuildResult(Descriptor(OCI_MANIFEST, "sha256:d", 1), ("a:1",), IMAGES, (), 1.5)
 
 
 def plain(*events: Event, clock: Any = lambda: 0.0) -> str:

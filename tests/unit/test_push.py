@@ -22,7 +22,7 @@ from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.descriptor import OCI_LAYER_GZIP, Descriptor, digest_of
 from pybuild.oci.hosts import load_hosts
 from pybuild.oci.image_config import ImageConfig
-from pybuild.oci.manifest import ImageDocuments, image_documents, parse_manifest
+from pybuild.oci.manifest import Documents, ImageDocuments, image_documents, parse_manifest
 from pybuild.oci.platform import Platform
 from pybuild.oci.push import push_image
 from pybuild.oci.reference import parse_reference
@@ -66,7 +66,7 @@ class Image:
     def push(self, client: RegistryClient, registry: Registry, *names: str, **options: Any) -> None:
         references = [parse_reference(f"{registry.address}/{name}") for name in names]
         activity = options.pop("activity", NoActivity())
-        push_image(client, self.documents, self.open, references, activity, **options)
+        push_image(client, Documents((self.documents,)), self.open, references, activity, **options)
 
 
 def check(registry: Registry, image: Image, name: str) -> None:
@@ -403,7 +403,7 @@ def test_a_hosts_file_says_where_to_push(registry: Registry, tmp_path: Path) -> 
         image = Image(SMALL)
         with RegistryClient(load_hosts(tmp_path), retry=QUICK) as client:
             name = parse_reference("registry.example/app:1")
-            push_image(client, image.documents, image.open, [name], NoActivity())
+            push_image(client, Documents((image.documents,)), image.open, [name], NoActivity())
         check(registry, image, "app:1")
         assert mirror.requests == []
         assert all("ns=registry.example" in one.target for one in writes(registry.requests))

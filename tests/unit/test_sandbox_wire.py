@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybuild.errors import UsageError
-from pybuild.sandbox.spec import Bind, Overlay, Plain, RunSpec, SmallFile, Tmpfs, as_value
+from pybuild.sandbox.spec import Bind, Overlay, Plain, RunSpec, SmallFile, Socket, Tmpfs, as_value
 from pybuild.sandbox.wire import decode, encode
 
 VALUES = st.recursive(
@@ -40,19 +40,21 @@ def test_a_specification_keeps_every_byte_and_the_order_of_descriptors() -> None
             Bind("/one", 7),
             SmallFile("/f", b"\0", uid=3),
             Tmpfs("/t", 10),
-            Bind("/two", b"/src"),
+            Bind("/two", b"/src", inside=b"a/b"),
             Bind("/three", 5, readonly=False),
+            Socket("/s", b"/here", 0o620, 7, 8),
         ),
     )
     value = decode(encode(as_value(spec)))
     assert value[b"overlay"] == [[b"/\xff", b"/b"], b"/u", b"/w", 0]
     assert value[b"args"] == [b"a", b"\xff"]
     assert value[b"mounts"] == [
-        [b"bind", b"/one", 0, 1],
+        [b"bind", b"/one", 0, 1, b""],
         [b"file", b"/f", b"\0", 0o644, 3, 0],
         [b"tmpfs", b"/t", b"10", 0o1777],
-        [b"bind", b"/two", b"/src", 1],
-        [b"bind", b"/three", 1, 0],
+        [b"bind", b"/two", b"/src", 1, b"a/b"],
+        [b"bind", b"/three", 1, 0, b""],
+        [b"socket", b"/s", b"/here", 0o620, 7, 8],
     ]
 
 

@@ -41,6 +41,7 @@ def stage(index: int, *needs: int, parent: int | None = None) -> PlannedStage:
     return PlannedStage(
         index=index,
         name=None,
+        label=f"stage-{index}",
         platform=LINUX,
         parent=ImageSource(None) if parent is None else StageSource(parent),
         steps=steps,
@@ -81,6 +82,7 @@ def test_a_stage_needs_its_parent_its_copies_and_its_mounts() -> None:
     whole = PlannedStage(
         index=9,
         name=None,
+        label="stage-9",
         platform=LINUX,
         parent=base.parent,
         steps=(*base.steps, step),

@@ -1,15 +1,23 @@
-"""A built image to one output."""
+"""What a build made to one output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
-from pybuild.backend import Activity, Backend, ImageSpec, ROLayer
+from pybuild.backend import Activity
 from pybuild.backends import open_backend
 from pybuild.errors import UsageError
 from pybuild.export.folder import write_folder as write_rootfs_folder
+from pybuild.export.images import (
+    TargetImages,
+    WantedImages,
+    all_names,
+    load_images,
+    store_images,
+    wanted_images,
+)
 from pybuild.export.layout import (
     docker_files,
     index_entries,
@@ -31,63 +39,66 @@ from pybuild.export.outputs import (
     RegistryOutput,
     TarOutput,
 )
-from pybuild.export.rootfs import write_rootfs
+from pybuild.export.rootfs import write_rootfs, write_rootfs_each
 from pybuild.oci.blobs import image_blobs
 from pybuild.oci.push import push_image
-from pybuild.oci.reference import Reference, parse_reference, with_default_tag
+from pybuild.oci.reference import Reference
 from pybuild.oci.registry import RegistryClient
 from pybuild.run.result import OutputResult
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltImage:
-    """What a build made: `spec` with the build's own names, and the layer it describes.
-
-    ``newest`` is SOURCE_DATE_EPOCH in seconds since 1970, if there is one.
-    """
-
-    backend: Backend
-    spec: ImageSpec
-    top: ROLayer
-    newest: int | None = None
-
-
-def image_name(text: str) -> Reference:
-    """The normalised name `text` for a new image. Raises UsageError."""
-    reference = parse_reference(text)
-    if reference.digest:
-        raise UsageError(
-            f'the image can\'t be named "{text}"', hint="a name has no digest: that is made here"
-        )
-    return with_default_tag(reference)
-
-
-def check_output(output: Output, names: Sequence[Reference]) -> None:
+def check_output(output: Output, names: Sequence[Reference], *, as_index: bool) -> None:
     """Refuse, before anything is built, an output that would fail in the end.
 
-    `names` are the build's. Raises UsageError, ExportFailed.
+    `names` are the build's; with `as_index` it makes an index. Raises UsageError, ExportFailed.
     """
     match output:
         case RegistryOutput() | ImageOutput(push=True):
-            if not all_names(names, output.image):
+            if not _checked_names(output.image, names, as_index=as_index):
                 raise UsageError("an image can't be pushed without a name", hint="name it with -t")
         case ImageOutput() | BackendLoadOutput():
-            all_names(names, output.image)
+            _checked_names(output.image, names, as_index=as_index)
         case OciOutput():
-            all_names(names, output.image)
+            _checked_names(output.image, names, as_index=as_index)
             check_destination(output.dest, folder=not output.tar)
         case DockerOutput():
-            all_names(names, output.image)
+            _refuse_index(as_index=as_index)
+            _checked_names(output.image, names, as_index=as_index)
             check_destination(output.dest, folder=False)
         case DockerLoadOutput():
             from pybuild.export.dockersocket import check_docker  # noqa: PLC0415  (imports http)
 
-            all_names(names, output.image)
+            _refuse_index(as_index=as_index)
+            _checked_names(output.image, names, as_index=as_index)
             check_docker(output.host)
         case TarOutput():
             check_destination(output.dest, folder=False)
         case LocalOutput():
             check_destination(output.dest, folder=True)
+
+
+def _checked_names(
+    options: ImageOptions, names: Sequence[Reference], *, as_index: bool
+) -> tuple[Reference, ...]:
+    check_index_annotations(options.index_annotations, as_index=as_index)
+    return all_names(names, options)
+
+
+def check_index_annotations(annotations: Mapping[str, str], *, as_index: bool) -> None:
+    """Raise UsageError for annotations of an index that there won't be."""
+    if annotations and not as_index:
+        raise UsageError(
+            "an image for one platform has no index that could be annotated",
+            hint="build for several, or with the build arg BUILDKIT_MULTI_PLATFORM=1",
+        )
+
+
+def _refuse_index(*, as_index: bool) -> None:
+    if as_index:
+        raise UsageError(
+            "docker exporter does not currently support exporting manifest lists",
+            hint="build for one platform, or use type=oci",
+        )
 
 
 def describe_output(output: Output) -> str:
@@ -112,105 +123,101 @@ def describe_output(output: Output) -> str:
 
 
 def export(
-    image: BuiltImage, output: Output, client: Callable[[], RegistryClient], activity: Activity
+    built: TargetImages, output: Output, client: Callable[[], RegistryClient], activity: Activity
 ) -> OutputResult:
-    """Write the image to `output`. `client` is asked only if something is pushed.
+    """Write what was built to `output`. `client` is asked only if something is pushed.
 
     Raises ExportFailed, RegistryError, BackendError, InvalidImage, BuildCancelled; what was
     at the destination before stays then, but in a folder of files.
     """
     activity.raise_if_cancelled()
     match output:
+        case TarOutput():
+            _write_tar(built, output, activity)
+            return OutputResult("tar", _place(output.dest))
+        case LocalOutput():
+            _write_local(built, output, activity)
+            return OutputResult("local", output.dest)
+        case _:
+            wanted = wanted_images(built, output.image, activity)
+            kind, dest = _export_images(built, wanted, output, client, activity)
+            return OutputResult(
+                kind,
+                _place(dest),
+                wanted.documents.descriptor,
+                tuple(map(str, wanted.names)),
+                wanted.results(built),
+            )
+
+
+def _export_images(
+    built: TargetImages,
+    wanted: WantedImages,
+    output: ImageOutput
+    | RegistryOutput
+    | OciOutput
+    | DockerOutput
+    | DockerLoadOutput
+    | BackendLoadOutput,
+    client: Callable[[], RegistryClient],
+    activity: Activity,
+) -> tuple[str, Destination]:
+    """Write the images, and return the kind and place of the output's result."""
+    match output:
         case ImageOutput():
-            spec = _tuned(image, output.image, activity)
-            image.backend.create_image(spec, image.top, activity)
+            store_images(built, wanted, activity)
             if output.push:
-                _push(image, spec, client(), activity, by_digest=output.by_digest)
-            return _result("image", spec)
+                _push(built, wanted, client(), activity, by_digest=output.by_digest)
+            return "image", ""
         case RegistryOutput():
-            spec = _tuned(image, output.image, activity)
-            _push(image, spec, client(), activity, by_digest=output.by_digest)
-            return _result("registry", spec)
+            _push(built, wanted, client(), activity, by_digest=output.by_digest)
+            return "registry", ""
         case OciOutput():
-            spec = _tuned(image, output.image, activity)
-            _write_layout(image, spec, output, activity)
-            return _result("oci", spec, output.dest)
+            _write_layout(built, wanted, output, activity)
+            return "oci", output.dest
         case DockerOutput():
-            spec = _tuned(image, output.image, activity)
             with written(output.dest) as sink:
-                _docker_archive(image, spec, activity, sink)
-            return _result("docker", spec, output.dest)
+                _docker_archive(built, wanted, activity, sink)
+            return "docker", output.dest
         case DockerLoadOutput():
             from pybuild.export.dockersocket import load_archive  # noqa: PLC0415  (imports http)
 
-            spec = _tuned(image, output.image, activity)
-            load_archive(output.host, partial(_docker_archive, image, spec, activity), activity)
-            return _result("docker", spec, output.host)
+            archive = partial(_docker_archive, built, wanted, activity)
+            load_archive(output.host, archive, activity)
+            return "docker", output.host
         case BackendLoadOutput():
-            spec = _tuned(image, output.image, activity)
             with open_backend(output.backend, output.options) as other:
-                other.load_image(spec, image.backend.open_blob, activity)
-            return _result(output.backend, spec)
-        case TarOutput():
-            with written(output.dest) as sink:
-                write_rootfs(image.top.tree(), sink, image.newest, activity)
-            return OutputResult("tar", _place(output.dest))
-        case LocalOutput():
-            write_rootfs_folder(image.top.tree(), output.dest, image.newest, activity)
-            return OutputResult("local", output.dest)
-
-
-def all_names(names: Sequence[Reference], options: ImageOptions) -> tuple[Reference, ...]:
-    """The names that an image gets, each once. Raises UsageError."""
-    return tuple(dict.fromkeys((*names, *map(image_name, options.names))))
-
-
-def _tuned(image: BuiltImage, options: ImageOptions, activity: Activity) -> ImageSpec:
-    """The image as an output wants it. Layers in another compression are made here."""
-    spec, wanted = image.spec, options.packing
-    layers = list(spec.layers)
-    if wanted is not None:
-        own = len(spec.base.layers) if spec.base is not None else 0
-        for position in range(0 if options.force_compression else own, len(layers)):
-            activity.raise_if_cancelled()
-            layers[position] = image.backend.recompress(layers[position], wanted, activity)
-    return replace(
-        spec,
-        layers=tuple(layers),
-        names=all_names(spec.names, options),
-        annotations={**spec.annotations, **options.annotations},
-        docker_media_types=not options.oci_media_types,
-    )
+                load_images(wanted, other, built.backend.open_blob, activity)
+            return output.backend, ""
 
 
 def _push(
-    image: BuiltImage,
-    spec: ImageSpec,
+    built: TargetImages,
+    wanted: WantedImages,
     client: RegistryClient,
     activity: Activity,
     *,
     by_digest: bool,
 ) -> None:
-    documents = spec.documents()
-    names = spec.names
+    documents, names = wanted.documents, wanted.names
     if by_digest:
-        names = tuple(
-            dict.fromkeys(
-                replace(name, tag=None, digest=documents.manifest.digest) for name in names
-            )
-        )
-    base = spec.base
-    known = {layer.blob.digest: base.reference for layer in base.layers} if base else {}
-    push_image(client, documents, image.backend.open_blob, names, activity, known=known)
+        digest = documents.descriptor.digest
+        names = tuple(dict.fromkeys(replace(name, tag=None, digest=digest) for name in names))
+    known = {
+        layer.blob.digest: spec.base.reference
+        for spec in wanted.specs
+        if spec.base is not None
+        for layer in spec.base.layers
+    }
+    push_image(client, documents, built.backend.open_blob, names, activity, known=known)
 
 
 def _write_layout(
-    image: BuiltImage, spec: ImageSpec, output: OciOutput, activity: Activity
+    built: TargetImages, wanted: WantedImages, output: OciOutput, activity: Activity
 ) -> None:
-    documents = spec.documents()
-    entries = index_entries(documents, spec.names, spec.config.platform)
-    blobs = image_blobs(documents, image.backend.open_blob)
-    files = layout_files(documents, blobs, entries)
+    documents = wanted.documents
+    entries = index_entries(documents, wanted.names, wanted.specs[0].config.platform)
+    files = layout_files(documents, image_blobs(documents, built.backend.open_blob), entries)
     if not output.tar:
         write_folder(files, entries, _place(output.dest), activity)
         return
@@ -218,16 +225,30 @@ def _write_layout(
         write_archive(files, sink, activity)
 
 
-def _docker_archive(image: BuiltImage, spec: ImageSpec, activity: Activity, sink: Sink) -> None:
-    documents = spec.documents()
-    entries = index_entries(documents, spec.names, spec.config.platform)
-    blobs = image_blobs(documents, image.backend.open_blob)
-    files = layout_files(documents, blobs, entries) + docker_files(documents, spec.names)
-    write_archive(files, sink, activity)
+def _docker_archive(
+    built: TargetImages, wanted: WantedImages, activity: Activity, sink: Sink
+) -> None:
+    documents = wanted.documents
+    entries = index_entries(documents, wanted.names, wanted.specs[0].config.platform)
+    blobs = image_blobs(documents, built.backend.open_blob)
+    files = layout_files(documents, blobs, entries)
+    write_archive(files + docker_files(documents.images[0], wanted.names), sink, activity)
 
 
-def _result(kind: str, spec: ImageSpec, dest: Destination = "") -> OutputResult:
-    return OutputResult(kind, _place(dest), spec.documents().manifest, tuple(map(str, spec.names)))
+def _write_tar(built: TargetImages, output: TarOutput, activity: Activity) -> None:
+    with written(output.dest) as sink:
+        if built.as_index:
+            trees = {image.folder: image.top.tree() for image in built.images}
+            write_rootfs_each(trees, sink, built.newest, activity)
+        else:
+            write_rootfs(built.images[0].top.tree(), sink, built.newest, activity)
+
+
+def _write_local(built: TargetImages, output: LocalOutput, activity: Activity) -> None:
+    for image in built.images:
+        within = image.folder if built.as_index else ""
+        tree = image.top.tree()
+        write_rootfs_folder(tree, output.dest, built.newest, activity, within=within)
 
 
 def _place(dest: Destination) -> str:

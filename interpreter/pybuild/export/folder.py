@@ -31,8 +31,12 @@ _SET_ID = 0o6000
 _OTHERWISE = "use type=tar, and unpack it where they can be made"
 
 
-def write_folder(tree: Tree, dest: str, newest: int | None, activity: Activity) -> None:
+def write_folder(
+    tree: Tree, dest: str, newest: int | None, activity: Activity, *, within: str = ""
+) -> None:
     """Write all files of `tree` to the folder `dest`, which is made if it isn't there.
+
+    With `within` they go into the folder of that name in `dest`.
 
     As root the files get their owners, devices are made, and extended attributes are set; as
     an ordinary user the owners are the user's own, set-id bits are dropped with them, and
@@ -46,6 +50,8 @@ def write_folder(tree: Tree, dest: str, newest: int | None, activity: Activity) 
     with translated(dest), ExitStack() as stack:
         os.makedirs(dest, exist_ok=True)  # noqa: PTH103  (as the next line)
         root = os.open(dest, _FOLDER & ~_NOFOLLOW)
+        if within:
+            root = _inner_folder(root, within)
         writer = _Writer(tree, root, newest, activity)
         stack.enter_context(closing(writer))
         for entry in walk(tree, b""):
@@ -237,6 +243,17 @@ class _Writer:
     def _owned(fd: int, entry: Entry) -> bool:
         status = os.fstat(fd)
         return (status.st_uid, status.st_gid) == (entry.uid, entry.gid)
+
+
+def _inner_folder(parent: int, name: str) -> int:
+    """Open a folder, made if it isn't there, in one that is closed; a link is none."""
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=parent)
+        with _named(os.fsencode(name)):
+            return os.open(name, _FOLDER, dir_fd=parent)
+    finally:
+        os.close(parent)
 
 
 @contextmanager

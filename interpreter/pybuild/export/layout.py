@@ -1,4 +1,4 @@
-"""An image as files: an OCI image layout (`image-layout.md`), which ``docker load`` reads too.
+"""An image, or an index with its images, as files: an OCI image layout (`image-layout.md`), which ``docker load`` reads too.
 
 The same image gives the same bytes: names sorted, all times zero, owners zero.
 """
@@ -20,6 +20,7 @@ from pybuild.oci.blobs import Blob, memory_blob
 from pybuild.oci.descriptor import OCI_INDEX
 from pybuild.oci.manifest import (
     MAX_MANIFEST_SIZE,
+    Documents,
     ImageDocuments,
     canonical_json,
     descriptor_as_json,
@@ -45,10 +46,15 @@ class LayoutFile:
 
 
 def index_entries(
-    documents: ImageDocuments, names: Sequence[Reference], platform: Platform
+    documents: Documents, names: Sequence[Reference], platform: Platform
 ) -> list[dict[str, Any]]:
-    """The image's descriptors in index.json, one for each name; without names, one."""
-    entry = {**descriptor_as_json(documents.manifest), "platform": platform_as_json(platform)}
+    """The descriptors in index.json, one for each name; without names, one.
+
+    `platform` is that of an image; an index has its own in it.
+    """
+    entry = descriptor_as_json(documents.descriptor)
+    if documents.index is None:
+        entry["platform"] = platform_as_json(platform)
     if not names:
         return [entry]
     return [
@@ -58,14 +64,17 @@ def index_entries(
 
 
 def layout_files(
-    documents: ImageDocuments, blobs: Sequence[Blob], entries: Sequence[dict[str, Any]]
+    documents: Documents, blobs: Sequence[Blob], entries: Sequence[dict[str, Any]]
 ) -> list[LayoutFile]:
-    """The files of a layout with one image; `blobs` are its layers and config."""
-    manifest = memory_blob(documents.manifest, documents.manifest_bytes)
+    """The files of a layout; `blobs` are the layers and configs of the images."""
+    manifests = [memory_blob(each.manifest, each.manifest_bytes) for each in documents.images]
+    if documents.index is not None:
+        manifests.append(memory_blob(documents.index.index, documents.index.index_bytes))
+    found = {blob.descriptor.digest: blob for blob in (*blobs, *manifests)}
     return [
         *(
-            LayoutFile(_blob_path(blob.descriptor.digest), blob.descriptor.size, blob.pieces)
-            for blob in (*blobs, manifest)
+            LayoutFile(_blob_path(digest), blob.descriptor.size, blob.pieces)
+            for digest, blob in found.items()
         ),
         _small("index.json", _index(entries)),
         _small("oci-layout", _MARK),

@@ -35,7 +35,8 @@ _LEVELS = {
 class ImageOptions:
     """How an image is written.
 
-    ``names`` are added to the build's tags, ``annotations`` to the build's. With ``packing``
+    ``names`` are added to the build's tags, ``annotations`` to the build's, as are
+    ``index_annotations``, which only an index can have. With ``packing``
     the layers that the build made are compressed so; with ``force_compression`` the base
     image's as well. Without ``oci_media_types`` the media types are those of Docker.
     """
@@ -45,6 +46,7 @@ class ImageOptions:
     force_compression: bool = False
     oci_media_types: bool = True
     annotations: Mapping[str, str] = field(default_factory=dict)
+    index_annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +202,8 @@ class _Members:
             packing=self._packing(),
             force_compression=self.flag("force-compression", default=False),
             oci_media_types=self.flag("oci-mediatypes", default=True),
-            annotations=self._annotations(),
+            annotations=self._annotations("annotation", "annotation-manifest"),
+            index_annotations=self._annotations("annotation-index"),
         )
 
     def check_empty(self, kind: str) -> None:
@@ -226,13 +229,12 @@ class _Members:
             raise self.error(f'compression-level "{level_text}" is not {levels[0]} to {levels[-1]}')
         return Packing(compression, int(level_text))
 
-    def _annotations(self) -> dict[str, str]:
+    def _annotations(self, *kinds: str) -> dict[str, str]:
         found = {}
-        for key in [key for key in self._left if key.startswith(("annotation.", "annotation-"))]:
+        for key in list(self._left):
             kind, _, name = key.partition(".")
-            if kind not in {"annotation", "annotation-manifest"} or not name:
-                raise self.error(f"{kind} isn't supported", "only manifests can be annotated")
-            found[name] = self._left.pop(key)
+            if kind in kinds and name:
+                found[name] = self._left.pop(key)
         return found
 
 

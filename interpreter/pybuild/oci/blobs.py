@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pybuild.errors import BackendFailed, InvalidImage
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
-from pybuild.oci.manifest import ImageDocuments
+from pybuild.oci.manifest import Documents
 
 _PIECE = 1 << 16  # what a slow line sends before a socket's timeout
 
@@ -51,18 +51,17 @@ class Blob:
             )
 
 
-def image_blobs(
-    documents: ImageDocuments, open_blob: Callable[[str], BinaryIO]
-) -> tuple[Blob, ...]:
-    """The layers, each once and bottom first, and the config; the manifest is not among them.
+def image_blobs(documents: Documents, open_blob: Callable[[str], BinaryIO]) -> tuple[Blob, ...]:
+    """The layers and configs of all images, each once; manifests are not among them.
 
     `open_blob` opens a layer's blob by its digest.
     """
-    layers = {layer.digest: layer for layer in documents.layers}.values()
-    return (
-        *(Blob(layer, partial(open_blob, layer.digest)) for layer in layers),
-        memory_blob(documents.config, documents.config_bytes),
-    )
+    found: dict[str, Blob] = {}
+    for image in documents.images:
+        for layer in image.layers:
+            found.setdefault(layer.digest, Blob(layer, partial(open_blob, layer.digest)))
+        found.setdefault(image.config.digest, memory_blob(image.config, image.config_bytes))
+    return tuple(found.values())
 
 
 def memory_blob(descriptor: Descriptor, data: bytes) -> Blob:

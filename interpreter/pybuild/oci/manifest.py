@@ -17,6 +17,7 @@ from pybuild.errors import InvalidImage, PlatformMismatch
 from pybuild.oci.compression import Compression, compression_of
 from pybuild.oci.descriptor import (
     DOCKER_CONFIG,
+    DOCKER_INDEX,
     DOCKER_LAYER_GZIP,
     DOCKER_LAYER_TAR,
     DOCKER_MANIFEST,
@@ -33,7 +34,7 @@ from pybuild.oci.descriptor import (
     is_digest,
 )
 from pybuild.oci.image_config import ImageConfig, serialize_config
-from pybuild.oci.platform import Platform, normalise, rank
+from pybuild.oci.platform import Platform, normalise, platform_as_json, rank
 
 MAX_MANIFEST_SIZE = 4 << 20  # the distribution specification's limit; for indexes too
 MAX_CONFIG_SIZE = 8 << 20
@@ -210,6 +211,60 @@ def image_documents(
         manifest,
         named,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDocument:
+    """What names images of several platforms: a document and its descriptor."""
+
+    index: Descriptor
+    index_bytes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """All documents of what is known by one digest: of an image, or of an index and its images.
+
+    Without an ``index`` there is one image.
+    """
+
+    images: tuple[ImageDocuments, ...]
+    index: IndexDocument | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The index, or the manifest of the only image."""
+        return self.images[0].manifest if self.index is None else self.index.index
+
+    @property
+    def content(self) -> bytes:
+        """The bytes that :attr:`descriptor` describes."""
+        return self.images[0].manifest_bytes if self.index is None else self.index.index_bytes
+
+
+def index_document(
+    manifests: Sequence[tuple[Descriptor, Platform]],
+    annotations: Mapping[str, str] | None = None,
+    *,
+    docker: bool = False,
+) -> IndexDocument:
+    """The index of these manifests, in this order; equal arguments give equal bytes.
+
+    It is an OCI image index, or with `docker` what came before it, a Docker manifest list.
+    """
+    media_type = DOCKER_INDEX if docker else OCI_INDEX
+    document: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": media_type,
+        "manifests": [
+            {**descriptor_as_json(manifest), "platform": platform_as_json(platform)}
+            for manifest, platform in manifests
+        ],
+    }
+    if annotations:
+        document["annotations"] = dict(sorted(annotations.items()))
+    data = canonical_json(document)
+    return IndexDocument(Descriptor(media_type, digest_of(data), len(data)), data)
 
 
 def _layer_type(blob: Descriptor, *, docker: bool) -> str:

@@ -196,7 +196,11 @@ def _invalid(text: str) -> UsageError:
 
 
 def platform_as_json(platform: Platform) -> dict[str, str]:
-    """The platform member of a descriptor (OCI `image-index.md`)."""
-    optional = {"variant": platform.variant, "os.version": platform.os_version}
-    members = {"architecture": platform.architecture, "os": platform.os}
-    return members | {name: value for name, value in optional.items() if value}
+    """The platform member of a descriptor, in the order of OCI `image-index.md`."""
+    members = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "os.version": platform.os_version,
+        "variant": platform.variant,
+    }
+    return {name: value for name, value in members.items() if value}

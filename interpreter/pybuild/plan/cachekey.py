@@ -27,8 +27,11 @@ from pybuild.plan.steps import (
     CopyStep,
     ImageSource,
     PlannedBind,
+    PlannedCache,
     PlannedMount,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedTmpfs,
     RunStep,
     Source,
@@ -113,6 +116,8 @@ def _run(step: RunStep) -> dict[str, Any]:
         "hosts": [[host.name, host.address] for host in step.extra_hosts],
         "shm": step.shm_size,
         "ulimits": [[limit.name, limit.soft, limit.hard] for limit in step.ulimits],
+        "insecure": step.insecure,
+        "cgroup": step.cgroup_parent,
     }
 
 
@@ -145,6 +150,7 @@ def _location(location: Location) -> list[Any]:
 
 
 def _mount(mount: PlannedMount) -> list[Any]:
+    """A mount without what its files, and the values of secrets, hold."""
     match mount:
         case PlannedBind():
             return ["bind", mount.target, _source(mount.source), mount.path, mount.readonly]
@@ -152,6 +158,14 @@ def _mount(mount: PlannedMount) -> list[Any]:
             return ["tmpfs", mount.target, mount.size]
         case PlannedScript():
             return ["script", mount.target, _bytes(mount.content)]
+        case PlannedCache(target, ident, _, source, path, readonly, mode, uid, gid):
+            # how builds at the same time share it changes no result
+            begun = None if source is None else _source(source)
+            return ["cache", target, ident, begun, path, readonly, mode, uid, gid]
+        case PlannedSecret(ident, secret_target, env, _, file_mode, owner, group):
+            return ["secret", ident, secret_target, env, file_mode, owner, group]
+        case PlannedSsh(ident, target, _, file_mode, owner, group):
+            return ["ssh", ident, target, file_mode, owner, group]
 
 
 def _source(source: Source) -> list[Any]:

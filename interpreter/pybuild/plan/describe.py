@@ -15,8 +15,11 @@ from pybuild.plan.steps import (
     ImageSource,
     Plan,
     PlannedBind,
+    PlannedCache,
     PlannedMount,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedStage,
     PlannedTmpfs,
     RunStep,
@@ -33,25 +36,35 @@ _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
 
 def describe_plan(plan: Plan) -> str:
-    """The stages with their steps, the config of the image, and warnings. Ends with a newline."""
+    """The stages with their steps, the image's config for each platform, and warnings.
+
+    Ends with a newline.
+    """
     labels = {stage.index: stage.label for stage in plan.stages}
     lines: list[str] = []
     for stage in plan.stages:
-        lines += _stage_lines(stage, labels, is_target=stage is plan.target)
+        is_target = any(stage is target.stage for target in plan.targets)
+        lines += _stage_lines(stage, labels, is_target=is_target)
         lines.append("")
-    lines.append("config of the image:")
-    config = json.loads(serialize_config(plan.target.config))
-    lines += [f"  {line}" for line in _config_lines(config)]
+    for target in plan.targets:
+        platform = f" for {target.platform}" if len(plan.targets) > 1 else ""
+        lines.append(f"config of the image{platform}:")
+        config = json.loads(serialize_config(target.stage.config))
+        lines += [f"  {line}" for line in _config_lines(config)]
     for message, where in plan.warnings:
         lines.append(f"warning: {f'{where}: ' if where else ''}{message}")
     return "".join(f"{_printable(line)}\n" for line in lines)
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """The whole plan in JSON's types; contents of inline files as text."""
+    """The whole plan in JSON's types; contents of inline files as text.
+
+    ``target`` is the stage of the only platform; of several, ``targets`` has one for each.
+    """
+    by_platform = {str(target.platform): target.stage.index for target in plan.targets}
     return {
         "stages": [_stage_object(stage) for stage in plan.stages],
-        "target": plan.target.index,
+        **({"targets": by_platform} if len(by_platform) > 1 else {"target": plan.target.index}),
         "warnings": [
             {"message": message, "where": str(where) if where else None}
             for message, where in plan.warnings
@@ -85,6 +98,8 @@ def _details(step: Step, labels: dict[int, str]) -> list[str]:
             details = [_mount_text(mount, labels) for mount in step.mounts]
             if step.network is not Network.DEFAULT:
                 details.append(f"network {step.network.value}")
+            if step.insecure:
+                details.append("security insecure")
             return [f"in {step.cwd}{f' as {step.user}' if step.user else ''}", *details]
         case CopyStep():
             names = [*step.patterns, *(f"<<{file.name}" for file in step.files)]
@@ -105,6 +120,14 @@ def _mount_text(mount: PlannedMount, labels: dict[int, str]) -> str:
             return f"tmpfs at {mount.target}"
         case PlannedScript():
             return f"script at {mount.target}"
+        case PlannedCache(target, ident, sharing, source):
+            begun = "" if source is None else f", begun with {_source_text(source, labels)}"
+            return f"cache {ident} at {target}, {sharing.value}{begun}"
+        case PlannedSecret(ident, secret_target, env):
+            at = f" at {secret_target}" if secret_target else ""
+            return f"secret {ident}{at}{f' as ${env}' if env else ''}"
+        case PlannedSsh(ident, target):
+            return f"ssh {ident} at {target}"
 
 
 def _source_text(source: Source, labels: dict[int, str]) -> str:
@@ -165,6 +188,7 @@ def _step_object(step: Step) -> dict[str, Any]:
                 "cwd": step.cwd,
                 "user": step.user,
                 "network": step.network.value,
+                "security": "insecure" if step.insecure else "sandbox",
                 "mounts": [_mount_object(mount) for mount in step.mounts],
             }
         case CopyStep():
@@ -201,6 +225,34 @@ def _mount_object(mount: PlannedMount) -> dict[str, Any]:
             return {"type": "tmpfs", "target": mount.target, "size": mount.size}
         case PlannedScript():
             return {"type": "script", "target": mount.target, "content": _text(mount.content)}
+        case PlannedCache():
+            return {
+                "type": "cache",
+                "target": mount.target,
+                "id": mount.ident,
+                "sharing": mount.sharing.value,
+                "source": None if mount.source is None else _source_object(mount.source),
+                "path": mount.path,
+                "readonly": mount.readonly,
+                "mode": mount.mode,
+                "uid": mount.uid,
+                "gid": mount.gid,
+            }
+        case PlannedSecret():
+            return {"type": "secret", **_lent_object(mount), "env": mount.env}
+        case PlannedSsh():
+            return {"type": "ssh", **_lent_object(mount)}
+
+
+def _lent_object(mount: PlannedSecret | PlannedSsh) -> dict[str, Any]:
+    return {
+        "id": mount.id,
+        "target": mount.target,
+        "required": mount.required,
+        "mode": mount.mode,
+        "uid": mount.uid,
+        "gid": mount.gid,
+    }
 
 
 def _source_object(source: Source) -> dict[str, Any]:

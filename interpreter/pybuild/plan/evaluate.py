@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pybuild.backend import BaseImage
 from pybuild.dockerfile.instructions import (
@@ -40,9 +40,10 @@ from pybuild.plan.checks import StageChecks, check_base_platform, check_stage_he
 from pybuild.plan.copies import plan_add, plan_copy
 from pybuild.plan.history import healthcheck_text, listed, quoted
 from pybuild.plan.ports import exposed_ports
-from pybuild.plan.resolve import Body, Resolve, Resolved, resolve_stages
+from pybuild.plan.resolve import Body, ImageName, Resolve, Resolved, resolve_stages
 from pybuild.plan.runs import plan_run
 from pybuild.plan.scope import Scope, global_variables, predefined
+from pybuild.plan.sharing import SharedStages
 from pybuild.plan.signals import is_signal
 from pybuild.plan.stages import (
     ContextOrigin,
@@ -77,7 +78,27 @@ def make_plan(
     lint: Lint | None = None,
     all_stages: bool = False,
 ) -> Plan:
-    """Plan the build of `request.target` and of all stages that it needs, or of `all_stages`.
+    """Plan the build of `request.target` and of all stages that it needs, for one platform.
+
+    See :func:`make_plans`.
+    """
+    return make_plans(
+        dockerfile, [request], resolve, executor=executor, lint=lint, all_stages=all_stages
+    )
+
+
+def make_plans(
+    dockerfile: Dockerfile,
+    requests: Sequence[PlanRequest],
+    resolve: Resolve,
+    *,
+    executor: Executor | None = None,
+    lint: Lint | None = None,
+    all_stages: bool = False,
+) -> Plan:
+    """Plan one or more `requests`, which differ in nothing but their platform.
+
+    The stages are those that the target needs, or `all_stages`.
 
     `resolve` finds an image for a platform; it is called once for each pair, from threads of
     `executor` if there is one. `lint` takes what the build checks find, also if planning fails.
@@ -85,25 +106,70 @@ def make_plan(
     Raises DockerfileError, UnsupportedByBackend, and what `resolve` raises, all with the
     place in the Dockerfile.
     """
-    lint = lint or Lint()
+    resolve = _once(resolve)
+    shared = SharedStages(sum(isinstance(line, From) for line in dockerfile.instructions))
+    warnings: dict[tuple[str, SourceRange | None], None] = {}
+    for position, request in enumerate(requests):
+        planning = _Planning(
+            dockerfile,
+            request,
+            resolve,
+            shared,
+            # as in BuildKit, the first platform alone is checked
+            lint=lint or Lint() if position == 0 else Lint(),
+            executor=executor,
+        )
+        warnings |= dict.fromkeys(_plan_platform(planning, all_stages=all_stages))
+    return shared.plan(tuple(warnings))
+
+
+def _once(resolve: Resolve) -> Resolve:
+    """`resolve` that remembers: the platforms must get the same image where they share one."""
+    found: dict[tuple[ImageName, Platform], BaseImage] = {}
+
+    def resolve_once(name: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
+        key = (name, platform)
+        if key not in found:
+            found[key] = resolve(name, platform, where)
+        return found[key]
+
+    return resolve_once
+
+
+@dataclass(frozen=True, slots=True)
+class _Planning:
+    """What the planning for one platform goes by."""
+
+    dockerfile: Dockerfile
+    request: PlanRequest
+    resolve: Resolve
+    shared: SharedStages
+    lint: Lint
+    executor: Executor | None
+
+
+def _plan_platform(
+    planning: _Planning, *, all_stages: bool
+) -> list[tuple[str, SourceRange | None]]:
+    """Add the stages for one platform to the shared ones, and return the warnings."""
+    dockerfile, request = planning.dockerfile, planning.request
     variables = global_variables(dockerfile, request)
-    check_stage_heads(dockerfile, request, variables, lint)
+    check_stage_heads(dockerfile, request, variables, planning.lint)
     graph = build_graph(dockerfile, variables, request.platform, request.contexts)
     target = graph.target(request.target)
     resolved = resolve_stages(
         graph,
         graph.stages if all_stages else (target,),
         request.platform,
-        resolve,
+        planning.resolve,
         escape=dockerfile.directives.escape,
-        executor=executor,
+        executor=planning.executor,
     )
-    evaluation = _Evaluation(dockerfile, request, variables, resolved, lint)
+    evaluation = _Evaluation(planning, variables, resolved)
     for stage in resolved.stages:
-        evaluation.evaluate(stage)
-    planned = [evaluation.planned[stage.index] for stage in resolved.stages]
-    planned[-1] = replace(planned[-1], config=_target_config(planned[-1].config, request))
-    return Plan(tuple(planned), tuple(_unused_args(dockerfile, request, resolved.bodies.values())))
+        evaluation.evaluate(stage, is_target=stage is target)
+    planning.shared.add_target(request.platform, evaluation.planned[target.index])
+    return _unused_args(dockerfile, request, resolved.bodies.values())
 
 
 def _target_config(config: ImageConfig, request: PlanRequest) -> ImageConfig:
@@ -136,21 +202,18 @@ def _unused_args(
 
 
 class _Evaluation:
-    """The stages of one plan, evaluated in the order of the file."""
+    """The stages for one platform, evaluated in the order of the file.
 
-    def __init__(
-        self,
-        dockerfile: Dockerfile,
-        request: PlanRequest,
-        variables: dict[str, str],
-        resolved: Resolved,
-        lint: Lint,
-    ) -> None:
+    ``planned``, and all that is kept beside it, is by a stage's position in the file.
+    """
+
+    def __init__(self, planning: _Planning, variables: dict[str, str], resolved: Resolved) -> None:
         self.planned: dict[int, PlannedStage] = {}
-        self._lint = lint
+        self._lint = planning.lint
         self._checks: dict[int, StageChecks] = {}
-        self._escape = dockerfile.directives.escape
-        self._request = request
+        self._escape = planning.dockerfile.directives.escape
+        self._request = planning.request
+        self._shared = planning.shared
         self._variables = variables
         self._resolved = resolved
         self._scopes: dict[int, Scope] = {}
@@ -158,7 +221,7 @@ class _Evaluation:
         self._histories: dict[int, tuple[HistoryEntry, ...]] = {}
         self._allowance = Allowance()
 
-    def evaluate(self, stage: Stage) -> None:
+    def evaluate(self, stage: Stage, *, is_target: bool) -> None:
         """Plan one stage; what it needs was planned before."""
         where = stage.head.where
         with located(where):
@@ -166,9 +229,10 @@ class _Evaluation:
             self._run_body(stage, state)
             self._scopes[stage.index] = state.scope
             self._keys[stage.index] = state.key
-            self.planned[stage.index] = state.finish(
-                stage.index, stage.head.stage, parent, inherited, where
-            )
+            planned = state.finish(stage.index, stage.head.stage, parent, inherited, where)
+            if is_target:
+                planned = replace(planned, config=_target_config(planned.config, self._request))
+            self.planned[stage.index] = self._shared.add(planned, self._request.platform)
 
     def _begin(
         self, stage: Stage
@@ -176,8 +240,8 @@ class _Evaluation:
         """The state before the first instruction, what it starts on, and its history."""
         match stage.origin:
             case StageOrigin(index):
-                below = self.planned[index]
-                return self._on_stage(below), StageSource(index), self._history_of(below)
+                below = StageSource(self.planned[index].index)
+                return self._on_stage(index), below, self._history_of(index)
             case ImageOrigin(name) as origin:
                 image = self._resolved.image(origin, stage.platform)
                 platform = stage.platform or self._request.platform
@@ -222,11 +286,12 @@ class _Evaluation:
         key = cachekey.base_key(image, platform)
         return self._state(config, scope, key, platform)
 
-    def _on_stage(self, below: PlannedStage) -> StageState:
+    def _on_stage(self, index: int) -> StageState:
+        below = self.planned[index]
         scope = Scope(
-            dict(below.config.env), below.platform, self._escape, below=self._scopes[below.index]
+            dict(below.config.env), below.platform, self._escape, below=self._scopes[index]
         )
-        return self._state(below.config, scope, self._keys[below.index], below.platform)
+        return self._state(below.config, scope, self._keys[index], below.platform)
 
     def _state(self, config: ImageConfig, scope: Scope, key: str, platform: Platform) -> StageState:
         return StageState(
@@ -239,20 +304,21 @@ class _Evaluation:
             allowance=self._allowance,
         )
 
-    def _history_of(self, stage: PlannedStage) -> tuple[HistoryEntry, ...]:
-        """All lines up to the end of `stage`, made once for all stages that start from it."""
-        found = self._histories.get(stage.index)
+    def _history_of(self, index: int) -> tuple[HistoryEntry, ...]:
+        """All lines up to the end of a stage, made once for all stages that start from it."""
+        found = self._histories.get(index)
         if found is None:
+            stage = self.planned[index]
             own = tuple(map(_entry, stage.history))
             if own:
                 self._allowance.spend(len(stage.inherited) + len(own))
-            found = self._histories[stage.index] = stage.inherited + own
+            found = self._histories[index] = stage.inherited + own
         return found
 
     def _source(self, origin: Origin) -> Source:
         match origin:
             case StageOrigin(index):
-                return StageSource(index)
+                return StageSource(self.planned[index].index)
             case ContextOrigin(name):
                 return ContextSource(name)
             case ImageOrigin():

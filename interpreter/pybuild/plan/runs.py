@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pybuild.backend import Network
 from pybuild.dockerfile.instructions import Heredoc, Run
-from pybuild.dockerfile.mounts import MountOptions, parse_mount
+from pybuild.dockerfile.mounts import parse_device
 from pybuild.dockerfile.words import unquote_words
 from pybuild.errors import DockerfileError, ExpansionError, UnsupportedByBackend, UsageError
 from pybuild.plan import paths
 from pybuild.plan.history import run_text
-from pybuild.plan.scope import proxy_variables
+from pybuild.plan.mounts import plan_mounts
+from pybuild.plan.scope import proxy_variables, sandbox_hostname
 from pybuild.plan.state import StageState
 from pybuild.plan.steps import (
-    ContextSource,
-    PlannedBind,
     PlannedMount,
     PlannedScript,
-    PlannedTmpfs,
+    PlannedSsh,
+    RunDefaults,
     RunStep,
 )
 
 _LONE_HEREDOC = re.compile(r"\d*+<<-?\s*+([^<]++)")
 _SCRIPTS = "/dev/pipes/"
-
-_HINTS = {
-    "secret": "a later version will; don't pass secrets as ARG or ENV meanwhile: the image keeps them",
-    "ssh": "a later version will; meanwhile fetch what needs the agent before the build",
-    "cache": "a later version will; without the mount the step starts with an empty cache",
-}
+_AGENT_VARIABLE = "SSH_AUTH_SOCK"
 
 
 def plan_run(run: Run, state: StageState) -> None:
@@ -38,25 +34,27 @@ def plan_run(run: Run, state: StageState) -> None:
 
     Raises DockerfileError, UnsupportedByBackend, and UsageError for what the caller didn't allow.
     """
-    _refuse(run)
+    settings = state.request.run
+    _check_devices(run, settings)
     args, script = _arguments(run, state)
     mounts: list[PlannedMount] = [] if script is None else [script]
-    mounts += [_mount(raw, run, state) for raw in run.mounts]
-    settings = state.request.run
+    mounts += plan_mounts(run, state)
     step = RunStep(
         where=run.where,
         title=state.title(run),
         key="",
         args=args,
-        env=state.process_env(),
+        env=_with_agent(state.process_env(), mounts),
         cwd=paths.clean(state.workdir),
         user=state.config.user,
         mounts=tuple(mounts),
-        network=_network(run, settings.network),
-        hostname=settings.hostname,
+        network=_network(run, settings),
+        hostname=sandbox_hostname(state.request.build_args) or settings.hostname,
         extra_hosts=settings.extra_hosts,
         shm_size=settings.shm_size,
         ulimits=settings.ulimits,
+        insecure=_is_insecure(run, settings),
+        cgroup_parent=settings.cgroup_parent,
     )
     state.add_step(step, run_text(args, state.scope.declared, state.scope.variables))
     proxies = proxy_variables(state.request.build_args)
@@ -64,6 +62,16 @@ def plan_run(run: Run, state: StageState) -> None:
         env = tuple(pair for pair in step.env if pair[0] not in proxies)
         state.allowance.spend(len(env))
         state.steps[-1] = replace(step, key=state.key, env=(*env, *proxies.items()))
+
+
+def _with_agent(
+    env: tuple[tuple[str, str], ...], mounts: Sequence[PlannedMount]
+) -> tuple[tuple[str, str], ...]:
+    """The variable that leads to the first agent, unless the Dockerfile sets it itself."""
+    agent = next((mount.target for mount in mounts if isinstance(mount, PlannedSsh)), None)
+    if agent is None or any(name == _AGENT_VARIABLE for name, _ in env):
+        return env
+    return (*env, (_AGENT_VARIABLE, agent))
 
 
 def _arguments(run: Run, state: StageState) -> tuple[tuple[str, ...], PlannedScript | None]:
@@ -101,18 +109,16 @@ def _is_lone(line: str, heredoc: Heredoc) -> bool:
         return False
 
 
-def _network(run: Run, default: Network) -> Network:
+def _network(run: Run, settings: RunDefaults) -> Network:
     match run.network:
         case None | "default":
-            return default
+            return settings.network
         case "none":
             return Network.NONE
-        case "host" if default is not Network.HOST:
-            raise UsageError(
-                "RUN --network=host needs the entitlement network.host, which this build hasn't",
-                where=run.where,
-                hint="if the Dockerfile is to be trusted, build with --network=host",
-            )
+        case "host" if settings.network is not Network.HOST:
+            # a build on the host's network has said so of every step
+            _check_allowed("RUN --network=host", "network.host", settings)
+            return Network.HOST
         case "host":
             return Network.HOST
         case other:
@@ -121,42 +127,36 @@ def _network(run: Run, default: Network) -> Network:
             )
 
 
-def _refuse(run: Run) -> None:
-    if run.security == "insecure":
-        raise UnsupportedByBackend(
-            "RUN --security=insecure can't be run yet",
-            where=run.where,
-            hint="a later version will; without the flag the step runs in the usual sandbox",
-        )
-    if run.security not in {None, "sandbox"}:
-        raise DockerfileError(
-            f"unsupported security mode {run.security!r}", hint="it is sandbox or insecure"
-        )
-    if run.devices:
-        raise UnsupportedByBackend(
-            "RUN --device can't be run yet",
-            where=run.where,
-            hint="a later version will; without the flag the step sees no devices of the machine",
-        )
+def _is_insecure(run: Run, settings: RunDefaults) -> bool:
+    match run.security:
+        case None | "sandbox":
+            return False
+        case "insecure":
+            _check_allowed("RUN --security=insecure", "security.insecure", settings)
+            return True
+        case other:
+            raise DockerfileError(
+                f"unsupported security mode {other!r}", hint="it is sandbox or insecure"
+            )
 
 
-def _mount(raw: str, run: Run, state: StageState) -> PlannedMount:
-    options = parse_mount(raw, run.where, state.scope.expand)
-    if options.type not in {"bind", "tmpfs"}:
-        raise UnsupportedByBackend(
-            f"RUN --mount=type={options.type} can't be run yet",
-            where=run.where,
-            hint=_HINTS.get(options.type),
+def _check_devices(run: Run, settings: RunDefaults) -> None:
+    """A device that isn't required may be missing, as all are in every backend."""
+    for raw in run.devices:
+        device = parse_device(raw, run.where)
+        if "device" not in settings.allowed:
+            _check_allowed(f"RUN --device={device.name}", f"device={device.name}", settings)
+        if device.required:
+            raise UnsupportedByBackend(
+                f"RUN --device can't give the step the device {device.name} yet",
+                hint="without required the step runs without the device",
+            )
+
+
+def _check_allowed(what: str, entitlement: str, settings: RunDefaults) -> None:
+    """Raise UsageError unless the caller granted `entitlement`."""
+    if entitlement not in settings.allowed:
+        raise UsageError(
+            f"{what} needs the entitlement {entitlement}, which this build hasn't",
+            hint=f"if the Dockerfile is to be trusted, build with --allow {entitlement}",
         )
-    target = paths.clean(paths.join(state.workdir, options.target or ""))
-    if target == "/":
-        raise DockerfileError(f'invalid mount target "{options.target or "/"}"')
-    if options.type == "tmpfs":
-        return PlannedTmpfs(target, options.size or None)
-    return _bind(options, target, state)
-
-
-def _bind(options: MountOptions, target: str, state: StageState) -> PlannedBind:
-    source = state.mount_source(options.from_) if options.from_ else ContextSource()
-    path = paths.clean(options.source or "").removeprefix("/")
-    return PlannedBind(target, source, path, options.readonly)

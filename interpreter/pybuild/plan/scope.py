@@ -7,11 +7,12 @@ set there beats what ARG set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from pybuild.dockerfile.instructions import Dockerfile, From, Pair
 from pybuild.dockerfile.words import Expansion, expand_text, expand_word, expand_words
-from pybuild.errors import located
+from pybuild.errors import UsageError, located
 from pybuild.oci.platform import Platform
 from pybuild.plan.steps import PlanRequest
 
@@ -24,6 +25,7 @@ _PLATFORM_ARGS = frozenset(
     for side in ("BUILD", "TARGET")
     for part in ("PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT", "STAGE")
 )
+_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Read by the builder itself; they never become variables of a process.
 _NO_VARIABLES = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
 
@@ -75,6 +77,20 @@ def predefined(name: str) -> bool:
         or name.startswith("BUILDKIT_")
         or name == "SOURCE_DATE_EPOCH"
     )
+
+
+def sandbox_hostname(build_args: Mapping[str, str]) -> str | None:
+    """The host name of every RUN, where the build args name one.
+
+    Raises UsageError for what the kernel or /etc/hosts would refuse.
+    """
+    name = build_args.get("BUILDKIT_SANDBOX_HOSTNAME")
+    if name and not _HOSTNAME.fullmatch(name):
+        raise UsageError(
+            f"the build arg BUILDKIT_SANDBOX_HOSTNAME {name!r} is no host name",
+            hint="it has letters, digits, dots and dashes, at most 64",
+        )
+    return name or None
 
 
 def proxy_variables(build_args: Mapping[str, str]) -> dict[str, str]:

@@ -158,6 +158,7 @@ class StageState:
         return PlannedStage(
             index=index,
             name=name,
+            label=name or f"stage-{index}",
             platform=self.platform,
             parent=parent,
             steps=tuple(self.steps),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pybuild.backend import BaseImage, Capability, HostEntry, Network, Ulimit
+from pybuild.backend import BaseImage, Capability, HostEntry, Network, Sharing, Ulimit
 from pybuild.errors import SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
@@ -83,7 +83,52 @@ class PlannedScript:
     content: bytes
 
 
-PlannedMount = PlannedBind | PlannedTmpfs | PlannedScript
+@dataclass(frozen=True, slots=True)
+class PlannedCache:
+    """A cache mount. ``source`` is what it begins with, None for an empty folder.
+
+    ``path`` is inside the source; without one, inside the cache itself.
+    """
+
+    target: str
+    ident: str
+    sharing: Sharing
+    source: Source | None
+    path: str
+    readonly: bool
+    mode: int | None
+    uid: int | None
+    gid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSecret:
+    """The secret called ``id``, as a file at ``target``, in the variable ``env``, or both."""
+
+    id: str
+    target: str | None
+    env: str | None
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSsh:
+    """The SSH agent called ``id``, as a socket at ``target``."""
+
+    id: str
+    target: str
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+PlannedMount = (
+    PlannedBind | PlannedTmpfs | PlannedScript | PlannedCache | PlannedSecret | PlannedSsh
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +153,8 @@ class RunStep(_Step):
     extra_hosts: tuple[HostEntry, ...] = ()
     shm_size: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
+    insecure: bool = False
+    cgroup_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +198,10 @@ class PlannedHistory:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """One stage that the target needs.
+    """One stage that a target needs.
 
+    ``index`` is unique in the plan. ``label`` is the name shown in progress: that of the
+    Dockerfile or ``stage-0`` and so on, behind the platform where the plan has several.
     ``parent`` is what it starts from: an image, another stage, or ImageSource(None).
     ``config`` is final but for rootfs, history and creation time. ``history`` is of this
     stage alone; ``inherited`` comes from the image or stage below.
@@ -160,6 +209,7 @@ class PlannedStage:
 
     index: int
     name: str | None
+    label: str
     platform: Platform
     parent: ImageSource | StageSource
     steps: tuple[Step, ...]
@@ -168,22 +218,31 @@ class PlannedStage:
     history: tuple[PlannedHistory, ...]
     where: SourceRange
 
-    @property
-    def label(self) -> str:
-        """The name shown in progress; stages without one are ``stage-0`` and so on."""
-        return self.name or f"stage-{self.index}"
+
+@dataclass(frozen=True, slots=True)
+class PlanTarget:
+    """What is built for one platform: the stage that becomes its image."""
+
+    platform: Platform
+    stage: PlannedStage
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All stages that the target needs, each after those that it needs; the target is last."""
+    """All stages that the targets need, each after those that it needs.
+
+    ``targets`` has one for each platform asked for. A stage that comes out the same for
+    several of them stands in ``stages`` once.
+    """
 
     stages: tuple[PlannedStage, ...]
+    targets: tuple[PlanTarget, ...]
     warnings: tuple[tuple[str, SourceRange | None], ...] = ()
 
     @property
     def target(self) -> PlannedStage:
-        return self.stages[-1]
+        """The stage of the only platform, or of the first."""
+        return self.targets[0].stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +255,24 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class RunDefaults:
-    """What the command line says of every RUN."""
+    """What the command line says of every RUN.
+
+    ``allowed`` are the entitlements: ``network.host``, ``security.insecure``, ``device``,
+    ``device=NAME``.
+    """
 
     network: Network = Network.DEFAULT
     extra_hosts: tuple[HostEntry, ...] = ()
     shm_size: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
     hostname: str = "buildkitsandbox"
+    allowed: frozenset[str] = frozenset()
+    cgroup_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """The caller's side of a plan."""
+    """The caller's side of a plan for one platform."""
 
     platform: Platform
     build_platform: Platform
@@ -235,10 +300,20 @@ def _needs(step: Step) -> list[Need]:
             capabilities.append(Capability.NETWORK_HOST)
         case Network.DEFAULT:
             pass
+    if step.insecure:
+        capabilities.append(Capability.INSECURE)
+    if step.cgroup_parent is not None:
+        capabilities.append(Capability.CGROUP_PARENT)
     for mount in step.mounts:
         match mount:
             case PlannedBind() | PlannedScript():
                 capabilities.append(Capability.BIND_MOUNT)
             case PlannedTmpfs():
                 capabilities.append(Capability.TMPFS_MOUNT)
+            case PlannedCache():
+                capabilities.append(Capability.CACHE_MOUNT)
+            case PlannedSecret():
+                capabilities.append(Capability.SECRET_MOUNT)
+            case PlannedSsh():
+                capabilities.append(Capability.SSH_MOUNT)
     return [Need(capability, step.where) for capability in capabilities]

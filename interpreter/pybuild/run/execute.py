@@ -14,6 +14,7 @@ from typing import assert_never
 
 from pybuild.backend import (
     BindMount,
+    CacheMount,
     Mount,
     Process,
     ROLayer,
@@ -25,13 +26,18 @@ from pybuild.files.copying import CopyRequest, plan_copies
 from pybuild.files.trees import MemoryTree, NewEntry, Tree, resolve
 from pybuild.files.users import resolve_owner, resolve_user
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.plan.cachekey import files_digest
 from pybuild.plan.steps import (
     ContextSource,
     CopyStep,
     ImageSource,
     InlineFile,
     PlannedBind,
+    PlannedCache,
+    PlannedMount,
     PlannedScript,
+    PlannedSecret,
+    PlannedSsh,
     PlannedTmpfs,
     RunStep,
     Source,
@@ -41,8 +47,15 @@ from pybuild.plan.steps import (
 )
 from pybuild.remotes.locations import Location, WebLocation
 from pybuild.run.activity import StepActivity
+from pybuild.run.certificates import certificate_variables, certificates_mount
+from pybuild.run.digests import digested
+from pybuild.run.lending import Lent, secret_mount, secret_variable, ssh_mount, with_own_sockets
 
 _SCRIPT = b"script"
+_WRONG_PROCESSOR = (
+    "the machine can't execute this: it is for another processor, which needs an emulator "
+    "(qemu-user-static), or a script without a first line #!"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,9 @@ Prepared = PreparedRun | PreparedFiles
 OpenSource = Callable[[Source | Location], SourceFiles]
 
 
-def prepare(step: Step, layer: ROLayer, open_source: OpenSource, created: int) -> Prepared:
+def prepare(
+    step: Step, layer: ROLayer, open_source: OpenSource, created: int, lent: Lent
+) -> Prepared:
     """Find out what `step` means on `layer`. Nothing is changed.
 
     `created` is the modification time, in seconds, of what the step itself makes up:
@@ -81,7 +96,7 @@ def prepare(step: Step, layer: ROLayer, open_source: OpenSource, created: int) -
     """
     match step:
         case RunStep():
-            return _prepare_run(step, layer.tree(), open_source)
+            return _prepare_run(step, layer.tree(), open_source, lent)
         case CopyStep():
             return PreparedFiles(_prepare_copy(step, layer.tree(), open_source, created))
         case WorkdirStep():
@@ -103,8 +118,11 @@ def perform(
     """
     match prepared:
         case PreparedRun(process, mounts):
-            with layer.begin(runs=True, newest=newest) as rw:
-                code = rw.run(process, mounts, activity)
+            with (
+                with_own_sockets(mounts) as own_mounts,
+                layer.begin(runs=True, newest=newest) as rw,
+            ):
+                code = rw.run(process, own_mounts, activity)
                 # A process that was killed by a cancel failed for no reason of its own.
                 activity.raise_if_cancelled()
                 if code != 0:
@@ -123,18 +141,33 @@ def perform(
 
 def _run_failed(process: Process, code: int, activity: StepActivity) -> RunFailed:
     command = json.dumps(" ".join(process.args), ensure_ascii=False)
+    output = activity.tail.lines()
     return RunFailed(
         f"process {command} did not complete successfully: exit code: {code}",
         process_exit_code=code,
-        output=activity.tail.lines(),
+        output=output,
+        hint=_WRONG_PROCESSOR if any(map(_is_format_error, output)) else None,
     )
 
 
-def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource) -> PreparedRun:
+def _is_format_error(line: str) -> bool:
+    return line.lower().endswith("exec format error")
+
+
+def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource, lent: Lent) -> PreparedRun:
     identity = resolve_user(tree, step.user)
+    wanted = [mount for mount in step.mounts if isinstance(mount, PlannedSecret)]
+    variables = [secret_variable(mount, lent) for mount in wanted]
+    secret_env = {pair[0]: pair for pair in variables if pair is not None}
+    # the Dockerfile's own variables of these names are covered
+    env = tuple(pair for pair in step.env if pair[0] not in secret_env)
+    mounts = [_mount(mount, open_source, lent) for mount in step.mounts]
+    if lent.ca is not None:
+        mounts.append(certificates_mount(lent.ca, tree))
+        env += certificate_variables(env)
     process = Process(
         args=step.args,
-        env=step.env,
+        env=env,
         cwd=step.cwd,
         user=User(identity.uid, identity.gid, identity.groups),
         network=step.network,
@@ -142,34 +175,75 @@ def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource) -> Prepared
         extra_hosts=step.extra_hosts,
         shm_size=step.shm_size,
         ulimits=step.ulimits,
+        secret_env=tuple(secret_env.values()),
+        insecure=step.insecure,
+        cgroup_parent=step.cgroup_parent,
     )
-    mounts: list[Mount] = []
-    for mount in step.mounts:
-        match mount:
-            case PlannedBind():
-                mounts.append(_bind(mount, open_source))
-            case PlannedTmpfs(target, size):
-                mounts.append(TmpfsMount(target, size))
-            case PlannedScript(target, content):
-                entry = _inline_entry(_SCRIPT, content, mode=0o755, mtime=0)
-                mounts.append(BindMount(target, MemoryTree([entry]), _SCRIPT))
-            case _:
-                assert_never(mount)
-    return PreparedRun(process, tuple(mounts))
+    return PreparedRun(process, tuple(mount for mount in mounts if mount is not None))
+
+
+def _mount(mount: PlannedMount, open_source: OpenSource, lent: Lent) -> Mount | None:
+    """The mount with its source found; None if it shows something that isn't lent."""
+    match mount:
+        case PlannedBind():
+            return _bind(mount, open_source)
+        case PlannedTmpfs(target, size):
+            return TmpfsMount(target, size)
+        case PlannedScript(target, content):
+            entry = _inline_entry(_SCRIPT, content, mode=0o755, mtime=0)
+            return BindMount(target, MemoryTree([entry]), _SCRIPT)
+        case PlannedCache():
+            return _cache(mount, open_source)
+        case PlannedSecret():
+            return secret_mount(mount, lent)
+        case PlannedSsh():
+            return ssh_mount(mount, lent)
+        case _:
+            assert_never(mount)
+
+
+def _cache(mount: PlannedCache, open_source: OpenSource) -> CacheMount:
+    """A cache that begins as something else, or belongs to somebody else, is another one."""
+    made = CacheMount(
+        mount.target,
+        mount.ident,
+        mount.sharing,
+        mode=0o755 if mount.mode is None else mount.mode & 0o7777,
+        uid=mount.uid or 0,
+        gid=mount.gid or 0,
+        readonly=mount.readonly,
+    )
+    if mount.source is None:
+        owner = (mount.mode, mount.uid, mount.gid)
+        ident = mount.ident if owner == (None, None, None) else json.dumps([mount.ident, *owner])
+        return replace(made, ident=ident, inside=_tree_path(mount.path))
+    files = open_source(mount.source)
+    path = _existing(mount.source, files.tree, mount.path, mount.target)
+    top = files.tree.get(path)
+    if top is not None and top.kind is not Kind.DIRECTORY:
+        raise StepFailed(f'source "{mount.path}" of the cache at "{mount.target}" is no folder')
+    begun = files_digest(digested(files.tree, path))
+    return replace(made, ident=json.dumps([mount.ident, begun]), tree=files.tree, path=path)
 
 
 def _bind(mount: PlannedBind, open_source: OpenSource) -> BindMount:
     files = open_source(mount.source)
-    path = resolve(files.tree, _tree_path(mount.path))
-    if path and files.tree.get(path) is None:
+    path = _existing(mount.source, files.tree, mount.path, mount.target)
+    return BindMount(mount.target, files.tree, path, mount.readonly, files.layer)
+
+
+def _existing(source: Source, tree: Tree, written: str, target: str) -> bytes:
+    """The resolved path of a mount's source."""
+    path = resolve(tree, _tree_path(written))
+    if path and tree.get(path) is None:
         raise StepFailed(
-            f'source "{mount.path}" of the mount at "{mount.target}" was not found in '
-            f"{describe_source(mount.source)}",
+            f'source "{written}" of the mount at "{target}" was not found in '
+            f"{describe_source(source)}",
             hint="a file that .dockerignore excludes isn't part of the context"
-            if isinstance(mount.source, ContextSource)
+            if isinstance(source, ContextSource)
             else None,
         )
-    return BindMount(mount.target, files.tree, path, mount.readonly, files.layer)
+    return path
 
 
 def _prepare_copy(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pybuild.errors import SourceRange
-from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.descriptor import INDEX_TYPES, Descriptor
 from pybuild.oci.platform import Platform
 
 
@@ -22,38 +23,63 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """The image for one platform: ``digest`` is of its manifest."""
+
+    digest: str
+    config_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutputResult:
     """What one output became.
 
     ``kind`` is the output's type: image, registry, oci, docker, tar, local, or the name of the
     backend that it was loaded into. ``place`` is the path or address written to, ``-`` for a
-    stream, empty for a store or registry. ``manifest`` is None for files without an image;
-    after a push the registries have it under ``names``.
+    stream, empty for a store or registry. ``descriptor`` is of the manifest, or of the index of
+    several, and None for files without an image; after a push the registries have it under
+    ``names``. ``images`` are those of a :class:`BuildResult`.
     """
 
     kind: str
     place: str
-    manifest: Descriptor | None = None
+    descriptor: Descriptor | None = None
     names: tuple[str, ...] = ()
+    images: Mapping[Platform, BuiltImage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """A finished build: ``manifest`` describes the image's manifest, ``config_digest`` its config.
+    """A finished build: ``descriptor`` is of the image's manifest, or of the index of several.
 
-    ``names`` are normalised: ``docker.io/library/app:1``. Outputs may differ in their manifests;
-    this is the first one's that has any.
+    ``names`` are normalised: ``docker.io/library/app:1``. ``images`` are by the platforms
+    asked for, in their order. Outputs may differ in their manifests; these are the first
+    one's that has any.
     """
 
-    manifest: Descriptor
-    config_digest: str
+    descriptor: Descriptor
     names: tuple[str, ...]
-    platform: Platform
+    images: Mapping[Platform, BuiltImage]
     steps: tuple[StepResult, ...]
     seconds: float
     outputs: tuple[OutputResult, ...] = ()
 
     @property
     def digest(self) -> str:
-        """The manifest's digest."""
-        return self.manifest.digest
+        """The digest of :attr:`descriptor`, by which the image is known."""
+        return self.descriptor.digest
+
+    @property
+    def is_index(self) -> bool:
+        """Whether an index was made, which may have a single image."""
+        return self.descriptor.media_type in INDEX_TYPES
+
+    @property
+    def platform(self) -> Platform:
+        """The platform that was built for, the first of several."""
+        return next(iter(self.images))
+
+    @property
+    def config_digest(self) -> str:
+        """The digest of the config for :attr:`platform`."""
+        return self.images[self.platform].config_digest

@@ -13,6 +13,7 @@ from graphlib import TopologicalSorter
 from pybuild.plan.steps import (
     CopyStep,
     PlannedBind,
+    PlannedCache,
     PlannedStage,
     RunStep,
     Source,
@@ -37,7 +38,8 @@ def sources(step: Step) -> tuple[Source, ...]:
     if isinstance(step, CopyStep):
         return (step.source,) if step.patterns else ()
     if isinstance(step, RunStep):
-        return tuple(mount.source for mount in step.mounts if isinstance(mount, PlannedBind))
+        mounts = [each for each in step.mounts if isinstance(each, PlannedBind | PlannedCache)]
+        return tuple(mount.source for mount in mounts if mount.source is not None)
     return ()
 
 

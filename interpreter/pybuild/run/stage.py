@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pybuild.backend import Backend, BaseImage, ROLayer
@@ -24,14 +24,17 @@ from pybuild.plan.steps import (
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.locations import GitLocation, Location, WebLocation
 from pybuild.run.activity import CancelToken, Events, StepActivity
+from pybuild.run.commonsteps import CommonSteps, StepIdentity, StepOutcome, step_identities
 from pybuild.run.execute import (
     OpenSource,
+    Prepared,
     SourceFiles,
     perform,
     prepare,
 )
 from pybuild.run.keys import content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
+from pybuild.run.lending import Lent
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
 
@@ -43,7 +46,8 @@ class StageSettings:
     ``contexts`` are the files of the named contexts that steps read, the main one's under None.
     ``created`` fixes every time in the image; None for the times at which things happen.
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
-    those of ``fresh_stages``, names in lower case, are only kept.
+    those of ``fresh_stages``, names in lower case, are only kept. ``lent`` is what steps may
+    see.
     """
 
     contexts: Mapping[str | None, Tree]
@@ -52,6 +56,7 @@ class StageSettings:
     began: datetime
     use_cache: bool
     fresh_stages: frozenset[str] = frozenset()
+    lent: Lent = field(default_factory=Lent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +71,12 @@ class FinishedStage:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """One step that went well. ``layer`` is None if it made none."""
+    """One step that went well. ``cached`` says that this stage hadn't to do it."""
 
     step: Step
-    layer: ROLayer | None
+    outcome: StepOutcome
     seconds: float
     cached: bool
-    ended: datetime
 
 
 class StageRunner:
@@ -92,10 +96,18 @@ class StageRunner:
         self._stop = stop
         self._settings = settings
         self._images = BaseImages(backend)
+        self._steps = CommonSteps(plan)
+        # what one of its stages wants to be done again is done again for all
+        self._fresh = {
+            identity
+            for stage in plan.stages
+            if (stage.name or "").lower() in settings.fresh_stages
+            for identity in step_identities(stage)
+        }
         self._finished: dict[int, FinishedStage] = {}
         self._lock = threading.Lock()
-        # How many stages still need each; the image itself needs the target.
-        self._needed = Counter([plan.target.index])
+        # How many stages still need each; the images themselves need the targets.
+        self._needed = Counter(target.stage.index for target in plan.targets)
         for stage in plan.stages:
             self._needed.update(stages_needed(stage))
 
@@ -117,7 +129,7 @@ class StageRunner:
                 if self._needed[index] > 0
             ]
             self._needed.clear()
-        release_all([self._images.release, *held])
+        release_all([self._images.release, self._steps.release, *held])
 
     def run(self, stage: PlannedStage) -> None:
         """Run one stage whose needed stages are finished."""
@@ -125,11 +137,15 @@ class StageRunner:
         made: list[SharedLayer] = [base]
         with releasing(lambda: release_all([layer.release for layer in made]), self._events.warn):
             current, key, done = base, self._start_key(stage), list[_Done]()
-            for position, step in enumerate(stage.steps, start=1 + _from_units(stage)):
-                outcome, key = self._run_step(stage, step, position, current.layer, key)
-                done.append(outcome)
+            steps = zip(stage.steps, step_identities(stage), strict=True)
+            for position, (step, identity) in enumerate(steps, start=1 + _from_units(stage)):
+                done.append(
+                    self._run_step(stage, step, position, current.layer, key, identity=identity)
+                )
+                outcome = done[-1].outcome
+                key = outcome.key
                 if outcome.layer is not None:
-                    current = SharedLayer(outcome.layer)
+                    current = outcome.layer
                     made.append(current)
             self._finish(stage, current.share(), key, done)
 
@@ -141,7 +157,8 @@ class StageRunner:
             for each in done:
                 # Commits go on in the background; their errors come out here.
                 with located(each.step.where):
-                    diff = each.layer.diff if each.layer is not None else None
+                    made = each.outcome.layer
+                    diff = made.layer.diff if made is not None else None
                     diffs.append(diff.diff_id if diff is not None else None)
             results = tuple(
                 StepResult(
@@ -185,8 +202,15 @@ class StageRunner:
         return ""
 
     def _run_step(
-        self, stage: PlannedStage, step: Step, position: int, layer: ROLayer, parent_key: str
-    ) -> tuple[_Done, str]:
+        self,
+        stage: PlannedStage,
+        step: Step,
+        position: int,
+        layer: ROLayer,
+        parent_key: str,
+        *,
+        identity: StepIdentity,
+    ) -> _Done:
         with self._events.unit(
             step.title,
             self._stop,
@@ -195,19 +219,50 @@ class StageRunner:
             where=step.where,
         ) as activity:
             activity.raise_if_cancelled()
-            use_cache = self._settings.use_cache
-            images: list[SharedLayer] = []
-            with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
-                open_source = self._opener(activity, images)
-                prepared = prepare(step, layer, open_source, self._created_seconds())
-                key = content_key(step, parent_key, prepared, activity) if use_cache else ""
-                made = None if self._is_fresh(stage) else self._lookup(key)
-                activity.cached = made is not None
-                if made is None:
-                    made = perform(prepared, layer, key or None, activity, self._newest())
-            # a step that isn't run again happened when it was run
-            ended = (made.made if made is not None else None) or datetime.now(UTC)
-            return _Done(step, made, activity.seconds, activity.cached, ended), key
+            outcome, is_own = self._steps.once(
+                identity, lambda: self._do_step(step, layer, parent_key, activity, identity)
+            )
+            activity.cached = outcome.cached or not is_own
+            return _Done(step, outcome, activity.seconds, activity.cached)
+
+    def _do_step(
+        self,
+        step: Step,
+        layer: ROLayer,
+        parent_key: str,
+        activity: StepActivity,
+        identity: StepIdentity,
+    ) -> StepOutcome:
+        images: list[SharedLayer] = []
+        with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
+            open_source = self._opener(activity, images)
+            created, lent = self._created_seconds(), self._settings.lent
+            prepared = prepare(step, layer, open_source, created, lent)
+            key = (
+                content_key(step, parent_key, prepared, activity)
+                if self._settings.use_cache
+                else ""
+            )
+            fresh = identity in self._fresh
+            made, cached = self._found_or_made(prepared, layer, key, activity, fresh=fresh)
+        # a step that isn't run again happened when it was run
+        ended = (made.made if made is not None else None) or datetime.now(UTC)
+        shared = SharedLayer(made) if made is not None else None
+        return StepOutcome(shared, key, cached, ended)
+
+    def _found_or_made(
+        self, prepared: Prepared, layer: ROLayer, key: str, activity: StepActivity, *, fresh: bool
+    ) -> tuple[ROLayer | None, bool]:
+        """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
+        if fresh or not key:
+            return perform(prepared, layer, key or None, activity, self._newest()), False
+        if (made := self._lookup(key)) is not None:
+            return made, True
+        with self._backend.single_flight(key, activity):
+            # another build may have done it in the meantime
+            if (made := self._lookup(key)) is not None:
+                return made, True
+            return perform(prepared, layer, key, activity, self._newest()), False
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source | Location) -> SourceFiles:
@@ -225,9 +280,6 @@ class StageRunner:
                     return SourceFiles(shared.layer.tree(), shared.layer)
 
         return open_source
-
-    def _is_fresh(self, stage: PlannedStage) -> bool:
-        return (stage.name or "").lower() in self._settings.fresh_stages
 
     def _lookup(self, key: str) -> ROLayer | None:
         return self._backend.lookup(key) if key else None
@@ -253,13 +305,13 @@ class StageRunner:
             inherited = base_history(stage.inherited, len(stage.parent.image.layers))
         else:
             inherited = stage.inherited
-        now = done[0][0].ended if done else datetime.now(UTC)
+        now = done[0][0].outcome.ended if done else datetime.now(UTC)
         own = []
         for planned in stage.history:
             empty = True
             if planned.step is not None:
-                outcome, diff = done[planned.step]
-                now, empty = outcome.ended, diff is None
+                one, diff = done[planned.step]
+                now, empty = one.outcome.ended, diff is None
             own.append(
                 HistoryEntry(
                     created_by=planned.created_by,
@@ -287,10 +339,10 @@ def final_config(
     )
 
 
-def base_image(plan: Plan) -> BaseImage | None:
-    """The image that the target's chain of stages starts from; None for scratch."""
+def base_image(plan: Plan, target: PlannedStage) -> BaseImage | None:
+    """The image that the chain of stages below `target` starts from; None for scratch."""
     by_index = {stage.index: stage for stage in plan.stages}
-    parent = plan.target.parent
+    parent = target.parent
     while isinstance(parent, StageSource):
         parent = by_index[parent.index].parent
     return parent.image

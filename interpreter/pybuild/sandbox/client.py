@@ -26,7 +26,7 @@ from typing import Self
 from pybuild.errors import BackendFailed, BackendUnavailable
 from pybuild.sandbox import profile, wire
 from pybuild.sandbox.mapping import Kind, Mapping, system_program
-from pybuild.sandbox.seccomp import compile_profile
+from pybuild.sandbox.seccomp import compile_ownership, compile_profile
 from pybuild.sandbox.spec import FuseOverlay, RunSpec, as_value, passed_descriptors
 
 OnOutput = Callable[[int, bytes], object]
@@ -233,6 +233,7 @@ def _config(mapping: Mapping) -> dict[bytes, object]:
     single = mapping.kind is Kind.SINGLE
     try:
         program = compile_profile(machine, keep_owners=single)
+        insecure = compile_ownership(machine) if single else b""
     except KeyError:
         raise BackendUnavailable(
             f"the sandbox has no system call profile for {machine}",
@@ -251,6 +252,7 @@ def _config(mapping: Mapping) -> dict[bytes, object]:
         b"readonly": [os.fsencode(path) for path in profile.READ_ONLY],
         b"capabilities": profile.capability_mask(),
         b"seccomp": program,
+        b"insecure_seccomp": insecure,
     }
 
 

@@ -97,12 +97,15 @@ def new_mount(kind: bytes, options: dict[bytes, bytes], attributes: int) -> int:
         os.close(context)
 
 
-def copy_mount(place: int | bytes, attributes: int = 0) -> int:
-    """A private copy of what is mounted at and below a place, mounted nowhere yet."""
+def copy_mount(place: int | bytes, attributes: int = 0, cleared: int = 0) -> int:
+    """A private copy of what is mounted at and below a place, mounted nowhere yet.
+
+    It gets these attributes and loses the `cleared` ones.
+    """
     folder, path = (place, b"") if isinstance(place, int) else (_AT_FDCWD, place)
     flags = _OPEN_TREE_CLONE | _CLOEXEC | _AT_RECURSIVE | (0 if path else _AT_EMPTY_PATH)
     mount = _system("bind", _OPEN_TREE, folder, path, flags)
-    settings = struct.pack("=4Q", attributes, 0, MS_PRIVATE, 0)
+    settings = struct.pack("=4Q", attributes, cleared, MS_PRIVATE, 0)
     how = _AT_EMPTY_PATH | _AT_RECURSIVE
     _system("bind attributes", _MOUNT_SETATTR, mount, b"", how, settings, len(settings))
     return mount

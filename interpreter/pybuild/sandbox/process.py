@@ -12,7 +12,7 @@ from pybuild.sandbox.profile import DEFAULT_SHM
 from pybuild.sandbox.spec import Mount, Root, RunSpec, SmallFile
 
 # what fails in these is asked for by the Dockerfile or allowed by the image
-_STEPS_OWN = frozenset({"mount point", "working directory", "user", "ulimit"})
+_STEPS_OWN = frozenset({"mount point", "mount source", "working directory", "user", "ulimit"})
 
 
 def run_process(sandbox: Sandbox, spec: RunSpec, activity: Activity) -> int:
@@ -39,7 +39,7 @@ def run_spec(process: Process, root: Root, mounts: Iterable[Mount]) -> RunSpec:
     return RunSpec(
         root,
         process.args,
-        env=process.env,
+        env=process.env + process.secret_env,
         cwd=process.cwd,
         uid=process.user.uid,
         gid=process.user.gid,
@@ -49,6 +49,7 @@ def run_spec(process: Process, root: Root, mounts: Iterable[Mount]) -> RunSpec:
         ulimits=tuple((limit.name, limit.soft, limit.hard) for limit in process.ulimits),
         shm_size=DEFAULT_SHM if process.shm_size is None else process.shm_size,
         mounts=tuple(mounts),
+        insecure=process.insecure,
     )
 
 

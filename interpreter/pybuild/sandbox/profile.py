@@ -25,6 +25,54 @@ CAPABILITIES = {
     "CAP_SETFCAP": 31,
 }
 
+ALL_CAPABILITIES = tuple(
+    f"CAP_{name}"
+    for name in [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+    ]
+)
+"""By number, as capability(7) has them."""
+
 # as moby masks them; /proc/interrupts and powercap leak timing of other processes
 MASKED = (
     "/proc/acpi",
@@ -84,6 +132,15 @@ OWNERSHIP = """
 def capability_mask() -> int:
     """The bits of the capabilities that a RUN has."""
     return sum(1 << number for number in CAPABILITIES.values())
+
+
+def possible_capabilities() -> tuple[str, ...]:
+    """Those that a process of this machine can have at most, as far as this one can tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # it isn't Linux, and nothing is known
+        return ALL_CAPABILITIES
+    mask = int(status.read_bytes().partition(b"CapBnd:")[2].split()[0], 16)
+    return tuple(name for number, name in enumerate(ALL_CAPABILITIES) if mask >> number & 1)
 
 
 def thermal_counters() -> tuple[str, ...]:

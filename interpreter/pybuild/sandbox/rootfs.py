@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         def unmount(self, root: int) -> None: ...
 
 
-# in the server's mount namespace /sys holds ours: the kernel's, shown to steps, and a step's own
-SYSFS, STEP = b"/sys/s", b"/sys/w"
+# in the server's mount namespace /sys holds ours: the kernel's, shown to steps, masked and
+# whole, and a step's own
+SYSFS, WHOLE_SYSFS, STEP = b"/sys/s", b"/sys/a", b"/sys/w"
 
 _DEVICES = {
     b"null": (1, 3),
@@ -44,6 +45,7 @@ _LINKS = {
     b"core": b"/proc/kcore",
     b"ptmx": b"pts/ptmx",
 }
+_OWN_DEVICES = frozenset({*_DEVICES, *_LINKS, b"console", b"mqueue", b"pts"})
 _SYSTEM = (b"proc", b"sys", b"dev")
 _MAX_LINKS = 40
 _OVERLAY = b"index=off,metacopy=off,redirect_dir=nofollow"
@@ -84,14 +86,19 @@ def open_mounts(
     mounts = []
     for number, (kind, target, *rest) in enumerate(wanted):
         match kind, rest:
-            case b"bind", [source, readonly]:
-                fd = kernel.copy_mount(_source(source, passed), NODEV | (RDONLY if readonly else 0))
+            case b"bind", [source, readonly, bytes(inside)]:
+                attributes = NODEV | (RDONLY if readonly else 0)
+                fd = _bind(_source(source, passed), inside, attributes)
             case b"tmpfs", [bytes(size), mode]:
                 limits = {b"mode": b"%o" % mode} | ({b"size": size} if size else {})
                 fd = kernel.new_mount(b"tmpfs", limits, NOSUID | NODEV)
             case b"file", [bytes(content), int(mode), int(uid), int(gid)]:
                 owner = (0, 0) if single else (uid, gid)
                 fd = _small_file(b"files/%d" % number, content, mode, owner, folders)
+            case b"socket", [bytes(source), int(mode), int(uid), int(gid)]:
+                os.chown(source, *((0, 0) if single else (uid, gid)))
+                os.chmod(source, mode)  # noqa: PTH101 - pathlib is slow to load
+                fd = kernel.copy_mount(source, HIDDEN | RDONLY)
             case b"overlay", [list(lowers), list(ends), bytes(path), readonly]:
                 root = _layers(lowers, ends, folders, options)
                 fd = _part_of_view(root, path, NODEV | (RDONLY if readonly else 0))
@@ -110,6 +117,23 @@ def _source(source: bytes | int, passed: int) -> bytes:
     if (meant.st_dev, meant.st_ino) != (found.st_dev, found.st_ino):
         raise Failed("bind", errno.ESTALE, f"{os.fsdecode(path)} isn't what was passed any more")
     return path
+
+
+def _bind(source: bytes, inside: bytes, attributes: int) -> int:
+    """A copy of what is at `inside` in a folder; its files are others', so no link is followed."""
+    if not inside:
+        return kernel.copy_mount(source, attributes)
+    folder = os.open(source, FOLDER)
+    try:
+        part = kernel.openat2(folder, inside, FOLDER, kernel.NO_SYMLINKS | kernel.BENEATH)
+    except OSError as error:
+        raise Failed("mount source", error.errno or 0, os.fsdecode(b"/" + inside)) from None
+    finally:
+        os.close(folder)
+    try:
+        return kernel.copy_mount(part, attributes)
+    finally:
+        os.close(part)
 
 
 def _small_file(
@@ -265,6 +289,8 @@ class Root:
                 if b".." in pending:
                     raise Failed("mount point", errno.ENOENT, _shown(path)) from None
                 return done, [name, *pending[::-1]]
+            except OSError as error:
+                raise Failed("mount point", error.errno or 0, _shown(path)) from None
             try:
                 mode = os.fstat(fd).st_mode
                 target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(mode) else b""
@@ -335,8 +361,7 @@ class Root:
     def target(self, mount: Mount) -> int:
         """Where a mount goes, made if it lies in a mount made before it."""
         done, missing = self.resolve(mount.path)
-        if [*done, *missing][:1] == [b"proc"]:
-            # a file covered there could hide what the kernel is told or tells, as runc has it
+        if _is_closed([*done, *missing]):
             raise Failed("mount point", errno.EPERM, _shown(mount.path))
         if missing:
             parent = self.open(done)
@@ -344,8 +369,6 @@ class Root:
                 if _mount_number(parent) == _mount_number(self.fd):
                     raise Failed("mount point", errno.ENOENT, _shown(mount.path))
                 make_path(parent, missing, is_folder=mount.is_folder)
-            except OSError as error:
-                raise Failed("mount point", error.errno or 0, _shown(mount.path)) from None
             finally:
                 os.close(parent)
         if not done and not missing:
@@ -363,8 +386,22 @@ def _lies_in_another(mount: Mount, mounts: list[Mount]) -> bool:
     return any(path in inside or path in ([name] for name in _SYSTEM) for path in above)
 
 
+def _is_closed(path: Path) -> bool:
+    """Whether a mount there could hide or fake what the kernel or we have there."""
+    if path[:1] == [b"dev"]:
+        return len(path) == 1 or path[1] in _OWN_DEVICES
+    return path[:1] in ([b"proc"], [b"sys"])
+
+
 def make_path(folder: int, path: Path, *, is_folder: bool) -> None:
     """Make an empty file or folder and the folders above it, in a place without links."""
+    try:
+        _make_path(folder, path, is_folder=is_folder)
+    except OSError as error:
+        raise Failed("mount point", error.errno or 0, _shown(path)) from None
+
+
+def _make_path(folder: int, path: Path, *, is_folder: bool) -> None:
     names = path if is_folder else path[:-1]
     for length in range(1, len(names) + 1):
         try:
@@ -412,6 +449,16 @@ def mount_system(root: Root, masked: list[bytes], readonly: list[bytes], *, unif
     attach(kernel.copy_mount(SYSFS, HIDDEN | RDONLY), root.system_folder(b"sys"))
     if unified:
         cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN | RDONLY)
+        attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
+
+
+def mount_whole_system(root: Root, *, unified: bool) -> None:
+    """Mount the kernel's file systems in the root of an insecure step, writable and unmasked."""
+    attach(kernel.new_mount(b"proc", {}, HIDDEN), root.system_folder(b"proc"))
+    whole = kernel.copy_mount(WHOLE_SYSFS, HIDDEN, cleared=RDONLY)
+    attach(whole, root.system_folder(b"sys"))
+    if unified:
+        cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN)
         attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pybuild.sandbox import profile
 from pybuild.sandbox.syscall_names import ALLOWED, OF_ARCHITECTURE
@@ -38,12 +38,34 @@ def compile_profile(machine: str, *, keep_owners: bool = False) -> bytes:
     made. Both of our machines' byte orders are little. Raises KeyError for a machine that
     there are no tables for.
     """
+    return _compiled(machine, lambda name: _of_architecture(name, keep_owners=keep_owners), _ENOSYS)
+
+
+def compile_ownership(machine: str) -> bytes:
+    """A program that allows all but changes of owner and identity, which succeed unmade.
+
+    Raises KeyError as `compile_profile` does.
+    """
+    return _compiled(machine, _all_but_ownership, _ALLOW)
+
+
+def _compiled(machine: str, body_of: Callable[[str], Program], otherwise: int) -> bytes:
+    """The bodies of the machine's tables, one after the other; `otherwise` for calls of none."""
     program: Program = [(_LOAD, 0, 0, _ARCHITECTURE)]
     for architecture, audit in _ARCHITECTURES[machine]:
-        body = _of_architecture(architecture, keep_owners=keep_owners)
+        body = body_of(architecture)
         program += [(_EQUAL, 1, 0, audit), (_JUMP, 0, 0, len(body)), *body]
-    program.append((_RETURN, 0, 0, _ENOSYS))
+    program.append((_RETURN, 0, 0, otherwise))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def _all_but_ownership(architecture: str) -> Program:
+    table = numbers(architecture)
+    program: Program = [(_LOAD, 0, 0, _NUMBER)]
+    for name in profile.OWNERSHIP:
+        if name in table:
+            program += [(_EQUAL, 0, 1, table[name]), *_returning(_ERROR)]
+    return [*program, *_returning(_ALLOW)]
 
 
 def _of_architecture(architecture: str, *, keep_owners: bool) -> Program:

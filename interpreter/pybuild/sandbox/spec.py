@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pybuild.errors import UsageError
 from pybuild.sandbox import profile
@@ -56,12 +56,14 @@ class Bind:
     """A file or folder of the host, with what is mounted below it, at ``target``.
 
     ``source`` is a path, or a descriptor whose path must still lead to the same file when
-    the step begins.
+    the step begins. ``inside`` is what of it is shown, a relative path through folders only,
+    without links.
     """
 
     target: str
     source: bytes | int
     readonly: bool = True
+    inside: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,22 @@ class SmallFile:
     """A read-only file with this content, in memory only: resolv.conf, hosts, a secret."""
 
     target: str
-    content: bytes
+    content: bytes = field(repr=False)
     mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A Unix socket of the host, for this step alone: it is given owner and mode.
+
+    It belongs to the user whose sandbox it is, in a folder that nobody else may enter.
+    """
+
+    target: str
+    source: bytes
+    mode: int = 0o600
     uid: int = 0
     gid: int = 0
 
@@ -102,7 +118,7 @@ class OverlayBind:
 
 
 Root = Overlay | FuseOverlay | Plain
-Mount = Bind | Tmpfs | SmallFile | OverlayBind
+Mount = Bind | Tmpfs | SmallFile | Socket | OverlayBind
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +131,15 @@ class RunSpec:
     nothing but loopback; otherwise it has the machine's. ``ulimits`` are (name as in ``docker
     build --ulimit``, soft, hard), -1 for none; ``shm_size`` is in bytes. ``mounts`` are made
     in their order, on paths resolved inside the root; where a mount point doesn't exist,
-    the process sees one, and the overlay's ``upper`` gets nothing of it. Empty ``args`` ask
-    only whether all this is possible.
+    the process sees one, and the overlay's ``upper`` gets nothing of it. An ``insecure``
+    process has all capabilities of the sandbox's user namespace and any system call, and
+    sees /proc and /sys whole and writable. Empty ``args`` ask only whether all this is
+    possible.
     """
 
     root: Root
     args: tuple[str, ...]
-    env: tuple[tuple[str, str], ...] = ()
+    env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     cwd: str = "/"
     uid: int = 0
     gid: int = 0
@@ -131,6 +149,7 @@ class RunSpec:
     ulimits: tuple[tuple[str, int, int], ...] = ()
     shm_size: int = profile.DEFAULT_SHM
     mounts: tuple[Mount, ...] = ()
+    insecure: bool = False
 
 
 def passed_descriptors(spec: RunSpec) -> tuple[int, ...]:
@@ -164,19 +183,22 @@ def as_value(spec: RunSpec) -> dict[bytes, object]:
         b"own_network": spec.own_network,
         b"ulimits": [[_limit(name), soft, hard] for name, soft, hard in spec.ulimits],
         b"shm": spec.shm_size,
+        b"insecure": spec.insecure,
         b"mounts": [_mount(mount, descriptors) for mount in spec.mounts],
     }
 
 
 def _mount(mount: Mount, descriptors: Iterator[int]) -> list[object]:
     match mount:
-        case Bind(target=target, source=source, readonly=readonly):
+        case Bind(target=target, source=source, readonly=readonly, inside=inside):
             place = source if isinstance(source, bytes) else next(descriptors)
-            return [b"bind", _text(target), place, readonly]
+            return [b"bind", _text(target), place, readonly, inside]
         case Tmpfs(target=target, size=size, mode=mode):
             return [b"tmpfs", _text(target), b"" if size is None else b"%d" % size, mode]
         case SmallFile(target=target, content=content, mode=mode, uid=uid, gid=gid):
             return [b"file", _text(target), content, mode, uid, gid]
+        case Socket(target=target, source=path, mode=mode, uid=uid, gid=gid):
+            return [b"socket", _text(target), path, mode, uid, gid]
         case OverlayBind(target=target, lowers=lowers, upper=upper, work=work):
             ends = [upper, work] if upper and work else []
             return [b"overlay", _text(target), list(lowers), ends, mount.path, mount.readonly]

@@ -30,6 +30,7 @@ _MAX_PASSED = 64
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 1, 22, 24, 47
 _SECCOMP_MODE_FILTER, _CAP_AMBIENT_CLEAR_ALL = 2, 4
+_EVERY_CAPABILITY = (1 << 64) - 1
 _CAPABILITY_VERSION = 0x20080522
 _IFF_UP, _SIOCSIFFLAGS = 0x1, 0x8914
 _MAX_PASSWD = 1 << 20
@@ -134,9 +135,11 @@ def run_in(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Sp
 
 
 def _enter_root(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> None:
-    masked, readonly = config[b"masked"], config[b"readonly"]
     unified = bool(config[b"unified"])
-    rootfs.mount_system(root, masked, readonly, unified=unified)
+    if spec[b"insecure"]:
+        rootfs.mount_whole_system(root, unified=unified)
+    else:
+        rootfs.mount_system(root, config[b"masked"], config[b"readonly"], unified=unified)
     rootfs.mount_devices(root, shm=spec[b"shm"], tty_group=not config[b"single"])
     for mount in mounts:
         kernel.attach(mount.fd, root.target(mount))
@@ -221,8 +224,12 @@ def _become_user(spec: Spec, config: Spec) -> None:
             _map_single(uid, gid)
     except OSError as error:
         raise Failed("user", error.errno or 0, f"{uid}:{gid}") from None
-    _drop_capabilities(config[b"capabilities"])
-    _filter_calls(config[b"seccomp"])
+    if spec[b"insecure"]:
+        _drop_capabilities(_EVERY_CAPABILITY)
+        _filter_calls(config[b"insecure_seccomp"])
+    else:
+        _drop_capabilities(config[b"capabilities"])
+        _filter_calls(config[b"seccomp"])
     if not single:
         try:
             os.setresuid(uid, uid, uid)

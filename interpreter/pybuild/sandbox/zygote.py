@@ -171,6 +171,8 @@ def prepare_mounts(config: Spec) -> None:
     socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
     ours.close()
     theirs.close()
+    whole = kernel.copy_mount(rootfs.SYSFS)
+    attach(whole, os.open(rootfs.WHOLE_SYSFS, FOLDER))
     folder = os.open(rootfs.SYSFS, FOLDER)
     os.close(rootfs.step_folders())
     rootfs.mask(folder, b"/sys/", config[b"masked"])
@@ -180,7 +182,7 @@ def prepare_mounts(config: Spec) -> None:
 
 def _attach_folders() -> None:
     folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, kernel.HIDDEN)
-    for path in (rootfs.SYSFS, rootfs.STEP):
+    for path in (rootfs.SYSFS, rootfs.WHOLE_SYSFS, rootfs.STEP):
         os.mkdir(path.removeprefix(b"/sys/"), 0o755, dir_fd=folders)
     attach(folders, os.open("/sys", FOLDER))
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from pybuild.errors import BackendUnavailable
 from pybuild.testkit import _containerd_cleaner as cleaner_program
 from pybuild_containerd import rpcs
+from pybuild_containerd.cachefolders import CACHE_LABEL
 from pybuild_containerd.client import COMMITTED, Client
 from pybuild_containerd.probe import usable_snapshotters
 
@@ -190,7 +191,7 @@ def _check_prerequisites() -> None:
 
 
 def check_nothing_left(address: str, namespace: str, folder: Path | None = None) -> None:
-    """Raise AssertionError if a build left anything behind but images and their layers.
+    """Raise AssertionError if a build left anything behind but images, their layers and caches.
 
     Leases, containers, tasks, uncommitted snapshots and unfinished ingests of `namespace`
     are listed, and mounts below `folder` if it is given.
@@ -216,5 +217,5 @@ def _leftovers(address: str, namespace: str) -> Iterator[str]:
             with client.stream(rpcs.SNAPSHOT_LIST, snapshotter=snapshotter.name) as pages:
                 for page in pages:
                     for info in page.info:
-                        if info.kind != COMMITTED:
+                        if info.kind != COMMITTED and CACHE_LABEL not in info.labels:
                             yield f"uncommitted {snapshotter.name} snapshot {info.name}"

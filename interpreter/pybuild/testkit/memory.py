@@ -22,6 +22,7 @@ from pybuild.backend import (
     Capability,
     Image,
     ImageSpec,
+    IndexSpec,
     Mount,
     Process,
     PullPolicy,
@@ -42,6 +43,7 @@ from pybuild.oci.platform import Platform, best, host_platform
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
 from pybuild.oci.repack import is_packed, repack
 from pybuild.oci.tarformat import Limits
+from pybuild.testkit.memorycaches import MemoryCaches
 from pybuild.testkit.toyshell import RunOutcome
 from pybuild.testkit.toyshell import run as toyshell_run
 
@@ -78,6 +80,7 @@ class MemoryBackend(Backend):
         self._local: dict[Reference, dict[Platform, BaseImage]] = {}
         self._remote: dict[Reference, dict[Platform, BaseImage]] = {}
         self._cache: dict[str, tuple[tuple[LayerDiff, ...], LayerDiff | None, datetime]] = {}
+        self._caches = MemoryCaches()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -193,6 +196,8 @@ class MemoryBackend(Backend):
         return self._add_image(spec)
 
     def _add_image(self, spec: ImageSpec) -> Image:
+        if spec.for_index and spec.names:
+            raise RuntimeError("an image for an index has no names of its own")
         for layer in spec.layers:
             self._store.blob(layer.blob.digest)
         documents = spec.documents()
@@ -203,6 +208,23 @@ class MemoryBackend(Backend):
             with self._lock:
                 self._local[_named(name)] = {spec.config.platform: image}
         return Image(manifest, config_digest, spec.names)
+
+    def create_index(self, spec: IndexSpec, activity: Activity) -> Descriptor:
+        activity.raise_if_cancelled()
+        document = spec.document()
+        self._store.add(document.index_bytes)
+        for name in spec.names:
+            images = {platform: self._made_image(name, image) for image, platform in spec.images}
+            with self._lock:
+                self._local[_named(name)] = images
+        return document.index
+
+    def _made_image(self, name: Reference, image: Image) -> BaseImage:
+        """What a FROM of `name` finds in an image that was made here."""
+        manifest = parse_manifest(self._store.blob(image.manifest.digest))
+        config = parse_config(self._store.blob(image.config_digest))
+        layers = tuple(map(LayerDiff, config.diff_ids, manifest.layers))
+        return BaseImage(name, image.manifest.digest, config, layers)
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
         activity.raise_if_cancelled()
@@ -372,7 +394,9 @@ class _MemoryRWLayer(RWLayer):
             raise RuntimeError("the backend can't run processes")
         self._start()
         activity.raise_if_cancelled()
-        outcome = self._backend.runner(process, self.tree(), mounts, activity)
+        with self._backend._caches.shown(mounts, activity) as shown:  # noqa: SLF001  (as above)
+            outcome = self._backend.runner(process, self.tree(), shown.mounts, activity)
+            shown.keep(outcome.caches)
         activity.raise_if_cancelled()
         self._entries = list(outcome.entries)
         return outcome.exit_code

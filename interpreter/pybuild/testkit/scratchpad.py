@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from typing import BinaryIO
 
-from pybuild.backend import BindMount, Mount, TmpfsMount, User
-from pybuild.files.trees import MemoryTree, NewEntry, Tree, join, parent_of, resolve, shown
+from pybuild.backend import (
+    BindMount,
+    CacheMount,
+    Mount,
+    SecretMount,
+    SshMount,
+    TmpfsMount,
+    User,
+)
+from pybuild.errors import StepFailed
+from pybuild.files.trees import MemoryTree, NewEntry, Tree, join, parent_of, resolve, shown, walk
 from pybuild.oci.layerindex import Entry, Kind
+
+_FILE = b"f"
 
 
 class ReadOnly(Exception):
@@ -24,6 +35,8 @@ class _Mounted:
     tree: Tree
     path: bytes
     readonly: bool
+    cache: str | None = None
+    """The id of a cache that is shown whole."""
 
 
 class Scratchpad(Tree):
@@ -163,6 +176,23 @@ class Scratchpad(Tree):
                 kept.append(NewEntry(Entry(path, Kind.OPAQUE)))
         return tuple(sorted(kept, key=lambda new: new.entry.path))
 
+    def caches(self) -> dict[str, tuple[NewEntry, ...]]:
+        """All files of the cache mounts as they are now, by the mounts' ids."""
+        return {
+            mounted.cache: tuple(self._copied(mounted.target))
+            for mounted in self._mounts
+            if mounted.cache is not None and not mounted.readonly
+        }
+
+    def _copied(self, folder: bytes) -> Iterator[NewEntry]:
+        for entry in walk(self, folder):
+            moved = replace(entry, path=entry.path[len(folder) :].lstrip(b"/"), link=entry.link)
+            if entry.kind is not Kind.FILE:
+                yield NewEntry(moved)
+                continue
+            content = self.read(entry.path) or b""
+            yield NewEntry(replace(moved, link=b""), partial(BytesIO, content))
+
     def _check_writable(self, path: bytes) -> None:
         mounted = self._mounted(path)
         if mounted is not None and mounted.readonly:
@@ -196,6 +226,22 @@ def _mounted(mount: Mount, target: bytes) -> _Mounted:
             return _Mounted(target, mount.tree, mount.path, mount.readonly)
         case TmpfsMount():
             return _Mounted(target, MemoryTree([]), b"", readonly=False)
+        case CacheMount(tree=tree, path=path, inside=inside):
+            assert tree is not None, "the backend finds the files of a cache"
+            shown = join(path, inside) if inside else path
+            if tree.get(shown) is None:
+                raise StepFailed(f"there is no folder {inside!r} in the cache {mount.ident}")
+            cache = None if inside else mount.ident
+            return _Mounted(target, tree, shown, mount.readonly, cache)
+        case SecretMount():
+            entry = Entry(
+                _FILE, Kind.FILE, mount.mode, mount.uid, mount.gid, size=len(mount.content)
+            )
+            files = MemoryTree([NewEntry(entry, partial(BytesIO, mount.content))])
+            return _Mounted(target, files, _FILE, readonly=True)
+        case SshMount():
+            entry = Entry(_FILE, Kind.SOCKET, mount.mode, mount.uid, mount.gid)
+            return _Mounted(target, MemoryTree([NewEntry(entry)]), _FILE, readonly=True)
 
 
 def _is_below(path: bytes, folder: bytes) -> bool:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from pybuild.testkit.suite_images import ImageSuite
 from pybuild.testkit.suite_layers import LayerSuite
+from pybuild.testkit.suite_lending import LendingSuite
 from pybuild.testkit.suite_mounts import MountSuite
 from pybuild.testkit.suite_runs import RunSuite
 
 
-class BackendSuite(ImageSuite, LayerSuite, RunSuite, MountSuite):
+class BackendSuite(ImageSuite, LayerSuite, RunSuite, MountSuite, LendingSuite):
     """All tests of the contract in :mod:`pybuild.backend`."""

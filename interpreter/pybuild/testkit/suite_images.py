@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pybuild.backend import Backend, BaseImage, Capability, ImageSpec, PullPolicy
+from pybuild.backend import (
+    Backend,
+    BaseImage,
+    Capability,
+    Image,
+    ImageSpec,
+    IndexSpec,
+    PullPolicy,
+)
 from pybuild.errors import (
     BuildCancelled,
     ImageError,
@@ -21,7 +29,13 @@ from pybuild.errors import (
 from pybuild.files.layout import open_layout
 from pybuild.files.trees import NewEntry, walk
 from pybuild.oci.compression import Compression, Packing
-from pybuild.oci.descriptor import DOCKER_LAYER_TAR, DOCKER_MANIFEST, is_digest
+from pybuild.oci.descriptor import (
+    DOCKER_INDEX,
+    DOCKER_LAYER_TAR,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    is_digest,
+)
 from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
 from pybuild.oci.layerindex import Kind
 from pybuild.oci.layertar import write_layer
@@ -30,10 +44,11 @@ from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
 from pybuild.testkit.layouts import LayoutWriter
 from pybuild.testkit.suite_base import SuiteBase, needs
-from pybuild.testkit.validate import validate
+from pybuild.testkit.validate import validate, validate_index
 from pybuild.testkit.workbench import Workbench, content, file, folder
 
 _ALIEN = Platform("plan9", "mips")
+_FOREIGN = Platform("linux", "s390x")
 
 
 def _resolve(bench: Workbench, name: str, platform: Platform | None = None) -> BaseImage:
@@ -44,6 +59,17 @@ def _resolve(bench: Workbench, name: str, platform: Platform | None = None) -> B
         PullPolicy.NEVER,
         bench.activity,
     )
+
+
+def _for_index(
+    bench: Workbench, text: bytes, platform: Platform, *, docker: bool = False
+) -> tuple[Image, Platform]:
+    """An image with one file `a`, to go into an index."""
+    top = bench.put(bench.scratch(), file(b"a", text))
+    diff_ids = tuple(diff.diff_id for diff in top.diffs)
+    config = ImageConfig(platform, history=(HistoryEntry("COPY a /a"),), diff_ids=diff_ids)
+    spec = ImageSpec(config, top.diffs, docker_media_types=docker, for_index=True)
+    return bench.backend.create_image(spec, top, bench.activity), platform
 
 
 def _layout(folder: Path, platform: Platform, *entries: NewEntry) -> Path:
@@ -236,6 +262,56 @@ class ImageSuite(SuiteBase):
         assert manifest.layers[0].digest == layers[0].diff_id
         found = _resolve(bench, "localhost/plain:1")
         assert [x.blob.digest for x in found.layers] == [layers[0].diff_id]
+
+    def test_an_index_has_an_image_for_each_platform(self, bench: Workbench) -> None:
+        here = bench.backend.platforms[0]
+        images = (_for_index(bench, b"here", here), _for_index(bench, b"there", _FOREIGN))
+        names = (parse_reference("localhost/index:1"), parse_reference("localhost/index:2"))
+        spec = IndexSpec(images, names, {"b": "2", "a": "ü"})
+        index = bench.backend.create_index(spec, bench.activity)
+        assert index == spec.document().index
+        assert index.media_type == OCI_INDEX
+        validate_index(bench.backend, index)
+        with closing(bench.backend.open_blob(index.digest)) as stream:
+            assert json.loads(stream.read())["annotations"] == {"a": "ü", "b": "2"}
+        for name in ("localhost/index:1", "localhost/index:2"):
+            for (image, platform), text in zip(images, (b"here", b"there"), strict=True):
+                found = _resolve(bench, name, platform)
+                assert found.digest == image.manifest.digest
+                assert found.config.platform == platform
+                layer = bench.hold(bench.backend.checkout(found, bench.activity))
+                assert content(layer, b"a") == text
+            with pytest.raises(ImageError):
+                _resolve(bench, name, _ALIEN)
+
+    def test_a_docker_manifest_list_has_docker_manifests(self, bench: Workbench) -> None:
+        platforms = (bench.backend.platforms[0], _FOREIGN)
+        images = tuple(_for_index(bench, b"same", each, docker=True) for each in platforms)
+        spec = IndexSpec(images, docker_media_types=True)
+        index = bench.backend.create_index(spec, bench.activity)
+        assert index.media_type == DOCKER_INDEX
+        validate_index(bench.backend, index)
+
+    def test_an_index_may_have_one_image_and_no_name(self, bench: Workbench) -> None:
+        images = (_for_index(bench, b"only", bench.backend.platforms[0]),)
+        index = bench.backend.create_index(IndexSpec(images), bench.activity)
+        assert len(validate_index(bench.backend, index)) == 1
+
+    def test_a_name_moves_from_an_image_to_an_index_and_back(self, bench: Workbench) -> None:
+        name, here = "localhost/both:1", bench.backend.platforms[0]
+        bench.create(bench.put(bench.scratch(), file(b"a", b"alone")), name)
+        image, _ = _for_index(bench, b"in the index", here)
+        spec = IndexSpec(((image, here),), (parse_reference(name),))
+        bench.backend.create_index(spec, bench.activity)
+        assert _resolve(bench, name).digest == image.manifest.digest
+        again = bench.create(bench.put(bench.scratch(), file(b"a", b"alone again")), name)
+        assert _resolve(bench, name).digest == again.manifest.digest
+
+    def test_a_cancelled_activity_stops_an_index(self, bench: Workbench) -> None:
+        images = (_for_index(bench, b"late", bench.backend.platforms[0]),)
+        bench.activity.cancel()
+        with pytest.raises(BuildCancelled):
+            bench.backend.create_index(IndexSpec(images), bench.activity)
 
     def test_an_image_made_elsewhere_is_stored_and_built_upon(self, bench: Workbench) -> None:
         parts: list[bytes] = []

@@ -30,10 +30,14 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+|\?))")
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """What a simulated process did: its exit code, and changes, WHITEOUT entries included."""
+    """What a simulated process did: its exit code, and changes, WHITEOUT entries included.
+
+    ``caches`` are all files of the cache mounts afterwards, by the mounts' ids.
+    """
 
     exit_code: int
     entries: tuple[NewEntry, ...] = ()
+    caches: Mapping[str, tuple[NewEntry, ...]] = field(default_factory=dict)
 
 
 class _Exit(Exception):
@@ -76,7 +80,7 @@ def run(process: Process, tree: Tree, mounts: Sequence[Mount], activity: Activit
     """Simulate `process` on the file system `tree`."""
     files = Scratchpad(tree, mounts)
     cwd = resolve(files, process.cwd.encode())
-    shell = Shell(process, files, activity, dict(process.env), cwd)
+    shell = Shell(process, files, activity, dict(process.env + process.secret_env), cwd)
     try:
         if process.args[0] in _SHELLS and process.args[1:2] == ("-c",):
             code = _script(shell, process.args[2])
@@ -85,7 +89,7 @@ def run(process: Process, tree: Tree, mounts: Sequence[Mount], activity: Activit
     except _Exit as end:
         code = end.code
     activity.raise_if_cancelled()
-    return RunOutcome(code, files.changes())
+    return RunOutcome(code, files.changes(), files.caches())
 
 
 def _script(shell: Shell, script: str) -> int:
@@ -177,6 +181,7 @@ def _command(shell: Shell, args: list[str], target: tuple[str, str] | None) -> i
                 shell.out = bytearray()
     except (FileNotFoundError, IsADirectoryError, ReadOnly, CopyFailed) as error:
         code = shell.fail(f"{args[0] if args else 'sh'}: {error}")
+        shell.out = shell.out if target is None else bytearray()
     if shell.out:
         shell.activity.log(1, bytes(shell.out))
     if shell.err:
@@ -351,13 +356,16 @@ def _test(shell: Shell, args: list[str]) -> int:
             entry = shell.files.get(shell.followed(name))
             wanted = {"-f": Kind.FILE, "-d": Kind.DIRECTORY}.get(what)
             return int(entry is None or wanted not in (None, entry.kind))
+        case ["-S", name]:
+            entry = shell.files.get(shell.followed(name))
+            return int(entry is None or entry.kind is not Kind.SOCKET)
         case ["-L", name]:
             entry = shell.files.get(shell.path(name))
             return int(entry is None or entry.kind is not Kind.SYMLINK)
         case [left, "=", right]:
             return int(left != right)
         case _:
-            return shell.fail("test: only -e, -f, -d, -L and = are known", 2)
+            return shell.fail("test: only -e, -f, -d, -L, -S and = are known", 2)
 
 
 def _cp(shell: Shell, args: list[str]) -> int:

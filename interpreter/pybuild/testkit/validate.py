@@ -17,7 +17,14 @@ from typing import Any, BinaryIO, Protocol
 
 from pybuild.backend import Image, ROLayer
 from pybuild.oci.compression import Decompressed
-from pybuild.oci.descriptor import OCI_CONFIG, OCI_MANIFEST
+from pybuild.oci.descriptor import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+)
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
@@ -62,6 +69,42 @@ def validate(backend: BlobSource, image: Image, *, base_layers: int = 0) -> dict
     if faults:
         raise AssertionError(f"image {image.manifest.digest}: " + "; ".join(faults))
     return config
+
+
+def validate_index(
+    backend: BlobSource, index: Descriptor, *, base_layers: int = 0
+) -> list[dict[str, Any]]:
+    """Check an index and all its images, and return their configs as JSON, in its order.
+
+    `base_layers` is as in :func:`validate`. Raises AssertionError with everything that is
+    wrong with the index, or with the first image that something is wrong with.
+    """
+    faults: list[str] = []
+    document = json.loads(_blob(backend, index.digest, index.size, faults))
+    if document.get("schemaVersion") != 2:
+        faults.append("its schemaVersion is not 2")
+    if document.get("mediaType") != index.media_type or index.media_type not in INDEX_TYPES:
+        faults.append("its media type is not its descriptor's, or no index's")
+    configs = []
+    for entry in document["manifests"]:
+        manifest = Descriptor(entry["mediaType"], entry["digest"], entry["size"])
+        if manifest.media_type not in MANIFEST_TYPES:
+            faults.append(f"{manifest.digest} is no manifest")
+        if (manifest.media_type == OCI_MANIFEST) != (index.media_type == OCI_INDEX):
+            faults.append(f"{manifest.digest} is of another specification than the index")
+        inner = json.loads(_blob(backend, manifest.digest, manifest.size, faults))
+        config = validate(
+            backend, Image(manifest, inner["config"]["digest"]), base_layers=base_layers
+        )
+        configs.append(config)
+        faults += (
+            f"{manifest.digest} has another {member} than the index says"
+            for member in ("os", "architecture")
+            if entry.get("platform", {}).get(member) != config[member]
+        )
+    if faults:
+        raise AssertionError(f"index {index.digest}: " + "; ".join(faults))
+    return configs
 
 
 def layer_names(backend: BlobSource, layer: ROLayer) -> list[str]:
