@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pybuild import Backend, PullPolicy
 from pybuild.arguments import parse_arguments
 from pybuild.files.trees import Tree
@@ -20,6 +22,10 @@ from pybuild.oci.reference import parse_reference
 from pybuild.run.activity import CancelToken, Events
 from pybuild.secrets import Secret
 
+BACKENDS = (
+    "embedded",
+    pytest.param("containerd", marks=pytest.mark.containerd),
+)
 CONFORMANCE = Path(__file__).resolve().parents[2].parent / "shared" / "conformance"
 _OLD = 1485449953  # the time that buildah's contexts are written for
 _PASSED = (
@@ -111,7 +117,8 @@ def options_of(flags: Iterable[str], environ: Mapping[str, str] | None = None) -
     found = {name: getattr(given, name) for name in _PASSED}
     secrets = {secret.id: secret.env or "" for secret in given.secrets}
     values = {ident: Secret((environ or {})[name].encode()) for ident, name in secrets.items()}
-    return found | {"secrets": values, "platform": given.platforms or None}
+    agents = {option.id: option.paths for option in given.ssh}
+    return found | {"secrets": values, "ssh": agents, "platform": given.platforms or None}
 
 
 @contextmanager

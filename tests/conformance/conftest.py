@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_cases import image_tree
+from build_cases import BACKENDS, image_tree
 
 from pybuild import Backend, BuildResult, PullPolicy, build
 from pybuild.files.trees import resolve
@@ -18,10 +18,7 @@ from pybuild.testkit.containerd import PrivateContainerd
 from pybuild_containerd.backend import open_backend as open_containerd
 from pybuild_embedded.backend import open_backend as open_embedded
 
-BACKENDS = (
-    "embedded",
-    pytest.param("containerd", marks=pytest.mark.containerd),
-)
+_CREATED = 1_600_000_000  # both backends then have the same bases
 _NAMES = (
     "busybox",
     "alpine",
@@ -78,7 +75,7 @@ def containerd_cases(
 
 def _make_bases(backend: Backend, layout: Path) -> None:
     contexts = {"plain": f"oci-layout://{layout}"}
-    build(None, dockerfile=_BASE, tags=_NAMES, contexts=contexts, backend=backend)
+    build(None, dockerfile=_BASE, tags=_NAMES, contexts=contexts, backend=backend, created=_CREATED)
 
 
 @pytest.fixture(params=BACKENDS)

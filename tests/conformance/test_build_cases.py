@@ -17,6 +17,7 @@ from build_cases import CONFORMANCE, copy_fixture, lay_out, load, options_of
 
 from pybuild import Backend, BuildResult, PybuildError, UsageError
 from pybuild.arguments import parse_ulimit
+from pybuild.running import run_image
 
 pytestmark = [
     pytest.mark.root,
@@ -117,7 +118,11 @@ def test_buildkit_case(
 
 @pytest.mark.parametrize("case", _named(load("moby_cases.json")))
 def test_moby_case(
-    case: dict[str, Any], tmp_path: Path, build_on_cases: Build, read_config: ReadConfig
+    case: dict[str, Any],
+    tmp_path: Path,
+    cases_backend: Backend,
+    build_on_cases: Build,
+    read_config: ReadConfig,
 ) -> None:
     name = case["name"]
     lay_out(case["context"] or [], tmp_path)
@@ -132,6 +137,10 @@ def test_moby_case(
         _check_outcome(name, case["expect"]["ok"], outcome)
         return
     _check_outcome(name, case["expect"]["ok"], None)
+    for run in case["runs"]:
+        if run["args"][0] == "run":
+            ran = run_image(outcome.names[0], backend=cases_backend)
+            assert ran.stdout.decode().strip() == run["stdout_trimmed"]
     config = read_config(outcome)["config"]
     for field, expected in case["inspect"].items():
         if "json" in expected and field.startswith("Config."):
