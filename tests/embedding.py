@@ -15,10 +15,11 @@ from pybuild.backend import PullPolicy
 from pybuild.errors import BackendUnavailable
 from pybuild.oci.image_config import serialize_config
 from pybuild.oci.layertar import write_layer
-from pybuild.oci.manifest import parse_json_object
+from pybuild.oci.manifest import parse_json_object, parse_manifest
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild.testkit.baseimages import BUSYBOX, busybox_config, busybox_entries
+from pybuild.testkit.layouts import LayoutReader
 from pybuild.testkit.registry import Registry
 from pybuild.testkit.workbench import RecordingActivity
 from pybuild_embedded.backend import EmbeddedBackend, open_backend
@@ -73,3 +74,17 @@ def busybox_registry() -> Iterator[Registry]:
         document = parse_json_object(serialize_config(config), "the config", 1 << 20)
         registry.add_image("busybox:latest", document, [b"".join(parts)])
         yield registry
+
+
+def serve_layout(registry: Registry, layout: Path) -> None:
+    """Give `registry` the images in an OCI layout, each under the last part of its name."""
+    reader = LayoutReader(layout)
+    for name, image in reader.images().items():
+        repository, _, tag = name.rpartition("/")[2].partition(":")
+        with reader.open_blob(image.manifest.digest) as file:
+            content = file.read()
+        manifest = parse_manifest(content)
+        for blob in (manifest.config, *manifest.layers):
+            with reader.open_blob(blob.digest) as file:
+                registry.add_blob(repository, file.read())
+        registry.add_manifest(f"{repository}:{tag}", content, image.manifest.media_type)
