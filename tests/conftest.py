@@ -183,10 +183,15 @@ def base_images(containerd: PrivateContainerd) -> PrivateContainerd:
 
 
 @pytest.fixture(scope="session")
-def debian_image(base_images: PrivateContainerd) -> PrivateContainerd:
-    """The session's containerd with Debian under its names of `baseimages`, in "default"."""
-    layout = debian_layout(cache_folder())
-    import_into_containerd(layout, base_images.address)
+def debian() -> Path:
+    """An OCI layout with Debian under its names of `baseimages`."""
+    return debian_layout(cache_folder())
+
+
+@pytest.fixture(scope="session")
+def debian_image(base_images: PrivateContainerd, debian: Path) -> PrivateContainerd:
+    """The session's containerd with that Debian, in "default"."""
+    import_into_containerd(debian, base_images.address)
     return base_images
 
 

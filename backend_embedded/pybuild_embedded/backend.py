@@ -7,6 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -39,6 +40,7 @@ from pybuild.oci.repack import is_packed, repack
 from pybuild.sandbox import emulation
 from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
+from pybuild_embedded.flights import Flights
 from pybuild_embedded.images import Images
 from pybuild_embedded.layerchain import LayerChain, chain_of
 from pybuild_embedded.layers import EmbeddedROLayer
@@ -93,10 +95,9 @@ class EmbeddedBackend(Backend):
             store,
         )
         files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
-        self._space = Space(store, machine, files, fetcher)
+        self._space = Space(store, machine, files, fetcher, Flights(store))
         self._lock = threading.Lock()
         self._closed = False
-        self._warned = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:  # type: ignore[override]  # found out when asked
@@ -124,7 +125,6 @@ class EmbeddedBackend(Backend):
         found = self._found(reference, platform, pull_policy)
         if found is None:
             found = self._pull(reference, platform, activity)
-        self._space.remember_origins(found)
         if not matches(platform, found.config.platform):
             activity.warn(
                 f"{familiar(reference)} was asked for as {platform}, but its config says "
@@ -144,7 +144,7 @@ class EmbeddedBackend(Backend):
                 found = self._images.find_base(reference, platform)
                 if found is None:
                     raise ImageNotFound(
-                        f"{familiar(reference)} is not in the store",
+                        f"{familiar(reference)} is not in the store for {platform}",
                         hint="it may be pulled with --pull",
                     )
                 return found
@@ -162,6 +162,7 @@ class EmbeddedBackend(Backend):
                 f"{familiar(reference)} has {len(image.layers)} layers, "
                 f"but its config names {len(config.diff_ids)}"
             )
+        self._store.origins.record(reference, image.layers)
         self._images.record((reference,), image.target, image.descriptor, image.config.digest)
         layers = tuple(map(LayerDiff, config.diff_ids, image.layers))
         return BaseImage(reference, image.descriptor.digest, config, layers)
@@ -182,18 +183,28 @@ class EmbeddedBackend(Backend):
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
             return EmbeddedROLayer(self._space, LayerChain())
-        self._space.remember_origins(base)
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
         self._space.fetch(unknown, activity)
         for layer in unknown:
             activity.raise_if_cancelled()
-            self._space.files.index(layer)
+            self._index(layer, activity)
         chain = chain_of(base.layers)
         self._store.record_layers(chain.layers)
         return EmbeddedROLayer(self._space, chain)
 
+    def _index(self, layer: LayerDiff, activity: Activity) -> None:
+        try:
+            self._space.files.index(layer)
+        except InvalidImage:
+            if not self._space.mend_blob(layer, activity):
+                raise
+            self._space.files.index(layer)
+
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        return self._space.flights.holding(self._space.own_key(key), activity)
+
     def lookup(self, key: str) -> ROLayer | None:
-        found = self._store.step(self._space.own_key(key), self._space.origins)
+        found = self._store.step(self._space.own_key(key), self._store.origins)
         if found is None:
             return None
         chain = chain_of(found.layers)
@@ -255,7 +266,7 @@ class EmbeddedBackend(Backend):
         try:
             return self._store.open_blob(digest)
         except ImageNotFound:
-            origin = self._space.origins.get(digest)
+            origin = self._store.origins.find(digest)
             if origin is None:
                 raise
         self._space.fetcher.fetch_layers(origin[0], [origin[1]], NoActivity())
@@ -266,10 +277,16 @@ class EmbeddedBackend(Backend):
 
     def describe(self) -> Sequence[tuple[str, str]]:
         found = self._space.machine.probe()
-        refused = [(f"not {each.kind.name.lower()}", each.reason) for each in found.refused]
+        overlay = self._space.machine.overlay_refusal()
+        shown = "overlayfs" if overlay is None else f"copies, which are slow: {overlay.reason}"
+        refused = [
+            (f"not {each.kind.name.lower()}", ": ".join(filter(None, (each.reason, each.hint))))
+            for each in found.refused
+        ]
         return (
             ("store", str(self._store.root)),
             ("processes run as", found.reason),
+            *([("processes run on", shown)] if found.mapping is not None else []),
             *refused,
         )
 

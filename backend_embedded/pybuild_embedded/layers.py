@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import stat
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -15,13 +14,15 @@ from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import write_layer
+from pybuild.sandbox.mapping import RootKind
 from pybuild.sandbox.process import run_process, run_spec
-from pybuild.sandbox.spec import Overlay
+from pybuild_embedded.copies import CopiedFiles, Handover, lay_out
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.mounts import prepared_mounts
 from pybuild_embedded.pending import PendingLayer
 from pybuild_embedded.space import Space
+from pybuild_embedded.stepfiles import OverlayFiles, StepFiles
 from pybuild_embedded.unpacked import MOST_LOWERS, merged, unpacked
 from pybuild_embedded.workers import Pack
 
@@ -36,14 +37,19 @@ class EmbeddedROLayer(ROLayer):
         own: LayerDiff | None = None,
         *,
         pending: PendingLayer | None = None,
+        handover: Handover | None = None,
         made: datetime | None = None,
     ) -> None:
-        """Either the `chain` is known, or there is a `pending` layer on a known one."""
+        """Either the `chain` is known, or there is a `pending` layer on a known one.
+
+        `handover` may have a folder that shows a beginning of all this.
+        """
         self._made = made
         self._space = space
         self._chain = chain
         self._own = own
         self._pending = pending
+        self.handover = handover
         self._tree: Tree | None = None
         self._folders: tuple[LayerFolder, ...] | None = None
         self._released = False
@@ -66,8 +72,7 @@ class EmbeddedROLayer(ROLayer):
         if self._chain is None:
             assert self._pending is not None  # noqa: S101 - see __init__
             self._own = self._pending.settled()
-            below = self._pending.below
-            self._chain = below if self._own is None else below.extended(self._own)
+            self._chain = self._pending.chain()
         return self._chain
 
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
@@ -93,18 +98,20 @@ class EmbeddedROLayer(ROLayer):
         return self._folders
 
     def _find_folders(self, activity: Activity) -> tuple[LayerFolder, ...]:
-        pending = self._pending
-        if pending is None:
-            chain = self.chain()
-            found = unpacked(self._space, chain, activity)
-        elif pending.changed_nothing:
-            found = pending.folders_below
+        if self._pending is None:
+            found = unpacked(self._space, self.chain(), activity)
         else:
-            found = (*pending.folders_below, pending.folder)
+            found = self._pending.folders()
         if len(found) > MOST_LOWERS:
             chain = self.chain()
             found = (merged(self._space, chain, found, activity),)
         return found
+
+    def files(self, activity: Activity) -> StepFiles:
+        """The same file system for the processes of one step."""
+        if self._space.machine.root_kind() is RootKind.OVERLAY:
+            return OverlayFiles(self._space, self.folders(activity))
+        return CopiedFiles(self._space, lay_out(self._space, self.chain(), self.handover, activity))
 
     def release(self) -> None:
         # the session's pins keep blobs and folders: layers made from this one need them
@@ -123,15 +130,14 @@ class EmbeddedRWLayer(RWLayer):
         self._newest = newest
         self._written: LayerDiff | None = None
         self._put = False
-        self._folder: LayerFolder | None = None
-        self._run_count = 0
+        self._files: StepFiles | None = None
         self._over = False
 
     def tree(self) -> Tree:
         return self._below.tree()
 
     def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
-        if self._over or self._put or self._folder is not None:
+        if self._over or self._put or self._files is not None:
             raise RuntimeError("a layer takes entries once, and none after a process ran")
         self._put = True
         self._written = write_blob(self._space, entries, activity, newest=self._newest)
@@ -140,26 +146,18 @@ class EmbeddedRWLayer(RWLayer):
         if self._over or not self._runs or self._put:
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
         activity.raise_if_cancelled()
-        sandbox = self._space.machine.sandbox()
-        root = self._root(activity)
-        with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
+        space = self._space
+        sandbox = space.machine.sandbox()
+        space.warn_of_one_id(activity)
+        space.warn_of_copies(activity)
+        if self._files is None:
+            self._files = self._below.files(activity)
+        tree = self.tree()
+        with (
+            prepared_mounts(space, process, mounts, tree, activity) as made,
+            self._files.shown(made, tree) as root,
+        ):
             return run_process(sandbox, run_spec(process, root, made), activity)
-
-    def _root(self, activity: Activity) -> Overlay:
-        lowers = self._below.folders(activity)
-        if self._folder is None:
-            self._folder = self._space.store.new_folder()
-            # the root's attributes are those of the topmost folder
-            mode = stat.S_IMODE(lowers[-1].fs.stat().st_mode) if lowers else 0o755
-            self._folder.fs.chmod(mode)
-        work = self._folder.work / str(self._run_count)
-        work.mkdir()
-        self._run_count += 1
-        return Overlay(
-            lowers=tuple(os.fsencode(lower.fs) for lower in reversed(lowers)),
-            upper=os.fsencode(self._folder.fs),
-            work=os.fsencode(work),
-        )
 
     def commit(self, key: str | None, activity: Activity) -> ROLayer:
         if self._over:
@@ -167,8 +165,8 @@ class EmbeddedRWLayer(RWLayer):
         activity.raise_if_cancelled()
         below = self._below.chain()
         self._over = True
-        if self._folder is not None:
-            return self._commit_folder(self._folder, below, key, activity)
+        if self._files is not None:
+            return self._commit_files(self._files, below, key, activity)
         chain, own = below, self._written
         store = self._space.store
         if own is not None:
@@ -178,44 +176,48 @@ class EmbeddedRWLayer(RWLayer):
         if key is not None:
             key = self._space.own_key(key)
             store.record_step(key, chain.id, own=own is not None, made=made.timestamp())
-        return EmbeddedROLayer(self._space, chain, own, made=made)
+        return EmbeddedROLayer(self._space, chain, own, handover=self._below.handover, made=made)
 
-    def _commit_folder(
-        self, folder: LayerFolder, below: LayerChain, key: str | None, activity: Activity
+    def _commit_files(
+        self, files: StepFiles, below: LayerChain, key: str | None, activity: Activity
     ) -> ROLayer:
         space = self._space
         request = Pack(
-            upper=folder.fs,
-            parents=space.index_paths(below.layers),
+            upper=files.folder.fs,
+            parents=space.files.index_paths(below.layers),
             blob=space.store.new_file(),
             index=space.store.new_file(),
             newest=self._newest,
             owners=space.machine.keeps_owners,
             compression=Compression.GZIP,
+            record=files.record,
         )
-        self._folder = None
-        with space.lock:
-            space.litter.append(folder.work)
+        self._files = None
+        is_layer = files.record is None
         pending = PendingLayer(
             space=space,
             below=below,
-            folders_below=self._below.folders(activity),
-            folder=folder,
+            folders_below=self._below.folders(activity) if is_layer else (),
+            folder=files.folder if is_layer else None,
             pack=space.machine.workers().pack(request),
             request=request,
             key=None if key is None else space.own_key(key),
+            flight=ExitStack() if key is None else space.flights.taken_over(space.own_key(key)),
             activity=activity,
             made=datetime.now(UTC),
         )
+        # others wait for the step, so it is recorded when it is packed, not when it is needed
+        pending.pack.when_done(pending.finish)
         with space.lock:
             space.unfinished.append(pending)
-        return EmbeddedROLayer(space, None, pending=pending, made=pending.made)
+        handover = None if is_layer else Handover(files.folder, pending)
+        return EmbeddedROLayer(space, None, pending=pending, handover=handover, made=pending.made)
 
     def release(self) -> None:
         self._over = True
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            self._space.store.discard(folder)
+        files, self._files = self._files, None
+        if files is not None:
+            self._space.store.discard(files.folder)
 
 
 def write_blob(

@@ -26,6 +26,11 @@ from pybuild_embedded.filling import fill
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
 
+_APT_FOLDER = "/etc/apt/apt.conf.d"
+_APT_FILE = f"{_APT_FOLDER}/zz-pybuild-one-id"
+# apt sees that it didn't become the user it wanted to be for downloads, and gives up
+_APT_AS_ROOT = b'APT::Sandbox::User "root";\n'
+
 
 @contextmanager
 def prepared_mounts(
@@ -37,6 +42,8 @@ def prepared_mounts(
     """
     with ExitStack() as undo:
         made: list[spec.Mount] = [*name_files(process)]
+        if not space.machine.keeps_owners and _has_apt(tree):
+            made.append(spec.SmallFile(_APT_FILE, _APT_AS_ROOT))
         caches = undo.enter_context(taken_caches(space, mounts, activity))
         for mount in sorted(mounts, key=lambda mount: _depth(mount.target)):
             match mount:
@@ -54,6 +61,14 @@ def prepared_mounts(
                 case SshMount(target, socket, mode, uid, gid):
                     made.append(spec.Socket(target, bytes(socket), mode, uid, gid))
         yield tuple(made)
+
+
+def _has_apt(tree: Tree) -> bool:
+    try:
+        entry = tree.get(resolve(tree, _APT_FOLDER.encode()))
+    except PybuildError:
+        return False  # links in a circle: whatever it is, apt can't use it
+    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 def _depth(target: str) -> int:

@@ -2,86 +2,53 @@
 
 from __future__ import annotations
 
-import re
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
-from pybuild.backend import (
-    Backend,
-    BaseImage,
-    Capability,
-    HostEntry,
-    ImageSpec,
-    Network,
-    PullPolicy,
-    Ulimit,
-)
+from pybuild.backend import Backend, Capability, HostEntry, ImageSpec, Network, PullPolicy, Ulimit
 from pybuild.backends import DEFAULT_BACKEND, open_backend
-from pybuild.dockerfile.frontend import SYNTAX_ARG
-from pybuild.dockerfile.instructions import Dockerfile
-from pybuild.dockerfile.lint import CHECK_ARG, Lint
-from pybuild.dockerfile.parse import parse
-from pybuild.errors import (
-    BackendUnavailable,
-    BuildCancelled,
-    PybuildError,
-    SourceRange,
-    UnsupportedByBackend,
-    UsageError,
-)
-from pybuild.export.exporting import (
-    check_index_annotations,
-    check_output,
-    describe_output,
-    export,
-)
+from pybuild.export.exporting import check_index_annotations, describe_output, export
 from pybuild.export.images import TargetImage, TargetImages, image_name, wanted_images
-from pybuild.export.outputs import ImageOptions, ImageOutput, Output, parse_output
-from pybuild.files.layout import open_layout
+from pybuild.export.outputs import ImageOptions, Output
 from pybuild.files.trees import Tree
-from pybuild.lendingflags import parse_entitlements
-from pybuild.oci.descriptor import Descriptor
-from pybuild.oci.image_config import ImageConfig
-from pybuild.oci.platform import Platform, host_platform, parse_platform
+from pybuild.lookups import LazyLookup, looked_up
+from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
 from pybuild.oci.registry import RegistryClient
-from pybuild.plan import make_plans
-from pybuild.plan.resolve import ImageName, Resolve
-from pybuild.plan.steps import (
-    ContextSource,
-    Plan,
-    PlanRequest,
-    RunDefaults,
-    RunStep,
-    needs,
+from pybuild.options import (
+    asked_platforms,
+    fixed_time_of,
+    pull_policy,
+    run_defaults,
+    wanted_outputs,
+    wants_index,
+    with_epoch,
+)
+from pybuild.plan.steps import ContextSource, Plan, PlanRequest
+from pybuild.planning import (
+    Context,
+    DockerfileSource,
+    for_each,
+    plan_all,
+    reading,
+    report_warnings,
 )
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.options import RemoteOptions
+from pybuild.requirements import check_emulation, check_supported
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.contexts import Contexts, ContextValue, named_contexts
-from pybuild.run.events import BuildFinished, LintReported, Reporter
-from pybuild.run.inputs import Inputs, read_inputs
+from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, wanted_agents
-from pybuild.run.result import BuildResult, BuiltImage, OutputResult
-from pybuild.run.schedule import run_stages, sources, workers
+from pybuild.run.result import BuildResult, OutputResult, StepResult
+from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
-from pybuild.sandbox import emulation
 from pybuild.secrets import Secret
-
-# names without dots alone, so that nothing leads upwards
-_CGROUP = re.compile(r"/?(?!\.+(?:/|$))[\w.@:-]+(?:/(?!\.+(?:/|$))[\w.@:-]+)*/?", re.ASCII)
-
-Context = str | Path | BinaryIO | None
-DockerfileSource = str | Path | bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +128,16 @@ def build(
     args = dict(build_args or {})
     names = tuple(map(image_name, tags))
     platforms, policy = asked_platforms(platform), pull_policy(pull)
-    as_index = _as_index(platforms, args)
+    as_index = wants_index(platforms, args)
     check_index_annotations(index_annotations or {}, as_index=as_index)
-    wanted_outputs = _outputs(outputs, names, as_index=as_index)
-    fixed_time = _fixed_time(created, args)
+    asked_outputs = wanted_outputs(outputs, names, as_index=as_index)
+    fixed_time = fixed_time_of(created, args)
     cancel, events = cancel or CancelToken(), Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
-        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
-        load = partial(load_inputs, stack=stack, events=events, cancel=cancel)
-        inputs = load(context, dockerfile, args, fetched, files)
-        lint = stack.enter_context(_reported(inputs, args, events))
-        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
+        fetched = Remotes(remotes, secrets or {})
+        source = stack.enter_context(
+            reading(context, dockerfile, args, fetched, events=events, cancel=cancel)
+        )
         if not isinstance(backend, Backend):
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
@@ -180,19 +145,19 @@ def build(
             platform=backend.platforms[0],
             build_platform=backend.platforms[0],
             target=target,
-            build_args=_with_epoch(args, fixed_time),
+            build_args=with_epoch(args, fixed_time),
             labels=dict(labels or {}),
-            run=_run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
+            run=run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
             contexts=named_contexts(contexts or {}),
         )
-        asked, lookup = _for_each(platforms, request), _looked_up(backend, policy)
-        plan = _plan(
-            parsed, asked, lookup, lint, events=events, cancel=cancel, max_workers=max_workers
+        asked, lookup = for_each(platforms, request), looked_up(backend, policy)
+        plan = plan_all(
+            source, asked, lookup, events=events, cancel=cancel, max_workers=max_workers
         )
-        _check_supported(plan, backend)
-        _report_warnings(plan, events)
-        _check_emulation(plan, backend, events)
-        opened = Contexts(inputs.context, contexts or {}, fetched, stack)
+        check_supported(plan, backend)
+        report_warnings(plan, events)
+        check_emulation(plan, backend, events)
+        opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, events, cancel),
             remotes=fetched,
@@ -214,16 +179,9 @@ def build(
             dict(index_annotations or {}),
             None if fixed_time is None else int(fixed_time.timestamp()),
         )
-        exported = _export(built, wanted_outputs, registry, events, cancel)
-        descriptor, images = _described(built, exported, events.silent(cancel))
-        result = BuildResult(
-            descriptor=descriptor,
-            names=tuple(dict.fromkeys(name for one in exported for name in one.names)),
-            images=images,
-            steps=runner.step_results(),
-            seconds=time.monotonic() - clock,
-            outputs=exported,
-        )
+        exported = _export(built, asked_outputs, registry, events, cancel)
+        steps, seconds = runner.step_results(), time.monotonic() - clock
+        result = _result(built, exported, events.silent(cancel), steps, seconds)
     events.send(BuildFinished(result))
     return result
 
@@ -272,24 +230,23 @@ def _export(
     return tuple(results)
 
 
-def _described(
-    built: TargetImages, outputs: Sequence[OutputResult], activity: StepActivity
-) -> tuple[Descriptor, Mapping[Platform, BuiltImage]]:
-    """The digests in the first output that has any, or those that the store would have."""
+def _result(
+    built: TargetImages,
+    outputs: tuple[OutputResult, ...],
+    activity: StepActivity,
+    steps: tuple[StepResult, ...],
+    seconds: float,
+) -> BuildResult:
+    """The result, with the digests of the first output that has any, else as in the store."""
     for output in outputs:
         if output.descriptor is not None:
-            return output.descriptor, output.images
-    wanted = wanted_images(built, ImageOptions(), activity)
-    return wanted.documents.descriptor, wanted.results(built)
-
-
-def _outputs(
-    outputs: Sequence[Output | str], names: Sequence[Reference], *, as_index: bool
-) -> tuple[Output, ...]:
-    parsed = tuple(parse_output(one) if isinstance(one, str) else one for one in outputs)
-    for output in parsed:
-        check_output(output, names, as_index=as_index)
-    return parsed or (ImageOutput(),)
+            descriptor, images = output.descriptor, output.images
+            break
+    else:
+        wanted = wanted_images(built, ImageOptions(), activity)
+        descriptor, images = wanted.documents.descriptor, wanted.results(built)
+    names = tuple(dict.fromkeys(name for one in outputs for name in one.names))
+    return BuildResult(descriptor, names, images, steps, seconds, outputs)
 
 
 def plan_build(
@@ -325,12 +282,10 @@ def plan_build(
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
-        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
-        fetched = stack.enter_context(Remotes(remotes, secrets or {}))
-        load = partial(load_inputs, stack=stack, events=events, cancel=cancel)
-        inputs = load(context, dockerfile, args, fetched, files)
-        lint = stack.enter_context(_reported(inputs, args, events))
-        parsed = parse(inputs.dockerfile, inputs.name, lint, args.get(SYNTAX_ARG))
+        fetched = Remotes(remotes, secrets or {})
+        source = stack.enter_context(
+            reading(context, dockerfile, args, fetched, events=events, cancel=cancel)
+        )
         native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
         request = PlanRequest(
             platform=native,
@@ -338,151 +293,14 @@ def plan_build(
             target=target,
             build_args=args,
             labels=dict(labels or {}),
-            run=_run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
+            run=run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
             contexts=named_contexts(contexts or {}),
         )
         lookup = LazyLookup(backend, backend_options, policy, stack, events)
-        asked = _for_each(platforms, request)
-        plan = _plan(parsed, asked, lookup, lint, events=events, cancel=cancel)
-        _report_warnings(plan, events)
+        asked = for_each(platforms, request)
+        plan = plan_all(source, asked, lookup, events=events, cancel=cancel)
+        report_warnings(plan, events)
     return PlannedBuild(plan, tuple(lookup.unresolved))
-
-
-Lookup = Callable[[ImageName, Platform, StepActivity], BaseImage]
-
-
-def _looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
-    def look_up(name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
-        if isinstance(name, Reference):
-            return backend.resolve(name, platform, policy, activity)
-        with open_layout(name.path) as layout:
-            image = layout.find(platform, tag=name.tag, digest=name.digest)
-            return backend.import_image(image, activity)
-
-    return look_up
-
-
-class LazyLookup:
-    """Looks images up in a backend that is opened for the first of them, if it can be."""
-
-    def __init__(
-        self,
-        backend: str | Backend | None,
-        options: Mapping[str, object] | None,
-        policy: PullPolicy,
-        stack: ExitStack,
-        events: Events,
-    ) -> None:
-        self.unresolved: dict[Reference, None] = {}
-        self._backend = backend if isinstance(backend, Backend) else None
-        self._name = None if isinstance(backend, Backend) else backend
-        self._options = options
-        self._policy = policy
-        self._stack = stack
-        self._events = events
-        self._lock = threading.Lock()
-
-    def __call__(self, name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
-        if not isinstance(name, Reference):
-            with open_layout(name.path) as layout:
-                image = layout.find(platform, tag=name.tag, digest=name.digest)
-            return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
-        with self._lock:
-            self._open()
-            if self._backend is None:
-                self.unresolved[name] = None
-                return BaseImage(name, "", ImageConfig(platform), ())
-        return self._backend.resolve(name, platform, self._policy, activity)
-
-    def _open(self) -> None:
-        if self._backend is not None or self._name is None:
-            return
-        name, self._name = self._name, None
-        try:
-            self._backend = open_backend(name, self._options)
-        except BackendUnavailable as error:
-            self._events.warn(f"base images are not looked up: {error.message}", hint=error.hint)
-        else:
-            self._stack.enter_context(releasing(self._backend.close, self._events.warn))
-
-
-def _plan(
-    dockerfile: Dockerfile,
-    requests: Sequence[PlanRequest],
-    lookup: Lookup,
-    lint: Lint,
-    *,
-    events: Events,
-    cancel: CancelToken,
-    max_workers: int | None = None,
-) -> Plan:
-    """Plan the build. Raises DockerfileError also where `lint` found what counts as an error."""
-    with resolving(lookup, events, cancel, max_workers) as (resolve, executor):
-        plan = make_plans(dockerfile, requests, resolve, executor=executor, lint=lint)
-    lint.refuse()
-    return plan
-
-
-@contextmanager
-def resolving(
-    lookup: Lookup, events: Events, cancel: CancelToken, max_workers: int | None = None
-) -> Iterator[tuple[Resolve, Executor]]:
-    """How to resolve base images, each a unit of work, and threads to look them up at once."""
-    stop = CancelToken()
-
-    def resolve(name: ImageName, platform: Platform, where: SourceRange) -> BaseImage:
-        title = f"[internal] load metadata for {name}"
-        with events.unit(title, stop, where=where) as activity:
-            activity.raise_if_cancelled()
-            return lookup(name, platform, activity)
-
-    with cancel.on_cancel(stop.cancel), workers(max_workers) as executor:
-        try:
-            yield resolve, executor
-        except BaseException:
-            # The first failure is the one to report; the other look-ups needn't go on.
-            stop.cancel()
-            raise
-
-
-def load_inputs(
-    context: Context,
-    dockerfile: DockerfileSource,
-    build_args: Mapping[str, str],
-    remotes: Remotes,
-    files: dict[str, bytes],
-    *,
-    stack: ExitStack,
-    events: Events,
-    cancel: CancelToken,
-) -> Inputs:
-    cancel.raise_if_cancelled()
-    keep = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in {"1", "t", "true"}
-    title = "[internal] load build definition from Dockerfile"
-    with events.unit(title, cancel) as activity:
-        inputs = stack.enter_context(
-            read_inputs(context, dockerfile, remotes, activity, keep_git_dir=keep)
-        )
-    files[inputs.name] = inputs.dockerfile
-    return inputs
-
-
-def _lend(
-    plan: Plan,
-    secrets: Mapping[str, Secret],
-    ssh: Mapping[str, Sequence[str | Path]],
-    ca: bytes | None,
-    stack: ExitStack,
-) -> Lent:
-    """What steps of the plan may see; agents of our own end with the stack."""
-    check_lent(plan, secrets, ssh)
-    idents = sorted(wanted_agents(plan) & ssh.keys())
-    if not idents:
-        return Lent(secrets, {}, ca)
-    from pybuild.run.sshkeys import open_agents  # noqa: PLC0415 - seldom needed
-
-    wanted = {ident: tuple(map(Path, ssh[ident])) for ident in idents}
-    return Lent(secrets, stack.enter_context(open_agents(wanted)), ca)
 
 
 def _open_contexts(
@@ -507,162 +325,19 @@ def _open_contexts(
     return found
 
 
-def _check_supported(plan: Plan, backend: Backend) -> None:
-    """Refuse, before anything runs, what the backend can't do."""
-    wanted = list(needs(plan))
-    for need in wanted:
-        if need.capability not in backend.capabilities:
-            raise UnsupportedByBackend(
-                f'the backend "{backend.name}" lacks what this step needs: {need.capability}',
-                where=need.where,
-                hint="use another backend (--backend)",
-            )
-    backend.require(frozenset(need.capability for need in wanted))
-    systems = {platform.os for platform in backend.platforms}
-    for stage in plan.stages:
-        if stage.platform.os not in systems:
-            raise UnsupportedByBackend(
-                f'the backend "{backend.name}" can\'t build for {stage.platform}',
-                where=stage.where,
-                hint=f"it builds for {', '.join(map(str, backend.platforms))}",
-            )
+def _lend(
+    plan: Plan,
+    secrets: Mapping[str, Secret],
+    ssh: Mapping[str, Sequence[str | Path]],
+    ca: bytes | None,
+    stack: ExitStack,
+) -> Lent:
+    """What steps of the plan may see; agents of our own end with the stack."""
+    check_lent(plan, secrets, ssh)
+    idents = sorted(wanted_agents(plan) & ssh.keys())
+    if not idents:
+        return Lent(secrets, {}, ca)
+    from pybuild.run.sshkeys import open_agents  # noqa: PLC0415 - seldom needed
 
-
-def _report_warnings(plan: Plan, events: Events) -> None:
-    for message, where in plan.warnings:
-        events.warn(message, where=where)
-
-
-def _check_emulation(plan: Plan, backend: Backend, events: Events) -> None:
-    """Refuse, before anything runs, a RUN for a processor that the machine can't emulate."""
-    runs: dict[Platform, RunStep] = {}
-    for stage in plan.stages:
-        first = next((step for step in stage.steps if isinstance(step, RunStep)), None)
-        if first is not None:
-            runs.setdefault(stage.platform, first)
-    for platform, step in runs.items():
-        match backend.executes(platform):
-            case True:
-                pass
-            case False:
-                raise UnsupportedByBackend(
-                    f"RUN for {platform} needs an emulator, and this machine has none",
-                    where=step.where,
-                    hint=emulation.INSTALL_HINT,
-                )
-            case None:
-                events.warn(
-                    f"RUN for {platform} needs the machine that runs it to emulate it",
-                    where=step.where,
-                    hint="without that it ends with exec format error",
-                )
-
-
-@contextmanager
-def _reported(inputs: Inputs, build_args: Mapping[str, str], events: Events) -> Iterator[Lint]:
-    """Collect what the build checks find, and report it when all else is done or failed."""
-    lint = Lint(build_args.get(CHECK_ARG), inputs.excluded)
-    try:
-        yield lint
-    finally:
-        if lint.warnings:
-            events.send(LintReported(lint.warnings, inputs.dockerfile))
-
-
-@contextmanager
-def errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
-    """Give errors the texts that their places are in, for whoever shows them.
-
-    What breaks because the build was cancelled is no error of its own.
-    """
-    try:
-        yield
-    except BuildCancelled:
-        raise
-    except PybuildError as error:
-        if cancel.cancelled:
-            raise BuildCancelled("the build was cancelled") from error
-        error.files = files
-        raise
-
-
-def asked_platforms(
-    platform: str | Platform | Sequence[str | Platform] | None,
-) -> tuple[Platform, ...]:
-    """The platforms asked for, each once; none is the backend's own. Raises UsageError."""
-    if platform is None:
-        return ()
-    found: dict[Platform, None] = {}
-    for each in [platform] if isinstance(platform, str | Platform) else platform:
-        if isinstance(each, Platform):
-            found[each] = None
-        else:
-            found |= dict.fromkeys(parse_platform(part) for part in each.split(",") if part)
-    return tuple(found)
-
-
-def _for_each(platforms: Sequence[Platform], request: PlanRequest) -> list[PlanRequest]:
-    """The request for each of the platforms asked for; as it is if none was."""
-    return [replace(request, platform=each) for each in platforms] or [request]
-
-
-def _as_index(platforms: Sequence[Platform], build_args: Mapping[str, str]) -> bool:
-    """Whether there will be an index. Raises UsageError."""
-    text = build_args.get("BUILDKIT_MULTI_PLATFORM", "")
-    if text.lower() not in {"", "0", "f", "false", "1", "t", "true"}:
-        raise UsageError(f'the build arg BUILDKIT_MULTI_PLATFORM "{text}" is not true or false')
-    return len(platforms) > 1 or text.lower() in {"1", "t", "true"}
-
-
-def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
-    if isinstance(pull, PullPolicy):
-        return pull
-    if isinstance(pull, bool):
-        return PullPolicy.ALWAYS if pull else PullPolicy.MISSING
-    try:
-        return PullPolicy(pull)
-    except ValueError:
-        raise UsageError(f'the pull policy "{pull}" is not missing, always or never') from None
-
-
-def _run_defaults(  # noqa: PLR0917 - what the command line says of RUN, in its order
-    network: Network | str | None,
-    hosts: Sequence[HostEntry],
-    shm_size: int | None,
-    ulimits: Sequence[Ulimit],
-    cgroup: str | None,
-    allow: Sequence[str],
-) -> RunDefaults:
-    try:
-        chosen = Network(network or Network.DEFAULT)
-    except ValueError:
-        raise UsageError(f'the network "{network}" is not default, none or host') from None
-    if cgroup is not None and not _CGROUP.fullmatch(cgroup):
-        raise UsageError(f'the control group "{cgroup}" is no path of one', hint="as in /builds/a")
-    return RunDefaults(
-        chosen,
-        tuple(hosts),
-        shm_size,
-        tuple(ulimits),
-        allowed=parse_entitlements(allow),
-        cgroup_parent=cgroup and "/" + cgroup.strip("/"),
-    )
-
-
-def _with_epoch(build_args: Mapping[str, str], fixed_time: datetime | None) -> dict[str, str]:
-    """The build args, in which stages that declare SOURCE_DATE_EPOCH see the image's time."""
-    if fixed_time is None:
-        return dict(build_args)
-    return {**build_args, "SOURCE_DATE_EPOCH": str(int(fixed_time.timestamp()))}
-
-
-def _fixed_time(created: datetime | int | None, build_args: Mapping[str, str]) -> datetime | None:
-    if isinstance(created, datetime):
-        return created.astimezone(UTC)
-    text = build_args.get("SOURCE_DATE_EPOCH", "") if created is None else str(created)
-    if not text:
-        return None
-    try:
-        return datetime.fromtimestamp(int(text), UTC)
-    except (ValueError, OverflowError, OSError):
-        raise UsageError(f'"{text}" is no time in seconds since 1970') from None
+    wanted = {ident: tuple(map(Path, ssh[ident])) for ident in idents}
+    return Lent(secrets, stack.enter_context(open_agents(wanted)), ca)

@@ -15,6 +15,22 @@ from typing import Any, NoReturn
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
 from pybuild.export.outputs import Output, parse_output
+from pybuild.flagvalues import (
+    CallArguments,
+    SecretArgument,
+    parse_annotations,
+    parse_boolean,
+    parse_build_args,
+    parse_call,
+    parse_host,
+    parse_named_context,
+    parse_pair,
+    parse_pull_policy,
+    parse_secret,
+    parse_size,
+    parse_ulimit,
+    with_epoch,
+)
 from pybuild.lendingflags import (
     SshOption,
     parse_entitlements,
@@ -40,28 +56,6 @@ _LATER = {
 _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
 _ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true", "--check": "true"}
-_CALLS = {"check": "check", "lint": "check", "outline": "outline", "targets": "targets"}
-_ANNOTATED = frozenset({"manifest", "index", "manifest-descriptor", "index-descriptor"})
-_ULIMITS = frozenset(
-    [
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ]
-)
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,29 +74,9 @@ class BackendArguments:
     debug: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SecretArgument:
-    """Where a secret is: in the file `path`, or in the variable `env` of the environment."""
-
-    id: str
-    path: str | None = None
-    env: str | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorArguments(BackendArguments):
     """``pybuild doctor``."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallArguments:
-    """``--call``: ``name`` is check, outline or targets. ``ignore_status`` ends with 0 where
-    a check found something.
-    """
-
-    name: str
-    as_json: bool = False
-    ignore_status: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,16 +165,16 @@ def parse_arguments(
         context=found.context,
         file=found.file,
         tags=tuple(found.tag),
-        build_args=_with_epoch(
+        build_args=with_epoch(
             parse_build_args(found.build_arg, environ), found.source_date_epoch, environ
         ),
         target=found.target,
         platforms=tuple(found.platform),
-        pull=_pull_policy(found.pull),
-        no_cache=_boolean("--no-cache", found.no_cache),
-        labels=dict(_pair("--label", text) for text in found.label),
-        annotations=_annotations(found.annotation, "manifest"),
-        index_annotations=_annotations(found.annotation, "index"),
+        pull=parse_pull_policy(found.pull),
+        no_cache=parse_boolean("--no-cache", found.no_cache),
+        labels=dict(parse_pair("--label", text) for text in found.label),
+        annotations=parse_annotations(found.annotation, "manifest"),
+        index_annotations=parse_annotations(found.annotation, "index"),
         network=found.network,
         add_hosts=tuple(map(parse_host, found.add_host)),
         shm_size=None if found.shm_size is None else parse_size(found.shm_size),
@@ -212,7 +186,7 @@ def parse_arguments(
         outputs=tuple(map(parse_output, found.output)),
         push=found.push,
         load=found.load,
-        contexts=dict(_named_context(text) for text in found.build_context),
+        contexts=dict(parse_named_context(text) for text in found.build_context),
         secrets=tuple(parse_secret(text, environ) for text in found.secret),
         public_only=found.public_only,
         build_arg_files=tuple(found.build_arg_file),
@@ -224,110 +198,8 @@ def parse_arguments(
         quiet=found.quiet,
         progress=found.progress,
         dry_run=found.dry_run,
-        call=_call(found.call, check=_boolean("--check", found.check)),
+        call=parse_call(found.call, check=parse_boolean("--check", found.check)),
     )
-
-
-def parse_build_args(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """``NAME=value``, or ``NAME`` for the environment's value; unset there, it is left out."""
-    values: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise UsageError(f'--build-arg "{text}" has no name')
-        if equals:
-            values[name] = value
-        elif name in environ:
-            values[name] = environ[name]
-    return values
-
-
-def _with_epoch(
-    build_args: dict[str, str], flag: str | None, environ: Mapping[str, str]
-) -> dict[str, str]:
-    """The build args with SOURCE_DATE_EPOCH: the flag's, else one given, else the environment's."""
-    found = flag or build_args.get("SOURCE_DATE_EPOCH") or environ.get("SOURCE_DATE_EPOCH")
-    return build_args | ({"SOURCE_DATE_EPOCH": found} if found else {})
-
-
-def parse_build_arg_file(text: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Lines as :func:`parse_build_args` takes them; empty ones and those from ``#`` on don't count."""
-    lines = [line.strip("\r") for line in text.split("\n")]
-    return parse_build_args([x for x in lines if x.strip() and not x.startswith("#")], environ)
-
-
-def parse_secret(text: str, environ: Mapping[str, str]) -> SecretArgument:
-    """``[type=file|env,]id=NAME[,src=PATH|,env=VARIABLE]``; NAME alone is a variable or a file."""
-    fields: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        name = {"source": "src"}.get(name.lower(), name.lower())
-        if not equals or name not in {"type", "id", "src", "env"} or name in fields:
-            raise UsageError(
-                f'--secret "{name}" isn\'t understood',
-                hint="write id=NAME,src=PATH or id=NAME,env=VARIABLE",
-            )
-        fields[name] = value
-    ident, kind = fields.get("id", ""), fields.get("type", "")
-    path, variable = fields.get("src"), fields.get("env")
-    if not ident or kind not in {"", "file", "env"} or (path and variable):
-        raise UsageError("--secret needs an id, and either src or env")
-    if kind == "env" and not variable:
-        return SecretArgument(ident, env=path or ident)
-    if path or variable:
-        return SecretArgument(ident, path or None, variable or None)
-    return SecretArgument(ident, env=ident) if ident in environ else SecretArgument(ident, ident)
-
-
-def parse_host(text: str) -> HostEntry:
-    """``name:address`` or ``name=address``; an IPv6 address may stand in brackets."""
-    from ipaddress import ip_address  # noqa: PLC0415  (seldom needed)
-
-    name, separator, address = text.partition("=")
-    if not separator:
-        name, separator, address = text.partition(":")
-    if not name or not address or any(c.isspace() for c in name):
-        raise UsageError(f'--add-host "{text}" is not NAME:ADDRESS')
-    if address == "host-gateway":
-        raise UsageError("--add-host with host-gateway is not supported yet")
-    try:
-        return HostEntry(name, str(ip_address(address.removeprefix("[").removesuffix("]"))))
-    except ValueError:
-        raise UsageError(f'--add-host "{text}": "{address}" is no IP address') from None
-
-
-def parse_size(text: str) -> int:
-    """A size with an optional unit, in bytes: ``64m``, ``1.5g``, ``65536``; units are binary."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f'"{text}" is no size', hint="write it like 64m or 1g")
-    power = " kmgtp".index(found[2].lower() or " ")
-    return int(float(found[1]) * 1024**power)
-
-
-def parse_ulimit(text: str) -> Ulimit:
-    """``name=soft[:hard]``; -1 is no limit."""
-    name, _, value = text.partition("=")
-    if name not in _ULIMITS:
-        near = get_close_matches(name, _ULIMITS, n=1)
-        raise UsageError(
-            f'--ulimit "{text}": there is no limit "{name}"',
-            hint=f"did you mean {near[0]}?"
-            if near
-            else f"there are: {', '.join(sorted(_ULIMITS))}",
-        )
-    soft_text, _, hard_text = value.partition(":")
-    try:
-        soft, hard = int(soft_text), int(hard_text or soft_text)
-    except ValueError:
-        raise UsageError(
-            f'--ulimit "{text}" is not NAME=SOFT[:HARD]', hint="for example nofile=1024:2048"
-        ) from None
-    if soft < -1 or hard < -1:
-        raise UsageError(f'--ulimit "{text}": a limit is -1 or more')
-    if hard != -1 and (soft == -1 or soft > hard):
-        raise UsageError(f'--ulimit "{text}": the soft limit is above the hard one')
-    return Ulimit(name, soft, hard)
 
 
 def parse_words(
@@ -368,80 +240,6 @@ def backend_values(found: argparse.Namespace) -> dict[str, Any]:
         "unpack": not found.no_unpack,
         "debug": found.debug,
     }
-
-
-def _call(text: str, *, check: bool) -> CallArguments | None:
-    """``NAME[,format=json][,ignorestatus=true]``; None for a build."""
-    names: list[str] = []
-    settings: dict[str, str] = {}
-    for field in text.split(","):
-        key, equals, value = field.partition("=")
-        if equals:
-            settings[key] = value
-        else:
-            names.append(field)
-    wrong = settings.keys() - {"format", "ignorestatus"}
-    if len(names) != 1 or names[0] not in {*_CALLS, "build"} or wrong:
-        raise UsageError(
-            f'--call "{text}" is not known',
-            hint="it is build, check, outline or targets, and format=json may follow a comma",
-        )
-    as_json = settings.get("format", "text")
-    if as_json not in {"text", "json"}:
-        raise UsageError(f'--call "{text}": the format is text or json')
-    ignore = _boolean("--call ignorestatus", settings.get("ignorestatus", "false"))
-    name = names[0] if names[0] != "build" else "check" if check else ""
-    return CallArguments(_CALLS[name], as_json == "json", ignore) if name else None
-
-
-def _pull_policy(text: str) -> str:
-    known = {"true": "always", "false": "missing", "1": "always", "0": "missing"}
-    policy = known.get(text.lower(), text.lower())
-    if policy not in {"missing", "always", "never"}:
-        raise UsageError(f'--pull "{text}" is not missing, always or never')
-    return policy
-
-
-def _boolean(flag: str, text: str) -> bool:
-    if text.lower() not in {"true", "false", "1", "0"}:
-        raise UsageError(f'{flag} "{text}" is not true or false')
-    return text.lower() in {"true", "1"}
-
-
-def _pair(flag: str, text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    if not name:
-        raise UsageError(f'{flag} "{text}" has no name')
-    return name, value
-
-
-def _annotations(texts: Sequence[str], wanted: str) -> dict[str, str]:
-    """Those of ``[KIND[,KIND]:]key=value`` that are for `wanted`; KIND is manifest or index."""
-    found: dict[str, str] = {}
-    for text in texts:
-        if "=" not in text:
-            raise UsageError(f'--annotation "{text}" is not KEY=VALUE')
-        name, value = _pair("--annotation", text)
-        before, colon, rest = name.partition(":")
-        kinds = set(before.split(",")) if colon else set()
-        if not kinds or not kinds <= _ANNOTATED:  # the colon is one of the name's
-            kinds, rest = {"manifest"}, name
-        if later := kinds & {"manifest-descriptor", "index-descriptor"}:
-            raise UsageError(
-                f'--annotation "{text}": annotations of a {later.pop()} are not supported yet'
-            )
-        if wanted in kinds:
-            found[rest] = value
-    return found
-
-
-def _named_context(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals or not value:
-        raise UsageError(
-            f'--build-context "{text}" is not NAME=VALUE', hint="the value is a folder, say"
-        )
-    return name, value
 
 
 def new_parser(program: str, usage: str, description: str) -> _Parser:
@@ -492,7 +290,8 @@ def _doctor_parser(version: str) -> _Parser:
 def _build_parser(version: str) -> _Parser:
     parser = new_parser(
         "pybuild",
-        "pybuild [options] CONTEXT\n       pybuild doctor\n       "
+        "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
+        "       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
         "Dockerfile on standard input, or the URL of a git repository or a tar archive.",

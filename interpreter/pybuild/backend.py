@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
@@ -462,6 +462,15 @@ class Backend(ABC):
     @abstractmethod
     def lookup(self, key: str) -> ROLayer | None:
         """The layer committed under `key`; None if there is none, or without STEP_CACHE."""
+
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        """While the context lasts, no other build makes the step with this key.
+
+        Others wait, and look it up afterwards; within, commit the layer under `key`. A backend
+        whose builds share no steps need not do anything. Raises BuildCancelled.
+        """
+        del key, activity
+        return nullcontext()
 
     @abstractmethod
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:

@@ -9,26 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from pybuild.api import (
-    Context,
-    DockerfileSource,
-    LazyLookup,
-    asked_platforms,
-    errors_of_one_build,
-    load_inputs,
-    pull_policy,
-    resolving,
-)
 from pybuild.backend import Backend, PullPolicy
 from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.lint import CHECK_ARG, Lint, LintWarning
 from pybuild.dockerfile.parse import parse
 from pybuild.dockerfile.targets import Target, list_targets
 from pybuild.errors import BuildCancelled, PybuildError
+from pybuild.lookups import LazyLookup, resolving
 from pybuild.oci.platform import Platform, host_platform
+from pybuild.options import asked_platforms, pull_policy
 from pybuild.plan import make_plan
 from pybuild.plan.outline import Outline, make_outline
 from pybuild.plan.steps import PlanRequest
+from pybuild.planning import Context, DockerfileSource, errors_of_one_build, load_inputs
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events

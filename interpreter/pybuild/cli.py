@@ -17,9 +17,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,48 +29,37 @@ from pybuild.api import build, plan_build
 from pybuild.arguments import (
     PROGRESS_MODES,
     STORE_COMMANDS,
-    BackendArguments,
     BuildArguments,
-    CallArguments,
     DoctorArguments,
     parse_arguments,
-    parse_build_arg_file,
 )
-from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.backends import open_backend
 from pybuild.checks import CheckResult, OutlineResult, TargetsResult, check, outline, targets
 from pybuild.diagnostics import describe_error
-from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
-from pybuild.export.outputs import (
-    DEFAULT_DOCKER_HOST,
-    STANDARD_OUTPUT,
-    BackendLoadOutput,
-    DockerLoadOutput,
-    DockerOutput,
-    ImageOutput,
-    OciOutput,
-    Output,
-    RegistryOutput,
-    TarOutput,
+from pybuild.environment import (
+    backend_name,
+    backend_options,
+    build_args_of,
+    outputs_of,
+    registry_of,
+    remote_options,
+    secrets_of,
+    uses_standard_output,
 )
+from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
+from pybuild.flagvalues import CallArguments
 from pybuild.lentvalues import find_agents, read_certificates
-from pybuild.oci.auth import DockerCredentials
-from pybuild.oci.hosts import load_hosts
 from pybuild.oci.manifest import descriptor_as_json
 from pybuild.oci.platform import platform_as_json
-from pybuild.oci.registry import RegistryClient
 from pybuild.pipes import CancellableInput, CancellableOutput
 from pybuild.plan import describe_plan, plan_as_json
-from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
 from pybuild.run.progress.lint import short_text
 from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
-from pybuild.secrets import Secret
 
-_HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
-_LARGEST_SECRET = 500 * 1024
 EXIT_CANCELLED = BuildCancelled.exit_code
 
 
@@ -83,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] and words[0] in STORE_COMMANDS:
             return _store_command(words)
+        if words[:1] == ["run"]:
+            return _run(words[1:])
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
@@ -141,14 +131,17 @@ def _build(arguments: BuildArguments) -> int:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
         context, dockerfile = _inputs(arguments, cancel)
-        outputs = _outputs(arguments, cancel)
+        outputs = outputs_of(arguments, os.environ, partial(_standard_output, cancel))
+        registry = registry_of(arguments, os.environ, outputs)
+        if registry is not None:
+            stack.enter_context(registry)
         result = build(
             context,
             dockerfile=dockerfile,
             tags=arguments.tags,
-            backend=_backend_name(arguments),
-            backend_options=_backend_options(arguments),
-            build_args=_build_args(arguments),
+            backend=backend_name(arguments, os.environ),
+            backend_options=backend_options(arguments, os.environ),
+            build_args=build_args_of(arguments, os.environ),
             target=arguments.target,
             platform=arguments.platforms,
             pull=arguments.pull,
@@ -164,17 +157,17 @@ def _build(arguments: BuildArguments) -> int:
             cgroup_parent=arguments.cgroup_parent,
             allow=arguments.allow,
             contexts=arguments.contexts,
-            secrets=_secrets(arguments),
+            secrets=secrets_of(arguments, os.environ),
             ssh=find_agents(arguments.ssh, os.environ),
             ca=read_certificates(arguments.ca),
-            remotes=_remote_options(arguments),
+            remotes=remote_options(arguments, os.environ),
             reporter=reporter,
             cancel=cancel,
             outputs=outputs,
-            registry=_registry(arguments, outputs, stack),
+            registry=registry,
         )
     _write_files(arguments, result)
-    if _uses_standard_output(arguments.outputs):
+    if uses_standard_output(arguments.outputs):
         return 0
     if arguments.quiet or not result.names:
         _print(result.digest)
@@ -187,13 +180,13 @@ def _dry_run(arguments: BuildArguments) -> int:
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
         context, dockerfile = _inputs(arguments, cancel)
-        name = _backend_name(arguments)
+        name = backend_name(arguments, os.environ)
         planned = plan_build(
             context,
             dockerfile=dockerfile,
             backend=None if name == "none" else name,
-            backend_options=_backend_options(arguments),
-            build_args=_build_args(arguments),
+            backend_options=backend_options(arguments, os.environ),
+            build_args=build_args_of(arguments, os.environ),
             target=arguments.target,
             platform=arguments.platforms,
             pull=arguments.pull,
@@ -205,8 +198,8 @@ def _dry_run(arguments: BuildArguments) -> int:
             cgroup_parent=arguments.cgroup_parent,
             allow=arguments.allow,
             contexts=arguments.contexts,
-            secrets=_secrets(arguments),
-            remotes=_remote_options(arguments),
+            secrets=secrets_of(arguments, os.environ),
+            remotes=remote_options(arguments, os.environ),
             reporter=_Warnings(),
             cancel=cancel,
         )
@@ -249,13 +242,13 @@ def _called(arguments: BuildArguments, name: str) -> CheckResult | OutlineResult
             return targets(
                 context, dockerfile=dockerfile, build_args=arguments.build_args, cancel=cancel
             )
-        backend = _backend_name(arguments)
+        backend = backend_name(arguments, os.environ)
         ask: Callable[..., CheckResult | OutlineResult] = check if name == "check" else outline
         return ask(
             context,
             dockerfile=dockerfile,
             backend=None if backend == "none" else backend,
-            backend_options=_backend_options(arguments),
+            backend_options=backend_options(arguments, os.environ),
             build_args=arguments.build_args,
             target=arguments.target,
             platform=arguments.platforms,
@@ -268,11 +261,41 @@ def _called(arguments: BuildArguments, name: str) -> CheckResult | OutlineResult
 def _doctor(arguments: DoctorArguments) -> int:
     from pybuild.doctor import describe_findings, examine  # noqa: PLC0415  (loads every backend)
 
-    name = _backend_name(arguments)
-    findings = examine(name, _backend_options(arguments), __version__)
+    name = backend_name(arguments, os.environ)
+    findings = examine(name, backend_options(arguments, os.environ), __version__)
     _print(describe_findings(findings))
     chosen_works = any(f.good and f.subject == f"backend {name}" for f in findings)
     return 0 if chosen_works else 4
+
+
+def _run(words: Sequence[str]) -> int:
+    from pybuild.runcommand import parse_run_arguments  # noqa: PLC0415  (no build needs it)
+    from pybuild.running import run_image  # noqa: PLC0415  (as above)
+
+    arguments = parse_run_arguments(words, os.environ, __version__)
+    streams = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
+
+    def pass_on(stream: int, piece: bytes) -> None:
+        streams[stream].write(piece)
+        streams[stream].flush()
+
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel):
+        done = run_image(
+            arguments.image,
+            arguments.args,
+            backend=backend_name(arguments, os.environ),
+            backend_options=backend_options(arguments, os.environ),
+            platform=arguments.platform,
+            pull=arguments.pull,
+            env=arguments.env,
+            user=arguments.user,
+            workdir=arguments.workdir,
+            network=arguments.network,
+            on_output=pass_on,
+            cancel=cancel,
+        )
+    return done.returncode
 
 
 def _store_command(words: Sequence[str]) -> int:
@@ -282,8 +305,8 @@ def _store_command(words: Sequence[str]) -> int:
     )
 
     arguments = parse_store_arguments(words, __version__)
-    name = _backend_name(arguments)
-    with open_backend(name, _backend_options(arguments)) as backend:
+    name = backend_name(arguments, os.environ)
+    with open_backend(name, backend_options(arguments, os.environ)) as backend:
         store = backend.image_store()
         if store is None:
             raise UnsupportedByBackend(
@@ -294,180 +317,6 @@ def _store_command(words: Sequence[str]) -> int:
     if text:
         _print(text)
     return code
-
-
-def _backend_name(arguments: BackendArguments) -> str:
-    named = arguments.backend or os.environ.get("PYBUILD_BACKEND")
-    # who says where containerd is, means containerd
-    about_containerd = arguments.address or arguments.namespace or arguments.snapshotter
-    return named or ("containerd" if about_containerd else DEFAULT_BACKEND)
-
-
-def _backend_options(
-    arguments: BackendArguments, backend: str | None = None
-) -> Mapping[str, object]:
-    """What a backend is told of the command line and the environment: it reads neither itself.
-
-    `backend` names another one than the arguments do.
-    """
-    environ = os.environ
-    registries: dict[str, object | None] = {
-        "docker_config": _docker_config(environ),
-        "proxies": _proxies(),
-        "hosts_dir": arguments.hosts_dir or _hosts_dir(),
-    }
-    match backend or _backend_name(arguments):
-        case "containerd":
-            options = registries | _containerd_options(arguments, environ)
-        case "embedded":
-            root = arguments.root or environ.get("PYBUILD_ROOT")
-            options = registries | {"root": root, "runner": arguments.runner}
-        case _:
-            return {}
-    return {name: value for name, value in options.items() if value is not None and value != ""}
-
-
-def _containerd_options(
-    arguments: BackendArguments, environ: Mapping[str, str]
-) -> dict[str, object | None]:
-    return {
-        "address": arguments.address,
-        "environment_address": environ.get("CONTAINERD_ADDRESS"),
-        "xdg_runtime_dir": environ.get("XDG_RUNTIME_DIR"),
-        "namespace": arguments.namespace or environ.get("CONTAINERD_NAMESPACE"),
-        "snapshotter": arguments.snapshotter or environ.get("CONTAINERD_SNAPSHOTTER"),
-        "runner": arguments.runner,
-        "moby_labels": arguments.moby_labels or None,
-        "unpack": arguments.unpack,
-        "cache_dir": _cache_dir(),
-    }
-
-
-def _outputs(arguments: BuildArguments, cancel: CancelToken) -> list[Output]:
-    """The outputs, with what only the surroundings know: streams, and where Docker is."""
-    outputs = [_placed(output, cancel) for output in arguments.outputs]
-    if sum(map(_uses_standard_output, ([one] for one in arguments.outputs))) > 1:
-        raise UsageError("only one output can go to standard output")
-    if arguments.push:
-        outputs = [replace(o, push=True) if isinstance(o, ImageOutput) else o for o in outputs]
-        if not any(isinstance(o, ImageOutput | RegistryOutput) for o in outputs):
-            outputs.append(RegistryOutput())
-    if arguments.load:
-        loaded = _load_output(arguments)
-        if not any(type(one) is type(loaded) for one in outputs):
-            outputs.append(loaded)
-    return outputs
-
-
-def _uses_standard_output(outputs: Sequence[Output]) -> bool:
-    return any(getattr(output, "dest", None) == STANDARD_OUTPUT for output in outputs)
-
-
-def _placed(output: Output, cancel: CancelToken) -> Output:
-    match output:
-        case DockerLoadOutput():
-            return replace(output, host=os.environ.get("DOCKER_HOST") or output.host)
-        case OciOutput() | DockerOutput() | TarOutput() if output.dest == STANDARD_OUTPUT:
-            return replace(output, dest=_standard_output(cancel))
-        case _:
-            return output
-
-
-def _load_output(arguments: BuildArguments) -> Output:
-    """Where ``--load`` goes: the store itself if it is containerd's, else Docker, else there."""
-    if _backend_name(arguments) == "containerd":
-        return ImageOutput()
-    host = os.environ.get("DOCKER_HOST")
-    here = Path(DEFAULT_DOCKER_HOST.removeprefix("unix://")).exists()
-    if arguments.address is None and (host or here):
-        return DockerLoadOutput(host=host or DEFAULT_DOCKER_HOST)
-    return BackendLoadOutput(
-        backend="containerd", options=_backend_options(arguments, "containerd")
-    )
-
-
-def _registry(
-    arguments: BackendArguments, outputs: Sequence[Output], stack: ExitStack
-) -> RegistryClient | None:
-    """What pushes, if anything is pushed: with the logins of ``docker login``."""
-    if not any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs):
-        return None
-    hosts = load_hosts(arguments.hosts_dir or _hosts_dir())
-    credentials = DockerCredentials(_docker_config(os.environ))
-    return stack.enter_context(RegistryClient(hosts, credentials, proxies=_proxies()))
-
-
-def _build_args(arguments: BuildArguments) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for path in arguments.build_arg_files:
-        text = _read(path, "the file of build args").decode("utf-8", "surrogateescape")
-        values |= parse_build_arg_file(text, os.environ)
-    return values | dict(arguments.build_args)
-
-
-def _secrets(arguments: BuildArguments) -> dict[str, Secret]:
-    found: dict[str, Secret] = {}
-    for secret in arguments.secrets:
-        if secret.path is not None:
-            value = _read(secret.path, f"the secret {secret.id}")
-        elif secret.env is None or secret.env not in os.environ:
-            raise UsageError(f"the secret {secret.id} is not in the environment")
-        else:
-            value = os.fsencode(os.environ[secret.env])
-        if len(value) > _LARGEST_SECRET:
-            raise UsageError(f"the secret {secret.id} has more than {_LARGEST_SECRET} bytes")
-        found[secret.id] = Secret(value)
-    return found
-
-
-def _read(path: str, what: str) -> bytes:
-    try:
-        with Path(path).open("rb") as stream:
-            return read_limited(stream, what)
-    except OSError as error:
-        raise UsageError(f'can\'t read {what} "{path}": {error.strerror or error}') from error
-
-
-def _remote_options(arguments: BuildArguments) -> RemoteOptions:
-    environ = os.environ
-    return RemoteOptions(
-        proxies=_proxies(),
-        public_only=arguments.public_only,
-        search_path=environ.get("PATH"),
-        ssh_agent=environ.get("SSH_AUTH_SOCK"),
-    )
-
-
-def _docker_config(environ: Mapping[str, str]) -> str | None:
-    folder = environ.get("DOCKER_CONFIG")
-    try:
-        path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    except RuntimeError:  # no home folder
-        return None
-    return str(path) if path.is_file() else None
-
-
-def _proxies() -> dict[str, str]:
-    """As :func:`urllib.request.getproxies_environment`, whose module takes 30 ms to load."""
-    # lower case goes before upper; in a CGI program HTTP_PROXY is a client's header
-    names = sorted(
-        (name for name in os.environ if name.lower().endswith("_proxy")), key=str.islower
-    )
-    if "REQUEST_METHOD" in os.environ:
-        names = [name for name in names if name != "HTTP_PROXY"]
-    found = {name.lower().removesuffix("_proxy"): os.environ[name] for name in names}
-    return {kind: value for kind, value in found.items() if kind and value}
-
-
-def _cache_dir() -> str:
-    from platformdirs import user_cache_dir  # noqa: PLC0415  (seldom needed)
-
-    return user_cache_dir("pybuild", appauthor=False)
-
-
-def _hosts_dir() -> str | None:
-    """Where containerd's own tools look for the mirrors of registries."""
-    return next((path for path in _HOSTS_DIRS if Path(path).is_dir()), None)
 
 
 def _inputs(

@@ -16,7 +16,7 @@ import pytest
 from build_cases import CONFORMANCE, copy_fixture, lay_out, load, options_of
 
 from pybuild import Backend, BuildResult, PybuildError, UsageError
-from pybuild.arguments import parse_ulimit
+from pybuild.flagvalues import parse_ulimit
 from pybuild.running import run_image
 
 pytestmark = [

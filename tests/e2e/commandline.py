@@ -1,4 +1,4 @@
-"""The command ``pybuild`` as a process of its own, for tests against a real containerd."""
+"""The command ``pybuild`` as a process of its own, on a real containerd or a store of its own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedding import check_store
+from pybuild.running import run_image
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
+from pybuild_containerd.client import Client
+from pybuild_containerd.content import ContentStore
+from pybuild_containerd.stepcache import StepCache
 
 PROGRAM = (sys.executable, "-m", "pybuild")
 _PATIENCE = 300.0
@@ -31,12 +37,10 @@ class Ended:
         return self.out.split()[-1]
 
 
-class CommandLine:
-    """``pybuild`` on a private containerd, with an environment of its own in `folder`."""
+class CommandLine(ABC):
+    """``pybuild`` on a backend, with an environment of its own in `folder`."""
 
-    def __init__(self, daemon: PrivateContainerd, folder: Path, namespace: str = "default") -> None:
-        self.daemon = daemon
-        self.namespace = namespace
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         self.program: tuple[str, ...] = PROGRAM
         self.home = folder / "home"
@@ -45,10 +49,27 @@ class CommandLine:
             "PATH": os.environ["PATH"],
             "TMPDIR": os.environ["TMPDIR"],
             "HOME": str(self.home),
-            "PYBUILD_BACKEND": "containerd",
-            "CONTAINERD_ADDRESS": daemon.address,
-            "CONTAINERD_NAMESPACE": namespace,
+            **environment,
         }
+
+    @abstractmethod
+    def check_nothing_left(self) -> None:
+        """Raise AssertionError if builds left anything but images and their layers."""
+
+    @abstractmethod
+    def run(self, image: str, *command: str) -> str:
+        """What a process in the image prints. For ctr, `command` begins with the entrypoint."""
+
+    @abstractmethod
+    def images(self) -> set[str]:
+        """The full names of all images."""
+
+    @abstractmethod
+    def blobs(self) -> set[str]:
+        """The digests of all blobs."""
+
+    @abstractmethod
+    def blob(self, digest: str) -> bytes: ...
 
     def __call__(
         self,
@@ -103,22 +124,6 @@ class CommandLine:
             env=self.environment | dict(env or {}),
         )
 
-    def check_nothing_left(self) -> None:
-        check_nothing_left(self.daemon.address, self.namespace, self.daemon.folder)
-
-    def ctr(self, *arguments: str) -> str:
-        command = ["ctr", "--address", self.daemon.address, "--namespace", self.namespace]
-        ended = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    def run(self, image: str, *command: str) -> str:
-        """What a container of the image prints."""
-        return self.ctr("run", "--rm", full_name(image), f"run-{os.urandom(4).hex()}", *command)
-
-    def blob(self, digest: str) -> bytes:
-        return self.ctr("content", "get", digest).encode()
-
     def manifest(self, digest: str) -> Any:
         return json.loads(self.blob(digest))
 
@@ -139,6 +144,77 @@ class CommandLine:
             raw = content.encode() if isinstance(content, str) else content
             (folder / name).write_bytes(raw)
         return folder
+
+
+class OnContainerd(CommandLine):
+    """``pybuild`` on a private containerd."""
+
+    def __init__(self, daemon: PrivateContainerd, folder: Path, namespace: str = "default") -> None:
+        super().__init__(
+            folder,
+            PYBUILD_BACKEND="containerd",
+            CONTAINERD_ADDRESS=daemon.address,
+            CONTAINERD_NAMESPACE=namespace,
+        )
+        self.daemon = daemon
+        self.namespace = namespace
+
+    def check_nothing_left(self) -> None:
+        check_nothing_left(self.daemon.address, self.namespace, self.daemon.folder)
+
+    def ctr(self, *arguments: str) -> str:
+        command = ["ctr", "--address", self.daemon.address, "--namespace", self.namespace]
+        ended = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    def run(self, image: str, *command: str) -> str:
+        return self.ctr("run", "--rm", full_name(image), f"run-{os.urandom(4).hex()}", *command)
+
+    def images(self) -> set[str]:
+        return set(self.ctr("images", "ls", "-q").split())
+
+    def blobs(self) -> set[str]:
+        return set(self.ctr("content", "ls", "-q").split())
+
+    def blob(self, digest: str) -> bytes:
+        return self.ctr("content", "get", digest).encode()
+
+
+class OnEmbedded(CommandLine):
+    """``pybuild`` on the embedded backend with the store `root`."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        super().__init__(folder, PYBUILD_BACKEND="embedded", PYBUILD_ROOT=str(root))
+        self.root = root
+
+    def check_nothing_left(self) -> None:
+        check_store(self.root)
+
+    def run(self, image: str, *command: str) -> str:
+        options = {"root": self.root}
+        done = run_image(image, command, backend="embedded", backend_options=options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    def images(self) -> set[str]:
+        listed = json.loads(self.build("images", "--format=json").out)
+        return {name for image in listed for name in image["names"]}
+
+    def blobs(self) -> set[str]:
+        return {f"sha256:{path.name}" for path in (self.root / "blobs/sha256").glob("*/*")}
+
+    def blob(self, digest: str) -> bytes:
+        name = digest.partition(":")[2]
+        return (self.root / "blobs/sha256" / name[:2] / name).read_bytes()
+
+
+def forget_steps(address: str, namespace: str) -> None:
+    """Empty the step cache, so that a test sees its own steps run."""
+    with Client(address, namespace) as client:
+        steps = StepCache(client, ContentStore(client), "overlayfs")
+        for record in steps.records():
+            steps.forget(record)
 
 
 def full_name(image: str) -> str:

@@ -11,11 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from commandline import PROGRAM, CommandLine, check_decent
-
-pytestmark = [pytest.mark.root, pytest.mark.containerd]
+from commandline import PROGRAM, CommandLine, OnContainerd, check_decent
 
 MARKER = "this must not run"
+
+
+@pytest.fixture(params=["containerd", "embedded"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def last_lines(text: str) -> list[str]:
@@ -274,47 +278,47 @@ def unavailable(command: CommandLine, *options: str | Path) -> list[str]:
     return said
 
 
-def test_a_socket_that_isnt_there(pybuild: CommandLine) -> None:
-    said = unavailable(pybuild, "--containerd-address", "/nowhere/c.sock")
+def test_a_socket_that_isnt_there(on_containerd: OnContainerd) -> None:
+    said = unavailable(on_containerd, "--containerd-address", "/nowhere/c.sock")
     assert "/nowhere/c.sock" in said[0]
 
 
-def test_a_dead_socket(pybuild: CommandLine) -> None:
-    path = pybuild.folder / "dead.sock"
+def test_a_dead_socket(on_containerd: OnContainerd) -> None:
+    path = on_containerd.folder / "dead.sock"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
-    assert "nothing listens" in unavailable(pybuild, "--containerd-address", path)[0]
+    assert "nothing listens" in unavailable(on_containerd, "--containerd-address", path)[0]
 
 
-def test_a_socket_of_something_else(pybuild: CommandLine) -> None:
-    path = pybuild.folder / "strange.sock"
+def test_a_socket_of_something_else(on_containerd: OnContainerd) -> None:
+    path = on_containerd.folder / "strange.sock"
     with strange_server(path):
-        assert str(path) in unavailable(pybuild, "--containerd-address", path)[0]
+        assert str(path) in unavailable(on_containerd, "--containerd-address", path)[0]
 
 
-def test_a_socket_that_never_answers(pybuild: CommandLine) -> None:
-    path = pybuild.folder / "mute.sock"
+def test_a_socket_that_never_answers(on_containerd: OnContainerd) -> None:
+    path = on_containerd.folder / "mute.sock"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
-        assert str(path) in unavailable(pybuild, "--containerd-address", path)[0]
+        assert str(path) in unavailable(on_containerd, "--containerd-address", path)[0]
 
 
-def test_a_file_that_is_no_socket(pybuild: CommandLine) -> None:
-    path = pybuild.folder / "file"
+def test_a_file_that_is_no_socket(on_containerd: OnContainerd) -> None:
+    path = on_containerd.folder / "file"
     path.write_text("")
-    assert str(path) in unavailable(pybuild, "--containerd-address", path)[0]
+    assert str(path) in unavailable(on_containerd, "--containerd-address", path)[0]
 
 
-def test_an_unusable_snapshotter(pybuild: CommandLine) -> None:
-    said = unavailable(pybuild, "--snapshotter", "zfs")
+def test_an_unusable_snapshotter(on_containerd: OnContainerd) -> None:
+    said = unavailable(on_containerd, "--snapshotter", "zfs")
     assert "zfs" in said[0]
     assert "overlayfs" in said[-1]
 
 
-def test_a_namespace_whose_name_is_none(pybuild: CommandLine) -> None:
-    context = pybuild.context("FROM scratch\nLABEL a=b\n")
-    ended = pybuild("--containerd-namespace", "no/such name", context)
+def test_a_namespace_whose_name_is_none(on_containerd: OnContainerd) -> None:
+    context = on_containerd.context("FROM scratch\nLABEL a=b\n")
+    ended = on_containerd("--containerd-namespace", "no/such name", context)
     assert ended.code in {2, 4}
     check_decent(ended.err)
 

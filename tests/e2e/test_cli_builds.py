@@ -1,4 +1,4 @@
-"""What the command line's options do, with a real containerd."""
+"""What the command line's options do, on both backends."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commandline import PROGRAM, CommandLine
+from commandline import PROGRAM, CommandLine, OnContainerd, OnEmbedded
 
 from pybuild import __version__
 from pybuild.oci.platform import host_platform
-
-pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 DIGEST = r"sha256:[0-9a-f]{64}"
 HELLO = 'FROM busybox\nRUN echo made > /made\nCMD ["cat", "/made"]\n'
 RunOf = Callable[..., str]
+
+
+@pytest.fixture(params=["containerd", "embedded"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def tar_of(compression: str, **files: str) -> bytes:
@@ -41,8 +45,8 @@ def test_the_readmes_first_build_ends_with_name_and_digest_and_runs(pybuild: Com
     ended = pybuild.build("-t", "hello:1", SAMPLES / "hello")
     assert re.fullmatch(rf"docker\.io/library/hello:1 {DIGEST}\n", ended.out)
     assert pybuild.run("hello:1") == "Hello, world, from an image that pybuild made.\n"
-    listed = pybuild.ctr("images", "ls", f"name=={ended.out.split()[0]}")
-    assert ended.digest in listed
+    assert ended.out.split()[0] in pybuild.images()
+    assert ended.digest in pybuild.blobs()
 
 
 def test_each_name_is_a_line_and_a_nameless_image_is_its_digest(pybuild: CommandLine) -> None:
@@ -305,11 +309,11 @@ def test_output_comes_while_the_process_runs(pybuild: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_dry_run_needs_no_daemon(pybuild: CommandLine, form: str) -> None:
-    context = pybuild.context(
+def test_a_dry_run_needs_no_daemon(on_containerd: OnContainerd, form: str) -> None:
+    context = on_containerd.context(
         "FROM busybox AS one\nRUN make it\nFROM scratch\nCOPY --from=one / /\n"
     )
-    ended = pybuild.build(
+    ended = on_containerd.build(
         f"--dry-run={form}", context, env={"CONTAINERD_ADDRESS": "/nowhere/c.sock"}
     )
     assert "RUN make it" in ended.out
@@ -323,18 +327,18 @@ def test_a_dry_run_needs_no_daemon(pybuild: CommandLine, form: str) -> None:
 
 
 def test_a_dry_run_changes_nothing(pybuild: CommandLine) -> None:
-    before = pybuild.ctr("images", "ls", "-q"), pybuild.ctr("content", "ls", "-q")
+    before = pybuild.images(), pybuild.blobs()
     ended = pybuild.build("--dry-run", "-t", "dry", pybuild.context("FROM busybox\nRUN make it\n"))
     assert "not resolved" not in ended.out
-    assert (pybuild.ctr("images", "ls", "-q"), pybuild.ctr("content", "ls", "-q")) == before
+    assert (pybuild.images(), pybuild.blobs()) == before
 
 
-def test_the_doctor_says_what_is_there(pybuild: CommandLine) -> None:
-    said = pybuild.build("doctor").out
+def test_the_doctor_says_what_is_there(on_containerd: OnContainerd) -> None:
+    said = on_containerd.build("doctor").out
     for pattern in (
         rf"ok +pybuild +{re.escape(__version__)}",
         r"ok +backend containerd +available \(chosen\)",
-        rf"ok +backend containerd: address +{re.escape(pybuild.daemon.address)}",
+        rf"ok +backend containerd: address +{re.escape(on_containerd.daemon.address)}",
         r"ok +backend containerd: version +\S*\d\.\d",
         r"ok +backend containerd: snapshotter +overlayfs",
         r"ok +backend containerd: namespace +default",
@@ -342,11 +346,18 @@ def test_the_doctor_says_what_is_there(pybuild: CommandLine) -> None:
         assert re.search(pattern, said), (pattern, said)
 
 
-def test_the_doctor_says_what_to_do(pybuild: CommandLine) -> None:
-    ended = pybuild("doctor", "--containerd-address", "/nowhere/c.sock")
+def test_the_doctor_says_what_to_do(on_containerd: OnContainerd) -> None:
+    ended = on_containerd("doctor", "--containerd-address", "/nowhere/c.sock")
     assert ended.code == 4
     assert re.search(r"FAIL +backend containerd .*/nowhere/c\.sock.*\(chosen\)\n +-> \w", ended.out)
     assert "Traceback" not in ended.out + ended.err
+
+
+def test_the_doctor_explains_the_mode_of_the_sandbox(on_embedded: OnEmbedded) -> None:
+    said = on_embedded.build("doctor").out
+    assert re.search(r"ok +backend embedded +available \(chosen\)", said)
+    assert re.search(rf"backend embedded: store +{on_embedded.root}\n", said)
+    assert re.search(r"backend embedded: processes run as +(root in )?a user namespace", said)
 
 
 # Several at once

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commandline import CommandLine, Ended, check_decent
+from commandline import CommandLine, Ended, OnContainerd, check_decent
 
 import pybuild as pybuild_package
 import pybuild_containerd
@@ -53,7 +53,7 @@ CMD ["cat", "/mine/who", "/tool", "/linked/tool"]
 BELOW_FOLDERS = [5, 8]
 
 
-def tree_of(command: CommandLine, image: str) -> dict[str, tuple[object, ...]]:
+def tree_of(command: OnContainerd, image: str) -> dict[str, tuple[object, ...]]:
     """What an image holds: all but the times of folders, which layers needn't repeat."""
     mounted = command.folder / f"mounted-{image}"
     mounted.mkdir()
@@ -99,7 +99,7 @@ def install(folder: Path) -> None:
         shutil.copytree(source, folder / source.name, ignore=without, dirs_exist_ok=True)
 
 
-class Nobody(CommandLine):
+class Nobody(OnContainerd):
     """``pybuild`` as the user nobody, without any group of root's."""
 
     def __init__(self, daemon: PrivateContainerd, folder: Path, packages: Path) -> None:
@@ -170,7 +170,7 @@ def test_an_image_is_built_as_root_builds_it(nobody: Nobody, daemon: PrivateCont
 
     root_folder = nobody.folder / "root"
     root_folder.mkdir()
-    root = CommandLine(daemon, root_folder)
+    root = OnContainerd(daemon, root_folder)
     by_root = root.build("-t", "by-root", *epoch, context)
     differing = [
         number

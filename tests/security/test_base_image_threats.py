@@ -20,10 +20,12 @@ from pybuild.errors import ImageError, PybuildError, StepFailed
 from pybuild.files.trees import walk
 from pybuild.oci.descriptor import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from pybuild.testkit.baseimages import busybox_entries
+from pybuild.testkit.containerd import PrivateContainerd
 from pybuild.testkit.registry import Registry
 from pybuild.testkit.workbench import file, folder, symlink
 
-pytestmark = [pytest.mark.root, pytest.mark.containerd]
+pytestmark = pytest.mark.root
+about_containerd = pytest.mark.parametrize("runner", ["auto"], scope="module")
 
 MIB = 1024 * 1024
 PLATFORM = {"os": "linux", "architecture": "amd64"}
@@ -162,15 +164,15 @@ def unpacking(builds: Builds, registry: Registry) -> Callable[..., Ended]:
     def build(image: str, text: str = "") -> Ended:
         return run_command(
             "--progress=plain",
-            f"--containerd-address={builds.daemon.address}",
-            f"--containerd-namespace={NAMESPACE}",
+            *builds.options,
             stdin=f"FROM {image}\n{text}".encode(),
-            env={"XDG_CACHE_HOME": str(builds.daemon.folder / "cache")},
+            env={"XDG_CACHE_HOME": str(builds.state.parent / "cache")},
         )
 
     return build
 
 
+@about_containerd
 @pytest.mark.parametrize(
     "name",
     [
@@ -198,7 +200,7 @@ def test_containerd_is_never_given_a_hostile_layer_to_unpack(
 
 
 def _unpacked(builds: Builds) -> set[str]:
-    root = builds.daemon.folder / "root" / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
+    root = builds.state / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
     return set(os.listdir(root))  # noqa: PTH208
 
 
@@ -426,7 +428,10 @@ def test_a_layer_that_is_not_what_it_says_is_refused_and_not_kept(
     assert_clear(ended, codes=(3,))
 
 
-def test_an_images_labels_never_become_containerds(builds: Builds, registry: Registry) -> None:
+@about_containerd
+def test_an_images_labels_never_become_containerds(
+    builds: Builds, registry: Registry, containerd: PrivateContainerd
+) -> None:
     """containerd CVE-2026-53488."""
     labels = {
         "containerd.io/gc.root": "2020",
@@ -442,7 +447,7 @@ def test_an_images_labels_never_become_containerds(builds: Builds, registry: Reg
     from pybuild_containerd import rpcs  # noqa: PLC0415
     from pybuild_containerd.client import Client  # noqa: PLC0415
 
-    with Client(builds.daemon.address, NAMESPACE) as client:
+    with Client(containerd.address, NAMESPACE) as client:
         seen = [dict(i.labels) for i in client.call(rpcs.IMAGE_LIST).images]
         with client.stream(rpcs.CONTENT_LIST) as pages:
             seen += [dict(info.labels) for page in pages for info in page.info]

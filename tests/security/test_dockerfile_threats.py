@@ -123,7 +123,6 @@ TRIGGERS = {
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_hostile_triggers_of_a_base_image_are_refused(
     builds: Builds, registry: object, name: str
@@ -231,7 +230,6 @@ SOURCES = ("/link", "link/link", "../..", "/../../..", "/up", "up/../up", "/", "
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_a_source_that_leads_out_is_the_images_own_root(links: Builds, host: Path) -> None:
     """buildah CVE-2024-1753, CVE-2024-11218; podman CVE-2022-4123."""
     mounts = " ".join(
@@ -245,7 +243,6 @@ def test_a_source_that_leads_out_is_the_images_own_root(links: Builds, host: Pat
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     "source", ["/ghost", "/loop", "/magic", "/magic/3", "/root/etc", "/device", "/plain/x"]
 )
@@ -256,7 +253,6 @@ def test_a_source_that_leads_nowhere_is_refused(links: Builds, host: Path, sourc
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_targets_through_links_stay_inside_and_leave_no_stub(links: Builds, host: Path) -> None:
     """BuildKit CVE-2024-23652."""
     targets = [
@@ -282,7 +278,6 @@ def test_targets_through_links_stay_inside_and_leave_no_stub(links: Builds, host
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_a_stub_that_the_process_removes_or_replaces_harms_nothing(
     links: Builds, host: Path
 ) -> None:
@@ -293,7 +288,6 @@ def test_a_stub_that_the_process_removes_or_replaces_harms_nothing(
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     "target",
     [
@@ -328,7 +322,6 @@ def test_a_target_where_nothing_can_be_mounted_is_refused(
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     ("first", "second", "cwd"),
     [
@@ -358,7 +351,6 @@ def test_links_inside_a_mount_lead_no_other_one_out(
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_a_working_directory_through_links_stays_inside(links: Builds, host: Path) -> None:
     """podman CVE-2026-55686."""
     text = f"FROM links\nWORKDIR /up{host}/made\nRUN pwd -P; echo x > here\nCOPY <<E there\ny\nE\n"
@@ -371,7 +363,6 @@ def test_a_working_directory_through_links_stays_inside(links: Builds, host: Pat
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_no_working_directory_is_an_open_file_of_the_runtime(links: Builds, host: Path) -> None:
     """runc CVE-2024-21626."""
     folders = [f"/proc/self/fd/{n}" for n in range(3, 31)]
@@ -384,7 +375,6 @@ def test_no_working_directory_is_an_open_file_of_the_runtime(links: Builds, host
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_the_base_images_own_working_directory_is_checked_too(links: Builds, host: Path) -> None:
     for number, cwd in enumerate(("/proc/self/fd/8", "/magic/9", "../../proc/self/fd/7")):
         links.image(f"cwd{number}", symlink(b"magic", b"/proc/self/fd"), working_dir=cwd)
@@ -393,7 +383,6 @@ def test_the_base_images_own_working_directory_is_checked_too(links: Builds, hos
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 @pytest.mark.parametrize(
     "user",
     [
@@ -421,7 +410,6 @@ def test_a_user_that_is_no_user_is_refused(builds: Builds, user: str) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.containerd
 def test_digits_are_a_number_whatever_the_image_calls_its_users(builds: Builds) -> None:
     """runc CVE-2016-3697."""
     builds.image(

@@ -30,7 +30,7 @@ from pybuild.testkit.layouts import import_into_containerd
 from pybuild.testkit.workbench import Workbench, file, folder, symlink
 from pybuild_containerd.lentfiles import memory_folder
 
-pytestmark = [pytest.mark.root, pytest.mark.containerd]
+pytestmark = pytest.mark.root
 
 PROGRAM = (sys.executable, "-m", "pybuild")
 DOCKERFILE = """\
@@ -272,10 +272,10 @@ def test_nothing_lent_is_shown_where_the_system_is(
 
 
 def test_a_cache_shows_no_files_of_others(builds: Builds, bench: Workbench) -> None:
-    """The folder of a cache is readable by root alone where containerd keeps it."""
+    """The folder of a cache is readable by root alone where the backend keeps it."""
     mount = CacheMount("/c", token_hex(8))
     bench.run(bench.base(), "echo s > /c/f; chmod 4755 /c/f", [mount])
-    daemon = builds.daemon.folder
+    daemon = builds.state
     listed = subprocess.run(
         [
             "setpriv",

@@ -15,6 +15,7 @@ from pybuild.errors import ContextError, FetchFailed, PybuildError, UsageError
 from pybuild.files.trees import walk
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.layerindex import Kind
+from pybuild.oci.reference import parse_reference
 from pybuild.remotes.locations import parse_git
 from pybuild.remotes.options import RemoteOptions
 from pybuild.testkit.memory import MemoryBackend
@@ -62,7 +63,7 @@ def add(source: str, **options: bool) -> dict[str, bytes]:
         )
         activity = RecordingActivity()
         image = backend.resolve(
-            pybuild.api._image_name("app"),
+            parse_reference("app:latest"),
             backend.platforms[0],
             pybuild.PullPolicy.NEVER,
             activity,

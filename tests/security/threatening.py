@@ -1,4 +1,4 @@
-"""What tests of threats share: builds on the real containerd, the command, a look at the host."""
+"""What tests of threats share: builds on real backends, the command, a look at the host."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pybuild
+from pybuild.backend import Backend
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.layerindex import Entry
 from pybuild.run.events import Event, StepLog
 from pybuild.testkit.baseimages import busybox_entries
-from pybuild.testkit.containerd import PrivateContainerd
 from pybuild.testkit.workbench import PATH, Workbench
 from pybuild_containerd.backend import ContainerdBackend
+from pybuild_embedded.backend import EmbeddedBackend
 
 NAMESPACE = "threats"
 _MIB = 1024 * 1024
@@ -37,11 +38,15 @@ class _Log:
 
 
 class Builds:
-    """Builds in a namespace of its own, where "busybox" is the base."""
+    """Builds on a backend where "busybox" is the base.
 
-    def __init__(self, backend: ContainerdBackend, daemon: PrivateContainerd) -> None:
+    `options` are what the command needs for the same backend, `state` is where that keeps all.
+    """
+
+    def __init__(self, backend: Backend, options: Sequence[str], state: Path) -> None:
         self.backend = backend
-        self.daemon = daemon
+        self.options = tuple(options)
+        self.state = state
         self.log = ""
         self._bench = Workbench(backend, "busybox")
 
@@ -74,7 +79,14 @@ class Builds:
     def layers(self, name: str = "built") -> list[list[Entry]]:
         """The entries of each layer, bottom first."""
         base = self._bench.image(name)
-        return [list(self.backend._files.index(layer)) for layer in base.layers]
+        match self.backend:
+            case ContainerdBackend():
+                files = self.backend._files
+            case EmbeddedBackend():
+                files = self.backend._space.files
+            case other:
+                raise NotImplementedError(other)
+        return [list(files.index(layer)) for layer in base.layers]
 
     def close(self) -> None:
         self._bench.__exit__()

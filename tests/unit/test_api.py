@@ -789,7 +789,7 @@ def test_a_plan_with_a_backend_that_cannot_start_warns_and_goes_on(
     def refuse(name: Any, options: Any = None) -> Any:
         raise pybuild.BackendUnavailable("nothing listens", hint="start it")
 
-    monkeypatch.setattr("pybuild.api.open_backend", refuse)
+    monkeypatch.setattr("pybuild.lookups.open_backend", refuse)
     recorder = Recorder()
     planned = pybuild.plan_build(
         None,
@@ -802,7 +802,7 @@ def test_a_plan_with_a_backend_that_cannot_start_warns_and_goes_on(
 
 
 def test_a_plan_of_scratch_opens_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pybuild.api.open_backend", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("pybuild.lookups.open_backend", lambda *_: pytest.fail("opened"))
     pybuild.plan_build(None, dockerfile=b"FROM scratch\nENV A=1\n", backend="containerd")
 
 

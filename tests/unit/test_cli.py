@@ -17,18 +17,9 @@ import pytest
 from building import files_of, image_of, memory_backend, waiting_runner
 
 from pybuild import __version__, cli
-from pybuild.arguments import (
-    BuildArguments,
-    CallArguments,
-    SecretArgument,
-    parse_arguments,
-    parse_build_args,
-    parse_host,
-    parse_secret,
-    parse_size,
-    parse_ulimit,
-)
+from pybuild.arguments import BuildArguments, parse_arguments
 from pybuild.backend import HostEntry, Ulimit
+from pybuild.environment import backend_options, build_args_of, proxies_of, secrets_of
 from pybuild.errors import (
     AuthenticationRequired,
     BackendFailed,
@@ -38,6 +29,15 @@ from pybuild.errors import (
     UsageError,
 )
 from pybuild.export.outputs import LocalOutput, TarOutput
+from pybuild.flagvalues import (
+    CallArguments,
+    SecretArgument,
+    parse_build_args,
+    parse_host,
+    parse_secret,
+    parse_size,
+    parse_ulimit,
+)
 from pybuild.lendingflags import SshOption
 from pybuild.oci.descriptor import OCI_INDEX
 from pybuild.secrets import Secret
@@ -97,6 +97,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     monkeypatch.setattr(backend, "close", lambda: None)
     kept = Kept(backend)
     monkeypatch.setattr("pybuild.api.open_backend", kept)
+    monkeypatch.setattr("pybuild.lookups.open_backend", kept)
     yield kept
     assert backend.live_layers == 0
 
@@ -582,7 +583,7 @@ def test_the_containerd_backend_knows_all_options_that_it_is_given(
         "--containerd-address=/a", "--containerd-namespace=n", "--snapshotter=s", "--runner=task", "--moby-labels",
         "--hosts-dir=/h", ".",
     )  # fmt: skip
-    options = parse_options(cli._backend_options(arguments))
+    options = parse_options(backend_options(arguments, os.environ))
     assert options.address == "/a"
     assert options.moby_labels is True
     assert options.runner == "task"
@@ -874,13 +875,15 @@ def test_a_secret_is_in_a_file_or_in_the_environment(text: str, expected: Secret
 
 def test_secrets_are_read_where_they_are(context: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xffbytes\n")
-    found = cli._secrets(parsed("--secret=id=a,src=file", "--secret=id=b,env=HOME", str(context)))
+    found = secrets_of(
+        parsed("--secret=id=a,src=file", "--secret=id=b,env=HOME", str(context)), os.environ
+    )
     assert (found["a"], found["b"]) == (Secret(b"\xffbytes\n"), Secret(str(tmp_path).encode()))
     assert "bytes" not in repr(found)
     (tmp_path / "large").write_bytes(bytes(600_000))
     for wrong in ("id=a,src=nowhere", "id=a,env=NOT_SET", "id=a,src=large"):
         with pytest.raises(UsageError):
-            cli._secrets(parsed(f"--secret={wrong}", str(context)))
+            secrets_of(parsed(f"--secret={wrong}", str(context)), os.environ)
 
 
 def test_build_args_of_a_file_give_way_to_those_of_the_command_line(
@@ -890,11 +893,11 @@ def test_build_args_of_a_file_give_way_to_those_of_the_command_line(
     (tmp_path / "one").write_bytes(b"# A=0\r\nA=1\r\n\n  \nB= x y \nFROM_OUTSIDE\nNOT_SET\n")
     (tmp_path / "two").write_text("A=2\nC=#3\n")
     files = ("--build-arg-file=one", "--build-arg-file=two")
-    found = cli._build_args(parsed(*files, "--build-arg=C=4", str(context)))
+    found = build_args_of(parsed(*files, "--build-arg=C=4", str(context)), os.environ)
     assert found == {"A": "2", "B": " x y ", "FROM_OUTSIDE": "outside", "C": "4"}
     (tmp_path / "one").write_text("=x\n")
     with pytest.raises(UsageError):
-        cli._build_args(parsed(*files, str(context)))
+        build_args_of(parsed(*files, str(context)), os.environ)
 
 
 def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -910,10 +913,10 @@ def test_proxies_are_those_of_the_standard_library(monkeypatch: pytest.MonkeyPat
     }
     for name, value in {**given, "https_proxy": ""}.items():
         monkeypatch.setenv(name, value)
-    assert cli._proxies() == getproxies_environment()
+    assert proxies_of(os.environ) == getproxies_environment()
     monkeypatch.delenv("http_proxy")
     monkeypatch.setenv("REQUEST_METHOD", "GET")
-    assert cli._proxies() == getproxies_environment() == {"no": "c", "ftp": "http://d"}
+    assert proxies_of(os.environ) == getproxies_environment() == {"no": "c", "ftp": "http://d"}
 
 
 def test_a_usage_error_exits_with_2_and_a_hint() -> None:
@@ -1020,7 +1023,7 @@ def test_a_dry_run_needs_no_backend(
     def refuse(name: Any, options: Any = None) -> Any:
         raise BackendUnavailable("nothing listens", hint="start containerd")
 
-    monkeypatch.setattr("pybuild.api.open_backend", refuse)
+    monkeypatch.setattr("pybuild.lookups.open_backend", refuse)
     assert cli.main(["--dry-run", "--backend", backend, str(context)]) == 0
     out, err = capsys.readouterr()
     assert "not resolved: docker.io/library/busybox:latest" in out

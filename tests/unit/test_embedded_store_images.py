@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pybuild.backend import Image
 from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch
 from pybuild.imagestore import ListedImage, PruneRequest
 from pybuild.oci.descriptor import Descriptor, digest_of
@@ -48,6 +49,22 @@ def put_two_platforms(store: Store, *names: str) -> tuple[Descriptor, Descriptor
 
 def names_of(image: ListedImage) -> list[str]:
     return [str(name) for name in image.names]
+
+
+class TestRecordIndex:
+    def test_all_platforms_are_recorded_or_none(self, store: Store, images: Images) -> None:
+        layer = put_layer(store, b"content")
+        made = [put_documents(store, [layer], platform) for platform in (HERE, OTHER)]
+        index = put_index(store, [(made[0][0], HERE), (made[1][0], OTHER)])
+        whole = [Image(manifest, config) for manifest, config in made]
+        wrong = [whole[0], Image(made[1][0], made[0][1])]
+        with pytest.raises(InvalidImage):
+            images.record_index([parse_reference("app")], index, wrong)
+        assert images.images() == []
+        images.record_index([parse_reference("app")], index, whole)
+        listed = images.images()
+        assert {image.digest for image in listed} == {manifest.digest for manifest, _ in made}
+        assert [names_of(image) for image in listed] == [["docker.io/library/app:latest"]] * 2
 
 
 class TestFindBase:
@@ -330,6 +347,27 @@ class TestTagAndRemove:
         assert len(images.images()) == 2
         images.remove("again")
         assert images.images() == []
+
+    def test_an_unnamed_index_keeps_its_images_when_the_name_of_another_goes(
+        self, store: Store, images: Images
+    ) -> None:
+        index, here, other = put_two_platforms(store)
+        manifest, config = put_documents(store, [put_layer(store, b"content")], HERE)
+        assert manifest == here
+        images.record([parse_reference("app")], manifest, manifest, config)
+        images.remove("app")
+        assert {image.digest for image in images.images()} == {here.digest, other.digest}
+        for platform in (HERE, OTHER):
+            found = images.find_base(parse_reference(f"app@{index.digest}"), platform)
+            assert found is not None
+
+    def test_the_digest_of_an_index_removes_that_alone(self, store: Store, images: Images) -> None:
+        index, here, _ = put_two_platforms(store, "app")
+        _, config = put_documents(store, [put_layer(store, b"content")], HERE)
+        images.record([parse_reference("single")], here, here, config)
+        images.remove(index.digest)
+        [left] = images.images()
+        assert (left.digest, names_of(left)) == (here.digest, ["docker.io/library/single:latest"])
 
     def test_layers_shared_with_another_image_stay(self, store: Store, images: Images) -> None:
         layer = put_layer(store, b"shared")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pybuild.backend import Image
 from pybuild.imagestore import PruneRequest, Usage, UsageKind
 from pybuild.oci.descriptor import LayerDiff, digest_of
-from pybuild.oci.platform import host_platform
+from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild_embedded.images import Images
 from pybuild_embedded.store import Store
@@ -21,8 +22,10 @@ from storing import (
     disk_usage,
     images_of,
     put_blob,
+    put_documents,
     put_folder,
     put_image,
+    put_index,
     put_layer,
     put_step,
     remove_trees,
@@ -227,6 +230,28 @@ class TestPrune:
         assert not {"step old", "image docker.io/library/base:latest"} & set(pruned.removed)
         assert "step new" in pruned.removed
         assert list((store.root / "cachemounts").iterdir())
+
+    def test_the_images_of_an_index_are_spared_and_go_together(
+        self, store: Store, images: Images
+    ) -> None:
+        images.prune(EVERYTHING)
+        made = [
+            put_documents(store, [put_layer(store, arch.encode())], Platform("linux", arch))
+            for arch in ("amd64", "arm64")
+        ]
+        index = put_index(store, [(manifest, Platform("linux", "amd64")) for manifest, _ in made])
+        whole = [Image(manifest, config) for manifest, config in made]
+        images.record_index([parse_reference("app")], index, whole)
+        with store.database.writing() as connection:
+            connection.execute("DELETE FROM pins")
+            row = (made[0][0].digest,)
+            connection.execute("UPDATE images SET used=1 WHERE digest=?", row)
+        spared = images.prune(PruneRequest(unused_for=1500, images=True, all_images=True))
+        assert spared.removed == ()
+        assert len(images.images()) == 2
+        limit = sum(line.size for line in images.usage()) - 1
+        images.prune(PruneRequest(max_size=limit, images=True, all_images=True))
+        assert images.images() == []
 
     def test_a_dry_run_tells_and_removes_nothing(self, store: Store, images: Images) -> None:
         told = images.prune(PruneRequest(images=True, dry_run=True))

@@ -65,7 +65,18 @@ def test_a_user_with_ranges_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     ("files", "tools", "reason", "hint"),
     [
         ({}, False, "newuidmap and newgidmap aren't installed", "package uidmap"),
-        ({}, True, "/etc/subuid gives ann no 65536 ids in a row", "usermod --add-subuids"),
+        (
+            {},
+            True,
+            "/etc/subuid and /etc/subgid give ann no 65536 ids in a row",
+            "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 ann",
+        ),
+        (
+            {"/etc/subgid": "ann:1:65536"},
+            True,
+            "/etc/subuid gives ann no 65536 ids in a row",
+            "usermod --add-subuids 100000-165535 ann",
+        ),
         (
             {"/etc/subuid": "ann:1:65536"},
             True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pybuild.errors import BackendFailed
+from pybuild.errors import BackendFailed, CopyFailed
 from pybuild.files.trees import MemoryTree, NewEntry
 from pybuild.files.upperdir import OverlayNotPlain, upper_entries
 from pybuild.oci.compression import Compression
@@ -161,3 +161,75 @@ def test_links_and_pipes_are_taken_as_they_are_and_sockets_left(
 def test_a_missing_folder_is_an_error_of_the_backend(upper: Path) -> None:
     with pytest.raises(BackendFailed, match="can't read what the step changed"):
         upper_entries(upper / "none", PARENT)
+
+
+def test_owners_that_mean_nothing_are_those_below_or_roots(upper: Path) -> None:
+    for name in ("etc/conf", "new"):
+        os.chown(make(upper / name, b"changed"), 7, 8)
+    entries = {n.entry.path: n.entry for n in upper_entries(upper, PARENT, owners=False)}
+    assert {path: (e.uid, e.gid) for path, e in entries.items()} == {
+        b"etc/conf": (0, 0),
+        b"new": (0, 0),
+    }
+    owned = MemoryTree([NewEntry(Entry(b"new", Kind.FILE, uid=3, gid=4))])
+    entries = {n.entry.path: n.entry for n in upper_entries(upper, owned, owners=False)}
+    assert (entries[b"new"].uid, entries[b"new"].gid) == (3, 4)
+
+
+def test_names_are_marks_only_where_fuse_overlayfs_made_them(upper: Path) -> None:
+    for name in (".wh.none", "etc/.wh.old", "srv/.wh..wh..opq", "srv/.wh..opq", "new/.wh..wh..opq"):
+        make(upper / name)
+    make(upper / "srv/kept", b"x")
+    found = [
+        f"{n.entry.kind.value} {n.entry.path.decode()}"
+        for n in upper_entries(upper, PARENT, fuse=True)
+    ]
+    assert found == ["whiteout etc/old", "dir new", "opaque srv", "dir srv", "file srv/kept"]
+    assert "file etc/.wh.old" in names(upper)
+
+
+def test_the_status_of_all_that_is_there_is_told(upper: Path) -> None:
+    make(upper / "etc/conf", b"conf")
+    make(upper / "new", b"12345")
+    told: list[int] = []
+    list(upper_entries(upper, PARENT, on_status=lambda status: told.append(status.st_size)))
+    assert {4, 5} <= set(told)
+    assert len(told) == 3
+
+
+def test_a_path_that_no_image_can_hold_is_refused(upper: Path) -> None:
+    here = os.open(upper, os.O_RDONLY)
+    for _ in range(21):
+        os.mkdir("n" * 200, dir_fd=here)
+        inner = os.open("n" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    with pytest.raises(CopyFailed, match="more than 4096 bytes"):
+        upper_entries(upper, PARENT)
+
+
+def test_what_was_made_anew_counts_even_if_it_is_as_it_was(upper: Path) -> None:
+    """Removing a folder and unpacking an archive over it gives the same files and times."""
+    parent = MemoryTree(
+        [
+            NewEntry(Entry(b"app", Kind.DIRECTORY, 0o755)),
+            NewEntry(Entry(b"app/inner", Kind.DIRECTORY, 0o755)),
+            NewEntry(
+                Entry(b"app/inner/f", Kind.FILE, 0o644, 0, 0, 4, 1000, digest=digest_of(b"conf"))
+            ),
+            NewEntry(Entry(b"app/inner/old", Kind.FILE)),
+        ]
+    )
+    make(upper / "app/inner/f", b"conf", mtime=1000)
+    os.mknod(upper / "app/inner/old", 0o020000)
+    entries = [n.entry.path for n in upper_entries(upper, parent)]
+    assert entries == [b"app/inner/old"]
+    os.setxattr(upper / "app", "trusted.overlay.opaque", b"y")
+    found = [(n.entry.kind.value, n.entry.path) for n in upper_entries(upper, parent)]
+    assert found == [
+        ("opaque", b"app"),
+        ("dir", b"app"),
+        ("dir", b"app/inner"),
+        ("file", b"app/inner/f"),
+    ]

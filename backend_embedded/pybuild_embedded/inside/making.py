@@ -67,7 +67,7 @@ class Making:
             return disk_full(error, self._target)
         if error.errno in _OF_THE_IMAGE:
             return InvalidImage(f"{shown(self._at)} in the layer can't be made here: {reason}")
-        return BackendFailed(f"can't make {shown(self._at)} in {self._target}: {reason}")
+        return BackendFailed(f"can't make {shown(self._at)} in {self._target}: {error}")
 
     def folders(self, entries: Sequence[Entry]) -> None:
         """Make folders, parents first; the root is there. They are ours until `settle`."""
@@ -88,9 +88,10 @@ class Making:
             finally:
                 os.close(fd)
             for other in entries[1:]:
-                self._link(folder, name, other.path)
+                self.link(folder, name, other.path)
 
-    def _link(self, folder: int, name: bytes, path: bytes) -> None:
+    def link(self, folder: int, name: bytes, path: bytes) -> None:
+        """Make what has this name in the open folder a hard link at `path`."""
         # its folder may be pushed out of those kept open, so it is held here
         held = os.dup(folder)
         try:

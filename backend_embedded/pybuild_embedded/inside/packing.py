@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from pybuild.files.comparing import compared_entries, record_from_bytes
+from pybuild.files.trees import NewEntry
 from pybuild.files.upperdir import upper_entries
 from pybuild.oci.layertar import write_layer
 from pybuild_embedded.inside.indexes import Indexes
@@ -17,17 +20,15 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 def pack(request: Pack, indexes: Indexes) -> Packed | None:
     """See `Workers.pack`. Raises OSError."""
     allocated = Allocated()
-    allocated.add(request.upper.lstat())
-    if not any(request.upper.iterdir()):
-        return None  # without a look at the layers below
     entries = list(
-        upper_entries(
+        _overlay_entries(request, indexes, allocated)
+        if request.record is None
+        else compared_entries(
             request.upper,
+            record_from_bytes(request.record.read_bytes()),
             indexes.tree(request.parents),
             newest=request.newest,
             owners=request.owners,
-            fuse=request.fuse,
-            on_status=allocated.add,
         )
     )
     if not entries:
@@ -43,6 +44,20 @@ def pack(request: Pack, indexes: Indexes) -> Packed | None:
             path.unlink(missing_ok=True)
         raise
     return Packed(layer.diff, allocated.size)
+
+
+def _overlay_entries(request: Pack, indexes: Indexes, allocated: Allocated) -> Iterator[NewEntry]:
+    allocated.add(request.upper.lstat())
+    if not any(request.upper.iterdir()):
+        return iter(())  # without a look at the layers below
+    return upper_entries(
+        request.upper,
+        indexes.tree(request.parents),
+        newest=request.newest,
+        owners=request.owners,
+        fuse=request.fuse,
+        on_status=allocated.add,
+    )
 
 
 def _new_file(path: Path, made: list[Path]) -> int:

@@ -92,14 +92,17 @@ class RootProbe:
     refused: tuple[RootAttempt, ...] = ()
 
 
-def probe_root(folder: Path, mapping: Mapping) -> RootProbe:
-    """Find the kind of root to use for layers in `folder` under a mapping that works."""
+def probe_root(folder: Path, mapping: Mapping, *, fuse: bool = True) -> RootProbe:
+    """Find the kind of root to use for layers in `folder` under a mapping that works.
+
+    Without `fuse`, fuse-overlayfs isn't one.
+    """
     refused: list[RootAttempt] = []
     candidates = (
         (RootKind.OVERLAY, partial(Overlay, volatile=False)),
         (RootKind.FUSE, FuseOverlay),
     )
-    for kind, root in candidates:
+    for kind, root in candidates[: 2 if fuse else 1]:
         try:
             _try(mapping, folder, root)
         except SandboxFailed as failure:
@@ -145,17 +148,23 @@ def range_mapping(uid: int, gid: int, name: str) -> Mapping | Attempt:
     if newuidmap is None or newgidmap is None:
         hint = "install newuidmap and newgidmap (package uidmap or shadow-utils)"
         return Attempt(Kind.RANGE, "newuidmap and newgidmap aren't installed", hint)
-    ranges = []
+    ranges, missing, flags = [], [], []
     for number, file, flag in (
         (uid, "/etc/subuid", "--add-subuids"),
         (gid, "/etc/subgid", "--add-subgids"),
     ):
         first = subordinate_ids(_read(file), {name, str(uid)})
         if first is None:
-            hint = f"usermod {flag} 100000-165535 {name or uid}, with numbers nobody else has"
-            reason = f"{file} gives {name or uid} no {IDS} ids in a row"
-            return Attempt(Kind.RANGE, reason, hint)
-        ranges.append((IdRange(0, number, 1), IdRange(1, first, IDS)))
+            missing.append(file)
+            flags.append(f"{flag} 100000-165535")
+        else:
+            ranges.append((IdRange(0, number, 1), IdRange(1, first, IDS)))
+    if missing:
+        user = name or uid
+        hint = f"as root: usermod {' '.join(flags)} {user}, with numbers nobody else has"
+        verb = "give" if len(missing) > 1 else "gives"
+        reason = f"{' and '.join(missing)} {verb} {user} no {IDS} ids in a row"
+        return Attempt(Kind.RANGE, reason, hint)
     return Mapping(Kind.RANGE, ranges[0], ranges[1], newuidmap, newgidmap)
 
 

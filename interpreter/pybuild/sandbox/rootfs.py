@@ -45,6 +45,7 @@ _LINKS = {
     b"core": b"/proc/kcore",
     b"ptmx": b"pts/ptmx",
 }
+_OWN_DEVICES = frozenset({*_DEVICES, *_LINKS, b"console", b"mqueue", b"pts"})
 _SYSTEM = (b"proc", b"sys", b"dev")
 _MAX_LINKS = 40
 _OVERLAY = b"index=off,metacopy=off,redirect_dir=nofollow"
@@ -288,6 +289,8 @@ class Root:
                 if b".." in pending:
                     raise Failed("mount point", errno.ENOENT, _shown(path)) from None
                 return done, [name, *pending[::-1]]
+            except OSError as error:
+                raise Failed("mount point", error.errno or 0, _shown(path)) from None
             try:
                 mode = os.fstat(fd).st_mode
                 target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(mode) else b""
@@ -358,8 +361,7 @@ class Root:
     def target(self, mount: Mount) -> int:
         """Where a mount goes, made if it lies in a mount made before it."""
         done, missing = self.resolve(mount.path)
-        if [*done, *missing][:1] == [b"proc"]:
-            # a file covered there could hide what the kernel is told or tells, as runc has it
+        if _is_closed([*done, *missing]):
             raise Failed("mount point", errno.EPERM, _shown(mount.path))
         if missing:
             parent = self.open(done)
@@ -367,8 +369,6 @@ class Root:
                 if _mount_number(parent) == _mount_number(self.fd):
                     raise Failed("mount point", errno.ENOENT, _shown(mount.path))
                 make_path(parent, missing, is_folder=mount.is_folder)
-            except OSError as error:
-                raise Failed("mount point", error.errno or 0, _shown(mount.path)) from None
             finally:
                 os.close(parent)
         if not done and not missing:
@@ -386,8 +386,22 @@ def _lies_in_another(mount: Mount, mounts: list[Mount]) -> bool:
     return any(path in inside or path in ([name] for name in _SYSTEM) for path in above)
 
 
+def _is_closed(path: Path) -> bool:
+    """Whether a mount there could hide or fake what the kernel or we have there."""
+    if path[:1] == [b"dev"]:
+        return len(path) == 1 or path[1] in _OWN_DEVICES
+    return path[:1] in ([b"proc"], [b"sys"])
+
+
 def make_path(folder: int, path: Path, *, is_folder: bool) -> None:
     """Make an empty file or folder and the folders above it, in a place without links."""
+    try:
+        _make_path(folder, path, is_folder=is_folder)
+    except OSError as error:
+        raise Failed("mount point", error.errno or 0, _shown(path)) from None
+
+
+def _make_path(folder: int, path: Path, *, is_folder: bool) -> None:
     names = path if is_folder else path[:-1]
     for length in range(1, len(names) + 1):
         try:

@@ -1,0 +1,460 @@
+"""What is said to workers and back, what a layer's folder must hold, and how trees are removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import pytest
+
+from pybuild.errors import BackendFailed, ContextError, CopyFailed, InvalidImage, PybuildError
+from pybuild.files.upperdir import OverlayNotPlain
+from pybuild.oci.compression import Compression
+from pybuild.oci.descriptor import Descriptor, LayerDiff
+from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.oci.layertar import write_layer
+from pybuild.sandbox.client import Sandbox
+from pybuild_embedded import requests
+from pybuild_embedded.inside.failures import translated
+from pybuild_embedded.inside.indexes import Indexes
+from pybuild_embedded.inside.layerplan import LayerPlan, plan_layer
+from pybuild_embedded.inside.making import Making
+from pybuild_embedded.inside.removing import measure, remove
+from pybuild_embedded.inside.serving import serve
+from pybuild_embedded.requests import Measure, Merge, Pack, Packed, Remove, Request, Unpack
+from pybuild_embedded.workers import Workers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inherent: runs on Linux only")
+
+ODD = Path(os.fsdecode(b"/store/\xff\n x"))
+DIGEST = "sha256:" + "0" * 64
+
+
+class InThreads:
+    """Stands for a sandbox: its workers are threads of this process."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.deaf = False
+        self.threads: list[threading.Thread] = []
+
+    def spawn_inside(self, args: Sequence[bytes], fds: Sequence[int]) -> InThread:
+        assert args[-1] == b"3"
+        self.started += 1
+        inner = InThread(socket.socket(fileno=os.dup(fds[3])), deaf=self.deaf)
+        self.threads.append(inner.thread)
+        return inner
+
+
+class InThread:
+    def __init__(self, connection: socket.socket, *, deaf: bool) -> None:
+        self._connection = connection
+        self.thread = threading.Thread(target=self._work, args=(deaf,), name="worker")
+        self.thread.start()
+
+    def _work(self, deaf: bool) -> None:
+        with self._connection:
+            folders = requests.receive(self._connection)
+            assert folders is not None
+            assert json.loads(folders)[0] == sys.path
+            if deaf:  # reads a request, and ends
+                requests.receive(self._connection)
+            else:
+                serve(self._connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.thread.join()
+
+    def kill(self) -> None:
+        pass
+
+    def wait(self) -> int:
+        self.thread.join()
+        return 0
+
+
+@pytest.fixture
+def sandbox() -> Iterator[InThreads]:
+    made = InThreads()
+    yield made
+    assert not any(thread.is_alive() for thread in made.threads)
+
+
+def workers_of(sandbox: InThreads, most: int = 2) -> Workers:
+    return Workers(cast("Sandbox", sandbox), most=most)
+
+
+# --- the protocol
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Unpack(ODD, DIGEST, ODD, (ODD, ODD), (), ODD, userxattr=True, owners=False),
+        Pack(ODD, (), ODD, ODD, None, True, Compression.ZSTD, fuse=True),
+        Pack(ODD, (ODD,), ODD, ODD, 5, False, Compression.NONE),
+        Merge((ODD, ODD), (ODD,), ODD, owners=True),
+        Remove((ODD,)),
+        Measure((ODD, Path("/x"))),
+    ],
+    ids=lambda request: type(request).__name__,
+)
+def test_requests_arrive_as_they_were_sent(request_: Request) -> None:
+    sent, received = requests.Shown(), requests.Shown()
+    for _ in range(2):  # the second time, much of it is known
+        assert requests.decode(requests.encode(request_, sent), received) == request_
+
+
+def test_what_is_no_request_is_refused() -> None:
+    with pytest.raises(ValueError, match="no request: Eval"):
+        requests.decode(b'["Eval", "1"]', requests.Shown())
+
+
+def test_answers_keep_their_type() -> None:
+    packed = Packed(LayerDiff(DIGEST, Descriptor("type", DIGEST, 7)), 4096)
+    for value in (packed, None, 5, [1, 2]):
+        assert requests.decode_answer(requests.encode_answer(value)) == value
+
+
+@pytest.mark.parametrize(
+    "kind", [BackendFailed, ContextError, CopyFailed, InvalidImage, OverlayNotPlain]
+)
+def test_errors_keep_their_class_message_and_hint(kind: type[PybuildError]) -> None:
+    with pytest.raises(kind) as caught:
+        requests.decode_answer(requests.encode_error(kind("what", hint="do")))
+    assert type(caught.value) is kind
+    assert (caught.value.message, caught.value.hint) == ("what", "do")
+
+
+def test_a_fault_of_a_worker_is_a_bug_of_ours_with_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        requests.decode_answer(requests.encode_bug("ZeroDivisionError"))
+
+
+def test_messages_cut_off_are_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"\x05" + bytes(7) + b"abc")
+        ours.shutdown(socket.SHUT_WR)
+        assert requests.receive(theirs) is None
+
+
+# --- the client
+
+
+def test_workers_are_started_when_needed_and_used_again(sandbox: InThreads, tmp_path: Path) -> None:
+    with workers_of(sandbox) as workers:
+        assert sandbox.started == 0
+        for _ in range(5):
+            assert workers.measure([tmp_path])[0] > 0
+        workers.remove([])
+        assert workers.measure([]) == []
+        assert sandbox.started == 1
+
+
+def test_more_requests_than_workers_wait_for_a_free_one(sandbox: InThreads, tmp_path: Path) -> None:
+    with workers_of(sandbox) as workers:
+        pending = [workers.pack(pack_of(tmp_path, number)) for number in range(8)]
+        found = [each.result() for each in pending]
+        assert [each.result() for each in pending] == found
+    assert sandbox.started <= 2
+    assert all(each is not None for each in found)
+
+
+def pack_of(folder: Path, number: int) -> Pack:
+    """A request for a layer with one file, whose folder is made."""
+    upper = folder / f"upper-{number}"
+    upper.mkdir()
+    (upper / "f").write_text(str(number))
+    names = (folder / f"blob-{number}", folder / f"index-{number}")
+    return Pack(upper, (), *names, newest=0, owners=False, compression=Compression.GZIP)
+
+
+def test_a_failed_request_leaves_its_worker_to_others(sandbox: InThreads, tmp_path: Path) -> None:
+    request = pack_of(tmp_path, 1)
+    request.blob.write_bytes(b"there already")
+    with workers_of(sandbox) as workers:
+        pending = workers.pack(request)
+        for _ in range(2):
+            with pytest.raises(BackendFailed, match="File exists"):
+                pending.result()
+        assert workers.measure([tmp_path])[0] > 0
+    assert sandbox.started == 1
+    assert request.blob.read_bytes() == b"there already"
+
+
+def test_a_worker_that_died_is_replaced(sandbox: InThreads, tmp_path: Path) -> None:
+    with workers_of(sandbox) as workers:
+        sandbox.deaf = True
+        with pytest.raises(BackendFailed, match="ended in the middle"):
+            workers.measure([tmp_path])
+        sandbox.deaf = False
+        assert workers.measure([tmp_path])[0] > 0
+    assert sandbox.started == 2
+
+
+def test_closing_fails_what_waits_and_all_that_comes(sandbox: InThreads, tmp_path: Path) -> None:
+    pipe = tmp_path / "index"
+    os.mkfifo(pipe)
+    workers = workers_of(sandbox, most=1)
+    # the worker waits for the index, which nobody writes
+    first = workers.pack(pack_with_parent(tmp_path, 1, pipe))
+    second = workers.pack(pack_of(tmp_path, 2))
+    closing = threading.Thread(target=workers.close)
+    with pipe.open("wb"):  # a process would be killed while it waits for more
+        closing.start()
+        while not workers._closed:
+            time.sleep(0.001)
+    closing.join()
+    for pending in (first, second):
+        with pytest.raises(PybuildError):
+            pending.result()
+    with pytest.raises(BackendFailed, match="are closed"):
+        workers.measure([tmp_path])
+    workers.close()
+
+
+def pack_with_parent(folder: Path, number: int, parent: Path) -> Pack:
+    request = pack_of(folder, number)
+    return Pack(
+        request.upper,
+        (parent,),
+        request.blob,
+        request.index,
+        request.newest,
+        request.owners,
+        request.compression,
+    )
+
+
+# --- indexes
+
+
+def test_an_index_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    path.write_bytes(LayerIndex([Entry(b"a", Kind.DIRECTORY)]).to_bytes())
+    indexes = Indexes()
+    first = indexes.get(path)
+    path.unlink()
+    assert indexes.get(path) is first
+    assert indexes.tree([path]).children(b"") == [b"a"]
+    with pytest.raises(FileNotFoundError):
+        Indexes().get(path)
+
+
+def test_indexes_not_used_lately_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pybuild_embedded.inside.indexes._MOST_ENTRIES", 130)
+    paths = [tmp_path / str(number) for number in range(3)]
+    for path in paths:
+        path.write_bytes(LayerIndex([Entry(b"a", Kind.DIRECTORY)]).to_bytes())
+    indexes = Indexes()
+    first, second = indexes.get(paths[0]), indexes.get(paths[1])
+    assert indexes.get(paths[0]) is first
+    indexes.get(paths[2])
+    assert indexes.get(paths[0]) is first
+    assert indexes.get(paths[1]) is not second
+
+
+# --- what a folder holds
+
+
+def plan(tmp_path: Path, below: Sequence[Entry], layer: Sequence[Entry]) -> LayerPlan:
+    files = [e for e in layer if e.kind is Kind.FILE and e.digest]
+    offsets = {e.path: number for number, e in enumerate(files)}
+    index = LayerIndex(layer, [offsets.get(e.link or e.path, -1) for e in layer])
+    paths = [tmp_path / "below", tmp_path / "layer"]
+    paths[0].write_bytes(LayerIndex(below).to_bytes())
+    paths[1].write_bytes(index.to_bytes())
+    indexes = Indexes()
+    return plan_layer(index, indexes.tree(paths), indexes.tree(paths[:1]))
+
+
+def folder(path: bytes, **fields: Any) -> Entry:
+    return Entry(path, Kind.DIRECTORY, **({"mode": 0o700} | fields))
+
+
+def file(path: bytes, **fields: Any) -> Entry:
+    return Entry(path, Kind.FILE, **({"digest": DIGEST} | fields))
+
+
+def test_a_folder_that_the_layer_implies_is_that_of_the_layer_below(tmp_path: Path) -> None:
+    made = plan(tmp_path, [folder(b"a", uid=7), folder(b"a/b")], [file(b"a/b/c/f")])
+    assert [(e.path, e.uid, e.mode) for e in made.folders] == [
+        (b"", 0, 0o755),
+        (b"a", 7, 0o700),
+        (b"a/b", 0, 0o700),
+        (b"a/b/c", 0, 0o755),
+    ]
+
+
+def test_removals_of_nothing_leave_no_mark_for_processes_to_see(tmp_path: Path) -> None:
+    removals = [Entry(path, Kind.WHITEOUT, mode=0) for path in (b"gone", b"d/gone", b"no/gone")]
+    made = plan(tmp_path, [file(b"gone"), folder(b"d")], removals)
+    assert made.whiteouts == (b"gone",)
+    assert [e.path for e in made.folders] == [b""]
+
+
+def test_a_folder_in_place_of_a_removed_one_is_opaque(tmp_path: Path) -> None:
+    made = plan(
+        tmp_path,
+        [folder(b"d"), file(b"d/old")],
+        [Entry(b"d", Kind.WHITEOUT, mode=0), Entry(b"d/old", Kind.WHITEOUT, mode=0), file(b"d/f")],
+    )
+    assert (made.opaque, made.whiteouts) == ({b"d"}, ())
+
+
+def test_an_opaque_root_is_many_removals(tmp_path: Path) -> None:
+    made = plan(
+        tmp_path,
+        [file(b"a"), folder(b"b"), file(b"b/old"), file(b"c")],
+        [Entry(b"", Kind.OPAQUE, mode=0), file(b"b/new"), file(b"c")],
+    )
+    assert (made.opaque, made.whiteouts) == ({b"b"}, (b"a",))
+
+
+def test_what_the_layer_hides_itself_is_left_out(tmp_path: Path) -> None:
+    made = plan(
+        tmp_path,
+        [folder(b"a"), file(b"a/old")],
+        [file(b"a"), file(b"a/f"), Entry(b"a/old", Kind.WHITEOUT), folder(b"a/d")],
+    )
+    assert [[e.path for e in entries] for _, entries in made.files] == [[b"a"]]
+    assert [e.path for e in made.folders] == [b""]
+    assert made.whiteouts == ()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        [file(b"h", link=b"none", digest=None)],
+        [file(b"h", link=b"d", digest=None)],
+        [file(b"h", link=b"f", digest=None), file(b"f")],
+    ],
+    ids=["nothing", "a folder", "a file that comes later"],
+)
+def test_a_hard_link_to_no_file_below_is_refused(tmp_path: Path, layer: list[Entry]) -> None:
+    with pytest.raises(InvalidImage, match="hard link h to"):
+        plan(tmp_path, [folder(b"d"), file(b"f")], layer)
+
+
+# --- making
+
+
+def test_what_can_not_be_made_leaves_an_empty_folder(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    with (
+        pytest.raises(InvalidImage, match="n in the layer can't be made here: File name too"),
+        Making(target, owners=False, devices=False) as making,
+    ):
+        making.folders([folder(b""), folder(b"d"), folder(b"d/" + b"n" * 300)])
+    assert not list(target.iterdir())
+
+
+def test_a_name_that_is_there_is_never_written_through(tmp_path: Path) -> None:
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    target.mkdir()
+    outside.write_text("safe")
+    making = Making(target, owners=False, devices=False)
+    making.other(Entry(b"f", Kind.SYMLINK, link=os.fsencode(outside)))
+    with pytest.raises(InvalidImage, match="File exists"), making:
+        making.file([file(b"f")], lambda fd: os.write(fd, b"x"))
+    assert outside.read_text() == "safe"
+
+
+def test_more_folders_than_are_kept_open(tmp_path: Path) -> None:
+    folders = [folder(b"")] + [folder(b"%03d" % number) for number in range(300)]
+    with Making(tmp_path, owners=False, devices=False) as making:
+        making.folders(folders)
+        for entry in folders[1:]:
+            making.file(
+                [file(entry.path + b"/f"), file(b"000/" + entry.path)],
+                lambda fd: os.write(fd, b"x"),
+            )
+        making.settle(folders, frozenset(), "")
+    assert len(list((tmp_path / "000").iterdir())) == 301
+    assert (tmp_path / "000/299").samefile(tmp_path / "299/f")
+
+
+def test_errors_of_the_system_name_what_was_done_where(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BackendFailed, match=f"can't write the layer in {tmp_path}: Permission"),
+        translated("write the layer", tmp_path),
+    ):
+        raise PermissionError(13, "Permission denied")
+
+
+# --- removing and measuring
+
+
+def deep(folder: Path, levels: int) -> None:
+    """Folders in each other; each has a file, and next to it one that is empty."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        for name in ("d", "e"):
+            os.mkdir(name, dir_fd=here)
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+
+
+def test_any_depth_is_removed(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    deep(top, 3000)
+    remove(top)
+    assert not top.exists()
+
+
+def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    top = tmp_path / "top"
+    (top / "inner").mkdir(parents=True)
+    (top / "inner/link").symlink_to(kept)
+    (top / "file").hardlink_to(kept / "file")
+    (tmp_path / "link").symlink_to(kept)
+    os.mkfifo(top / "fifo")
+    for name in ("top", "link", "none"):
+        remove(tmp_path / name)
+    remove(tmp_path / "nowhere/none")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "file").read_text() == "x"
+
+
+def test_measuring_counts_hard_links_once_and_what_is_not_there_as_nothing(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    empty = measure(top)
+    (top / "a").write_bytes(os.urandom(100_000))
+    one = measure(top)
+    assert one >= empty + 100_000
+    (top / "b").hardlink_to(top / "a")
+    assert measure(top) == one
+    assert measure(tmp_path / "none") == 0
+
+
+def test_an_upper_folder_without_changes_leaves_no_file(sandbox: InThreads, tmp_path: Path) -> None:
+    request = pack_of(tmp_path, 1)
+    written = write_layer([], lambda _piece: None)
+    (tmp_path / "parent").write_bytes(written.index.to_bytes())
+    (request.upper / "f").unlink()
+    with workers_of(sandbox) as workers:
+        assert workers.pack(request).result() is None
+    assert not request.blob.exists()
+    assert not request.index.exists()
