@@ -11,13 +11,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybuild.errors import BackendUnavailable, PybuildError
-from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind
-from pybuild.sandbox.modes import Attempt, Probe, probe, probe_root
+from pybuild.sandbox.mapping import Attempt, IdRange, Kind, Mapping, Probe, RootKind
 from pybuild_embedded.usage import measure_plainly
-from pybuild_embedded.workers import Workers
+
+if TYPE_CHECKING:
+    from pybuild.sandbox.client import Sandbox
+    from pybuild_embedded.workers import Workers
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
@@ -84,6 +86,8 @@ class Machine:
 
     def workers(self) -> Workers:
         """The workers in the sandbox's user namespace."""
+        from pybuild_embedded.workers import Workers  # noqa: PLC0415  (not in a cached build)
+
         with self._lock:
             sandbox = self.sandbox()
             if self._workers is None:
@@ -121,6 +125,8 @@ class Machine:
             sandbox.close()
 
     def _started(self) -> Sandbox:
+        from pybuild.sandbox.client import Sandbox  # noqa: PLC0415  (not in a cached build)
+
         sandbox = Sandbox(self.mapping())
         try:
             sandbox.start()
@@ -133,6 +139,8 @@ class Machine:
         return sandbox
 
     def _look(self) -> Probe:
+        from pybuild.sandbox.modes import probe, probe_root  # noqa: PLC0415  (once a boot)
+
         found = probe(self._folder, namespace_for_root=self._user_namespace)
         if found.mapping is not None:
             root = probe_root(self._folder, found.mapping)
