@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pybuild.backend import Activity
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.oci import http
 from pybuild.oci.descriptor import Descriptor, LayerDiff
