@@ -113,6 +113,12 @@ def _parameters(cases: list[DockerfileCase]) -> list[Any]:
     ]
 
 
+def _config(backend: Backend, result: BuildResult) -> dict[str, Any]:
+    with backend.open_blob(result.config_digest) as blob:
+        config: dict[str, Any] = json.load(blob)
+    return config
+
+
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("case", _parameters(_CASES))
 def test_a_dockerfile_does_what_it_says(
@@ -128,8 +134,7 @@ def test_a_dockerfile_does_what_it_says(
         check_failure(case, outcome)
         return
     assert case.failure is None, "the build should fail"
-    with backend.open_blob(outcome.config_digest) as blob:
-        config = json.load(blob)
+    config = _config(backend, outcome)
     with image_tree(backend, outcome.names[0]) as tree:
         for expected in case.expected:
             check_image(expected, tree, config)
@@ -148,6 +153,8 @@ def test_both_backends_make_the_same_of_a_dockerfile(
     if isinstance(ours, PybuildError) or isinstance(theirs, PybuildError):
         assert type(ours) is type(theirs)
     else:
+        # first what tells more: the layers and the history
+        assert _config(embedded_cases, ours) == _config(containerd_cases, theirs)
         assert ours.digest == theirs.digest
 
 

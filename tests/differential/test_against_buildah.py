@@ -48,6 +48,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ),
     ("arg-env-precedence", "who: content *", "in BuildKit an ARG after the ENV wins"),
     ("copy-chmod", "[ab]: mode *", "BuildKit makes a missing destination with --chmod's mode"),
+    ("dockerignore", "everything/setuid.sh: mode *", "BuildKit keeps set-user-id bits of files"),
     ("escape-directive", "config Env: *", "with ` as escape a backslash is kept"),
     ("run-mount-bind", "mnt: only in pybuild's image", "buildah removes the base's own folder"),
     ("shell", "config Cmd: *", "CMD in shell form uses SHELL"),
