@@ -126,7 +126,7 @@ def _is_folder(mount: spec.Mount) -> bool:
     match mount:
         case spec.Bind(source=source):
             return os.path.isdir(source)  # noqa: PTH112 - bytes, or a descriptor
-        case spec.SmallFile():
+        case spec.SmallFile() | spec.Socket():
             return False
         case spec.Tmpfs() | spec.OverlayBind():
             return True
