@@ -18,7 +18,7 @@ from pybuild.backend import PullPolicy
 from pybuild.errors import BackendUnavailable
 from pybuild.oci.image_config import serialize_config
 from pybuild.oci.layertar import write_layer
-from pybuild.oci.manifest import parse_json_object
+from pybuild.oci.manifest import parse_json_object, parse_manifest
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild.sandbox import client
@@ -190,3 +190,17 @@ def on_an_overlay(folder: Path) -> Iterator[Path]:
             subprocess.run(["umount", str(merged)], check=True)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def serve_layout(registry: Registry, layout: Path) -> None:
+    """Give `registry` the images in an OCI layout, each under the last part of its name."""
+    reader = LayoutReader(layout)
+    for name, image in reader.images().items():
+        repository, _, tag = name.rpartition("/")[2].partition(":")
+        with reader.open_blob(image.manifest.digest) as file:
+            content = file.read()
+        manifest = parse_manifest(content)
+        for blob in (manifest.config, *manifest.layers):
+            with reader.open_blob(blob.digest) as file:
+                registry.add_blob(repository, file.read())
+        registry.add_manifest(f"{repository}:{tag}", content, image.manifest.media_type)

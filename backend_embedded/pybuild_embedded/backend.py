@@ -94,7 +94,12 @@ class EmbeddedBackend(Backend):
             ),
             store,
         )
-        files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
+        files = LayerFiles(
+            self.open_blob,
+            store.index_folder,
+            store.scratch_folder,
+            lambda layer: self._space.mend_blob(layer, NoActivity()),
+        )
         self._space = Space(store, machine, files, fetcher, Flights(store))
         self._lock = threading.Lock()
         self._closed = False
@@ -187,18 +192,10 @@ class EmbeddedBackend(Backend):
         self._space.fetch(unknown, activity)
         for layer in unknown:
             activity.raise_if_cancelled()
-            self._index(layer, activity)
+            self._space.files.index(layer)
         chain = chain_of(base.layers)
         self._store.record_layers(chain.layers)
         return EmbeddedROLayer(self._space, chain)
-
-    def _index(self, layer: LayerDiff, activity: Activity) -> None:
-        try:
-            self._space.files.index(layer)
-        except InvalidImage:
-            if not self._space.mend_blob(layer, activity):
-                raise
-            self._space.files.index(layer)
 
     def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
         return self._space.flights.holding(self._space.own_key(key), activity)

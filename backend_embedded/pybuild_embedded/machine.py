@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pybuild.errors import BackendUnavailable, PybuildError
 from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind
-from pybuild.sandbox.modes import Attempt, Probe, RootAttempt, probe, probe_root
+from pybuild.sandbox.mapping import Attempt, IdRange, Kind, Mapping, Probe, RootKind
+from pybuild.sandbox.modes import RootAttempt, probe, probe_root
 from pybuild_embedded.usage import measure_plainly
 from pybuild_embedded.workers import Workers
 

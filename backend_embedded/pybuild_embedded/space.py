@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pybuild.backend import Activity
 from pybuild.files.layerfiles import LayerFiles
+from pybuild.oci import http
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.reference import Reference
 from pybuild.sandbox.mapping import Kind
@@ -74,7 +75,7 @@ class Space:
         single = mapping is not None and mapping.kind is Kind.SINGLE
         return f"single {key}" if single else key
 
-    def fetch(self, layers: Sequence[LayerDiff], activity: Activity) -> None:
+    def fetch(self, layers: Sequence[LayerDiff], activity: http.Activity) -> None:
         """Have the blobs of these layers here, as far as it is known where they come from."""
         wanted: dict[Reference, dict[str, Descriptor]] = {}
         for layer in layers:
@@ -87,12 +88,11 @@ class Space:
         for reference, blobs in wanted.items():
             self.fetcher.fetch_layers(reference, list(blobs.values()), activity)
 
-    def mend_blob(self, layer: LayerDiff, activity: Activity) -> bool:
+    def mend_blob(self, layer: LayerDiff, activity: http.Activity) -> bool:
         """If a layer's blob is damaged, fetch it again; whether there is a new one."""
         digest = layer.blob.digest
         if not self.store.blobs.discard_damaged(digest):
             return False
-        activity.warn(f"the stored blob {digest} was damaged, and is fetched again")
         self.fetch([layer], activity)
         return self.store.has_blob(digest)
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend, Capability, HostEntry, ImageSpec, Network, PullPolicy, Ulimit
 from pybuild.backends import DEFAULT_BACKEND, open_backend
@@ -18,7 +19,6 @@ from pybuild.files.trees import Tree
 from pybuild.lookups import LazyLookup, looked_up
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
-from pybuild.oci.registry import RegistryClient
 from pybuild.options import (
     asked_platforms,
     fixed_time_of,
@@ -49,6 +49,9 @@ from pybuild.run.result import BuildResult, OutputResult, StepResult
 from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
 from pybuild.secrets import Secret
+
+if TYPE_CHECKING:
+    from pybuild.oci.registry import RegistryClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,11 @@ def _export(
     with ExitStack() as stack:
 
         def client() -> RegistryClient:
-            return registry or stack.enter_context(RegistryClient())
+            if registry is not None:
+                return registry
+            from pybuild.oci.registry import RegistryClient  # noqa: PLC0415  (few builds push)
+
+            return stack.enter_context(RegistryClient())
 
         results = []
         for output in outputs:

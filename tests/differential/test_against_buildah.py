@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from context import make_context
 from rootfs import Node, config_differences, differences, read_tree
 
 from pybuild import build
 from pybuild.testkit.baseimages import BUSYBOX, busybox_layout
 from pybuild.testkit.containerd import PrivateContainerd
+from sharedcontext import make_context
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd, pytest.mark.buildah]
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
@@ -31,6 +31,7 @@ _DEEPEST = 500
 _MOST_TREES = 64
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
+Read = TypeVar("Read")
 OpenBlob = Callable[[str], BinaryIO]
 """Opens the stored bytes of the blob with this digest."""
 
@@ -40,11 +41,19 @@ class LayerFiles:
 
     Indexes are kept in `cache` (a private folder, None for none) by diff id. Contents come
     from uncompressed copies of the layers, made in `folder` when the first file of a layer
-    is read; the caller removes them with the folder.
+    is read; the caller removes them with the folder. `mend` is told of a layer whose blob
+    can't be read, and whether that is another now.
     """
 
-    def __init__(self, open_blob: OpenBlob, cache: Path | None, folder: Path) -> None:
+    def __init__(
+        self,
+        open_blob: OpenBlob,
+        cache: Path | None,
+        folder: Path,
+        mend: Callable[[LayerDiff], bool] = lambda _: False,
+    ) -> None:
         self._open_blob = open_blob
+        self._mend = mend
         self._cache = cache
         self._lock = threading.Lock()
         self._locks = KeyedLocks()
@@ -101,7 +110,7 @@ class LayerFiles:
         with self._locks.holding(layer.diff_id):
             index = self._indexes.get(layer.diff_id) or self._cached(layer.diff_id)
             if index is None:
-                index = self._read(layer)
+                index = self._intact(self._read, layer)
                 self._store(layer.diff_id, index)
             self.remember(layer.diff_id, index)
         return index
@@ -128,12 +137,12 @@ class LayerFiles:
         path = self._index_file(layer.diff_id)
         index = self.index(layer)
         with self._locks.holding(layer.diff_id):
-            if not path.exists():
-                try:
-                    self._write(path, index)
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
+            # what is there already may be damaged
+            try:
+                self._write(path, index)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
             self._filed[layer.diff_id] = path
         return path
 
@@ -169,8 +178,17 @@ class LayerFiles:
         with self._locks.holding(layer.diff_id):
             copy = self._copies.get(layer.diff_id)
             if copy is None:
-                copy = self._copies[layer.diff_id] = self._uncompress(layer)
+                copy = self._intact(self._uncompress, layer)
+                self._copies[layer.diff_id] = copy
         return io.BufferedReader(_Part(copy, offset, size))
+
+    def _intact(self, read: Callable[[LayerDiff], Read], layer: LayerDiff) -> Read:
+        try:
+            return read(layer)
+        except InvalidImage:
+            if not self._mend(layer):
+                raise
+            return read(layer)
 
     def _uncompress(self, layer: LayerDiff) -> Path:
         path = self._folder / _file_name(layer.diff_id)
@@ -206,16 +224,21 @@ class LayerFiles:
         return self._cache / _file_name(diff_id)
 
     def _cached(self, diff_id: str) -> LayerIndex | None:
+        path = self._index_file(diff_id)
         try:
-            return LayerIndex.from_bytes(self._index_file(diff_id).read_bytes())
+            index = LayerIndex.from_bytes(path.read_bytes())
         except (OSError, ImageError):
             return None  # a failing cache is a miss
+        self._filed[diff_id] = path
+        return index
 
     def _store(self, diff_id: str, index: LayerIndex) -> None:
         if self._cache is None:
             return
         with contextlib.suppress(OSError):  # a failing cache is a miss next time
-            self._write(self._index_file(diff_id), index)
+            path = self._index_file(diff_id)
+            self._write(path, index)
+            self._filed[diff_id] = path
 
     def _write(self, path: Path, index: LayerIndex) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -33,21 +33,20 @@ def source_entry(tree: Tree, path: bytes, target: str) -> Entry:
 
 def copied(tree: Tree, path: bytes, target: str) -> Iterator[NewEntry]:
     """The source and all below it, as entries at and below :data:`TOP`."""
-    first_names: dict[Entry, bytes] = {}
+    first_names: dict[bytes, bytes] = {}
     yield _moved(tree, path, source_entry(tree, path, target), first_names)
     for entry in walk(tree, path):
         if entry.path != path and entry.kind is not Kind.SOCKET:
             yield _moved(tree, path, entry, first_names)
 
 
-def _moved(tree: Tree, top: bytes, entry: Entry, first_names: dict[Entry, bytes]) -> NewEntry:
+def _moved(tree: Tree, top: bytes, entry: Entry, first_names: dict[bytes, bytes]) -> NewEntry:
     below = entry.path[len(top) :].lstrip(b"/")
     path = TOP + b"/" + below if below else TOP
     if entry.kind is not Kind.FILE:
         return NewEntry(replace(entry, path=path))
-    # names of one file, as far as they are in the source; another layer may have replaced one
-    file = replace(entry, path=entry.link or entry.path, link=b"")
-    first = first_names.setdefault(file, path)
-    if first != path and entry.digest is not None:
+    # the name that others link to may lie outside the source: the first that is inside stands for it
+    first = first_names.setdefault(entry.link or entry.path, path)
+    if first != path:
         return NewEntry(replace(entry, path=path, link=first))
     return NewEntry(replace(entry, path=path, link=b""), partial(tree.open, entry.path))

@@ -17,7 +17,15 @@ from pathlib import Path
 
 from pybuild.errors import PybuildError
 from pybuild.sandbox.client import Sandbox, SandboxFailed
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind, system_program
+from pybuild.sandbox.mapping import (
+    Attempt,
+    IdRange,
+    Kind,
+    Mapping,
+    Probe,
+    RootKind,
+    system_program,
+)
 from pybuild.sandbox.spec import FuseOverlay, Overlay, Plain, Root, RunSpec
 
 IDS = 65536
@@ -29,25 +37,6 @@ _SYSCTLS = (
     ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
     ("user.max_user_namespaces", "0", "15000"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A way to map ids that isn't possible here: why, and what to do."""
-
-    kind: Kind
-    reason: str
-    hint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """The best mapping that works, None if none does, and what was tried before it."""
-
-    mapping: Mapping | None
-    reason: str
-    hint: str | None = None
-    refused: tuple[Attempt, ...] = ()
 
 
 def probe(folder: Path, *, namespace_for_root: bool = True) -> Probe:
