@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from context import make_context
 
 from embedding import Stores, on_an_overlay
 from pybuild import build
+from sharedcontext import make_context
 
 pytestmark = pytest.mark.root
 
