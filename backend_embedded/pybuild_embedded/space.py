@@ -53,8 +53,8 @@ class Space:
         refusal = self.machine.overlay_refusal()
         if refusal is not None and self._is_first("copies"):
             activity.warn(
-                f"RUN is slower in the store {self.store.root}, where overlayfs can't be used: "
-                f"{refusal.reason}",
+                f"RUN is slower in the store {self.store.root}, where overlayfs can't be used "
+                f"({refusal.reason})",
                 "put the store on another file system with --root",
             )
 

@@ -53,16 +53,15 @@ def layer_folders(backend: Backend) -> int:
 
 def test_the_backend_says_that_it_copies_and_why(backend: Backend) -> None:
     kind = dict(backend.describe())["processes run on"]
-    assert kind.startswith("copies, which are slow: ")
-    assert "mount overlay: Invalid argument" in kind
+    assert kind == "copies, which are slow: mount overlay: Invalid argument"
 
 
 def test_one_warning_a_build_says_what_to_do(bench: Workbench) -> None:
     activity = bench.activity
     first = bench.run(bench.base(), "true", activity=activity)
     bench.run(first.layer, "true", activity=activity)
-    [warning] = activity.warnings
-    assert "overlayfs can't be used: the sandbox can't be made: mount overlay" in warning
+    [warning] = [each for each in activity.warnings if "store" in each]
+    assert "overlayfs can't be used (mount overlay: Invalid argument)" in warning
     assert "(put the store on another file system with --root)" in warning
 
 
@@ -115,7 +114,9 @@ def test_mount_points_are_not_seen_by_the_next_step(bench: Workbench) -> None:
 def test_a_step_that_moves_what_is_mounted_on_fails(bench: Workbench) -> None:
     mounts = (TmpfsMount("/here/mounted"),)
     first = bench.run(bench.base(), "mkdir /here")
-    with pytest.raises(StepFailed, match="moved here/mounted, where something was mounted"):
+    with pytest.raises(
+        StepFailed, match="moved or removed here/mounted, where something was mounted"
+    ):
         bench.run(first.layer, "mv /here /there", mounts)
     assert bench.run(first.layer, "ls /here").code == 0
 

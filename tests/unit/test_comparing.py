@@ -181,6 +181,14 @@ def test_what_no_layer_can_hold_is_left_out_and_stays_out(compared: Compared) ->
     assert compared.changed() == []
 
 
+@pytest.mark.root
+def test_a_device_that_overlays_take_for_a_removal_is_one(compared: Compared) -> None:
+    (compared.folder / "top").unlink()
+    for name in ("top", "none"):
+        os.mknod(compared.folder / name, 0o020000, os.makedev(0, 0))
+    assert compared.changed() == ["whiteout top"]
+
+
 def test_a_mount_point_that_something_was_put_into_is_kept(compared: Compared) -> None:
     (compared.folder / "point/inner").mkdir(parents=True)
     compared.record()

@@ -48,7 +48,9 @@ def remove_points(request: RemovePoints) -> None:
         for path, is_folder, identity in made:
             found = _known_by(root, path)
             if found[0] != identity[0]:
-                raise StepFailed(f"the step moved {shown(path)}, where something was mounted")
+                raise StepFailed(
+                    f"the step moved or removed {shown(path)}, where something was mounted"
+                )
             if found == identity:
                 untouched.append((path, is_folder))
         for path, is_folder in reversed(untouched):

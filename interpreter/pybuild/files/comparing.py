@@ -178,6 +178,11 @@ class _Comparison:
 
     def _add(self, path: bytes, item: Listed, before: Entry | None, *, stays: bool) -> None:
         """Add what may have changed; of a folder, whether it `stays` the same."""
+        if stat.S_ISCHR(item.status.st_mode) and item.status.st_rdev == 0:
+            # anybody may make such a device, and no overlay would show it
+            if before is not None:
+                self._found.append(NewEntry(Entry(path, Kind.WHITEOUT, mode=0)))
+            return
         entry = self._made.entry(path, item, before)
         if entry is None:
             return

@@ -96,7 +96,9 @@ def probe_root(folder: Path, mapping: Mapping, *, fuse: bool = True) -> RootProb
             _try(mapping, folder, root)
         except SandboxFailed as failure:
             hint = explain(mapping.kind, failure, folder).hint
-            refused.append(RootAttempt(kind, failure.message, hint))
+            # that the sandbox can't be made isn't so: another kind can
+            reason = failure.message.partition(": ")[2]
+            refused.append(RootAttempt(kind, reason, hint))
         else:
             return RootProbe(kind, tuple(refused))
     return RootProbe(RootKind.COPY, tuple(refused))
