@@ -182,7 +182,7 @@ def run_python_as_user(
     """Run Python with our packages as USER, whose own folder is ``folder/own``."""
     folder.chmod(0o711)
     for parent in folder.parents:
-        if parent.stat().st_uid == os.getuid() and parent.name.startswith("pytest-"):
+        if parent.stat().st_uid == os.getuid() and parent.name.startswith(("pytest-", "popen-")):
             parent.chmod(parent.stat().st_mode | 0o011)
     own = folder / "own"
     own.mkdir()

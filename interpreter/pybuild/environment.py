@@ -200,9 +200,9 @@ def _docker_config(environ: Mapping[str, str]) -> str | None:
     folder = environ.get("DOCKER_CONFIG")
     try:
         path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    except RuntimeError:  # no home folder
+        return str(path) if path.is_file() else None
+    except (RuntimeError, PermissionError):  # no home folder, or one that isn't this user's
         return None
-    return str(path) if path.is_file() else None
 
 
 def proxies_of(environ: Mapping[str, str]) -> dict[str, str]:
