@@ -14,13 +14,14 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
 from pybuild_embedded.database import DamagedDatabase, Database
-from pybuild_embedded.rootfolder import failing
+from pybuild_embedded.rootfolder import NoRoom, failing
 from pybuild_embedded.sessions import Part, Session
 from pybuild_embedded.trash import Trash
 
@@ -128,19 +129,22 @@ class Folders:
 
     def discard(self, folder: LayerFolder) -> None:
         """Remove a folder that nobody else can use."""
-        with self._database.writing() as connection:
-            connection.execute("DELETE FROM folders WHERE ident=?", (folder.ident,))
+        # the row goes with the session at the latest; on a full disk, removing it takes room
         self._trash.put(folder.path)
+        with suppress(NoRoom), self._database.writing() as connection:
+            connection.execute("DELETE FROM folders WHERE ident=?", (folder.ident,))
 
     def drop_unsettled(self) -> None:
         """Remove the folders of this session that nobody else can use."""
         query = "SELECT ident FROM folders WHERE session=?"
         own = (self._session.ident,)
-        with self._database.writing() as connection:
+        with self._database.reading() as connection:
             idents = connection.execute(query, own).fetchall()
-            connection.execute("DELETE FROM folders WHERE session=?", own)
         for (ident,) in idents:
             self._trash.put(self._layers / ident)
+        with suppress(NoRoom), self._database.writing() as connection:
+            rows = [(ident, *own) for (ident,) in idents]
+            connection.executemany("DELETE FROM folders WHERE ident=? AND session=?", rows)
 
     def cache(self, ident: str) -> LayerFolder:
         """The folder of the cache mount with this id, pinned and made if it isn't there."""

@@ -34,8 +34,8 @@ def main(folder: Path, context: Path) -> None:
         add_large_image(registry)
         for dockerfile in (
             # the process has no room, the layer's blob has none
-            f"FROM busybox\nRUN head -c {ROOM} /dev/urandom > /large\n",
-            f"FROM busybox\nRUN head -c {ROOM // 2} /dev/urandom > /large\n",
+            "FROM busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=32\n",
+            "FROM busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=16\n",
             "FROM busybox\nCOPY large /\n",
             f"FROM {registry.address}/large:1\nCOPY small /\n",
         ):

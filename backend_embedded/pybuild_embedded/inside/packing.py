@@ -10,6 +10,7 @@ from pybuild.files.comparing import compared_entries, record_from_bytes
 from pybuild.files.trees import NewEntry
 from pybuild.files.upperdir import upper_entries
 from pybuild.oci.layertar import write_layer
+from pybuild_embedded.inside.failures import translated
 from pybuild_embedded.inside.indexes import Indexes
 from pybuild_embedded.inside.removing import Allocated
 from pybuild_embedded.requests import Pack, Packed
@@ -35,8 +36,14 @@ def pack(request: Pack, indexes: Indexes) -> Packed | None:
         return None
     made: list[Path] = []
     try:
-        with os.fdopen(_new_file(request.blob, made), "wb", buffering=0) as blob:
-            layer = write_layer(entries, blob.write, request.compression)
+        with os.fdopen(_new_file(request.blob, made), "wb") as blob:
+
+            def sink(piece: bytes) -> None:
+                # an OSError would be taken for one of reading a file
+                with translated("write the layer", request.blob.parent):
+                    blob.write(piece)
+
+            layer = write_layer(entries, sink, request.compression)
         with os.fdopen(_new_file(request.index, made), "wb") as file:
             file.write(layer.index.to_bytes())
     except BaseException:
