@@ -40,6 +40,7 @@ from pybuild_embedded.layerchain import LayerChain, chain_of
 from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.options import Options, parse_options
+from pybuild_embedded.rootfolder import NOTES
 from pybuild_embedded.space import Space
 from pybuild_embedded.store import Store
 
@@ -278,6 +279,9 @@ class EmbeddedBackend(Backend):
                 raise
         self._space.fetcher.fetch_layers(origin[0], [origin[1]], NoActivity())
         return self._store.open_blob(digest)
+
+    def notes_folder(self) -> Path:
+        return self._store.root / NOTES
 
     def image_store(self) -> ImageStore:
         return self._images

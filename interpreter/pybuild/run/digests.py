@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
+from pybuild.files.safepath import ExactReader
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.layerindex import Entry, Kind
 
@@ -28,4 +29,7 @@ def with_digest(new: NewEntry) -> Entry:
     with new.content() as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-    return replace(entry, digest=f"sha256:{digest.hexdigest()}")
+        found = f"sha256:{digest.hexdigest()}"
+        if isinstance(stream, ExactReader) and stream.on_digest is not None:
+            stream.on_digest(found)
+    return replace(entry, digest=found)
