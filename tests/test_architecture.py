@@ -98,6 +98,8 @@ FOR_TYPES_ONLY = {
     ("pybuild_embedded.layers", "pybuild_embedded.pending"),  # once something is run
     ("pybuild_embedded.machine", "pybuild.sandbox.client"),
     ("pybuild_embedded.machine", "pybuild_embedded.workers"),
+    ("pybuild_embedded.layers", "pybuild_embedded.copies"),
+    ("pybuild_embedded.layers", "pybuild_embedded.stepfiles"),
 }
 
 # Imported in functions, or in modules that are only imported in functions.

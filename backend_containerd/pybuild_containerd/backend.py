@@ -110,6 +110,7 @@ class ContainerdBackend(Backend):
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
         indexes = options.cache_dir / "indexes" if options.cache_dir else None
+        self._notes = options.cache_dir / "contexts" if options.cache_dir else None
         self._files = LayerFiles(self._content.open, indexes, folder.new_folder("layers"))
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
@@ -319,6 +320,9 @@ class ContainerdBackend(Backend):
             ("transfer service", yes_no[found.transfer]),
             ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )
+
+    def notes_folder(self) -> Path | None:
+        return self._notes
 
     def _shrink_cache(self) -> None:
         with contextlib.suppress(BackendError):  # the next build does it

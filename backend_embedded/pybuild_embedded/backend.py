@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.backend import (
     Activity,
@@ -25,19 +25,13 @@ from pybuild.backend import (
 )
 from pybuild.errors import BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
-from pybuild.files.layout import LayoutImage
 from pybuild.imagestore import ImageStore
-from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
-from pybuild.oci.hosts import load_hosts
 from pybuild.oci.http import NoActivity
 from pybuild.oci.image_config import parse_config
 from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
-from pybuild.oci.registry import RegistryClient
-from pybuild.oci.repack import is_packed, repack
-from pybuild.sandbox import emulation
 from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.flights import Flights
@@ -46,8 +40,13 @@ from pybuild_embedded.layerchain import LayerChain, chain_of
 from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.options import Options, parse_options
+from pybuild_embedded.rootfolder import NOTES
 from pybuild_embedded.space import Space
 from pybuild_embedded.store import Store
+
+if TYPE_CHECKING:
+    from pybuild.files.layout import LayoutImage
+    from pybuild.oci.registry import RegistryClient
 
 CopyBlob = Callable[[Descriptor, Callable[[bytes], object], Activity], None]
 """Writes a blob piece by piece."""
@@ -75,6 +74,16 @@ def _usual_root() -> Path:
     return user_cache_path("pybuild", appauthor=False) / "store"
 
 
+def _connected(options: Options) -> RegistryClient:
+    """For the first pull: a build without one needs neither this nor Docker's configuration."""
+    from pybuild.oci.auth import DockerCredentials  # noqa: PLC0415 - as said
+    from pybuild.oci.hosts import load_hosts  # noqa: PLC0415 - as said
+    from pybuild.oci.registry import RegistryClient  # noqa: PLC0415 - as said
+
+    credentials = DockerCredentials(options.docker_config)
+    return RegistryClient(load_hosts(options.hosts_dir), credentials, proxies=options.proxies)
+
+
 class EmbeddedBackend(Backend):
     """See :func:`open_backend`. What it uses is kept by the store's session until it is closed."""
 
@@ -86,14 +95,7 @@ class EmbeddedBackend(Backend):
         self._store = store
         machine = Machine(store.root, user_namespace=options.user_namespace)
         self._images = Images(store, machine.remove, machine.measure)
-        # read by the first pull: a build without one needs no configuration of Docker
-        credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
-        fetcher = Fetcher(
-            lambda: RegistryClient(
-                load_hosts(options.hosts_dir), credentials(), proxies=options.proxies
-            ),
-            store,
-        )
+        fetcher = Fetcher(functools.partial(_connected, options), store)
         files = LayerFiles(
             self.open_blob,
             store.index_folder,
@@ -116,6 +118,8 @@ class EmbeddedBackend(Backend):
             self._space.machine.mapping()
 
     def executes(self, platform: Platform) -> bool | None:
+        from pybuild.sandbox import emulation  # noqa: PLC0415 - for a foreign RUN
+
         return super().executes(platform) or emulation.executes(platform.architecture)
 
     def resolve(
@@ -247,6 +251,8 @@ class EmbeddedBackend(Backend):
         return document.index
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        from pybuild.oci.repack import is_packed, repack  # noqa: PLC0415 - for some outputs
+
         if is_packed(layer, wanted):
             return layer
         with self.open_blob(layer.blob.digest) as blob, self._store.blob_writer() as writer:
@@ -268,6 +274,9 @@ class EmbeddedBackend(Backend):
                 raise
         self._space.fetcher.fetch_layers(origin[0], [origin[1]], NoActivity())
         return self._store.open_blob(digest)
+
+    def notes_folder(self) -> Path:
+        return self._store.root / NOTES
 
     def image_store(self) -> ImageStore:
         return self._images

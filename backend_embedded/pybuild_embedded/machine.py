@@ -11,13 +11,23 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybuild.errors import BackendUnavailable, PybuildError
-from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import Attempt, IdRange, Kind, Mapping, Probe, RootKind
-from pybuild.sandbox.modes import RootAttempt, probe, probe_root
+from pybuild.sandbox.mapping import (
+    Attempt,
+    IdRange,
+    Kind,
+    Mapping,
+    Probe,
+    RootAttempt,
+    RootKind,
+)
 from pybuild_embedded.usage import measure_plainly
-from pybuild_embedded.workers import Workers
+
+if TYPE_CHECKING:
+    from pybuild.sandbox.client import Sandbox
+    from pybuild_embedded.workers import Workers
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
@@ -107,6 +117,8 @@ class Machine:
         with self._lock:
             sandbox = self.sandbox()
             if self._workers is None:
+                from pybuild_embedded.workers import Workers  # noqa: PLC0415 - for a RUN
+
                 self._workers = Workers(sandbox)
             return self._workers
 
@@ -141,6 +153,8 @@ class Machine:
             sandbox.close()
 
     def _started(self) -> Sandbox:
+        from pybuild.sandbox.client import Sandbox  # noqa: PLC0415 - for a RUN
+
         sandbox = Sandbox(self.mapping())
         try:
             sandbox.start()
@@ -153,6 +167,8 @@ class Machine:
         return sandbox
 
     def _look(self) -> _Found:
+        from pybuild.sandbox.modes import probe, probe_root  # noqa: PLC0415 - once a boot
+
         found = _Found(probe(self._folder, namespace_for_root=self._user_namespace))
         if found.probe.mapping is not None:
             root = probe_root(self._folder, found.probe.mapping, fuse=False)

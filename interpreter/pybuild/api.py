@@ -160,7 +160,8 @@ def build(
         check_supported(plan, backend)
         report_warnings(plan, events)
         check_emulation(plan, backend, events)
-        opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
+        files = source.inputs.context
+        opened = Contexts(files, contexts or {}, fetched, stack, backend.notes_folder())
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, events, cancel),
             remotes=fetched,

@@ -515,6 +515,12 @@ class Backend(ABC):
             hint="write an archive with --output type=oci, and import that",
         )
 
+    def notes_folder(self) -> Path | None:
+        """Where a build may keep what it learned of build contexts, for later ones; None if
+        nowhere. The folder needn't exist yet, is this user's alone, and may be emptied any time.
+        """
+        return None
+
     def image_store(self) -> ImageStore | None:
         """What the user may do with the images here; None if other tools are there for that."""
         return None

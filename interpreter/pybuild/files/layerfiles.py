@@ -67,7 +67,11 @@ class LayerFiles:
         self._folder = folder
 
     def remember(self, diff_id: str, index: LayerIndex) -> None:
-        """Take the index of a layer that was just written."""
+        """Take the index of a layer that was just written, and keep it for later builds."""
+        self._hold(diff_id, index)
+        self._store(diff_id, index)
+
+    def _hold(self, diff_id: str, index: LayerIndex) -> None:
         with self._lock:
             self._indexes[diff_id] = index
 
@@ -112,7 +116,7 @@ class LayerFiles:
             if index is None:
                 index = self._intact(self._read, layer)
                 self._store(layer.diff_id, index)
-            self.remember(layer.diff_id, index)
+            self._hold(layer.diff_id, index)
         return index
 
     def knows(self, layer: LayerDiff) -> bool:
@@ -122,7 +126,7 @@ class LayerFiles:
                 return True
             index = self._cached(layer.diff_id)
             if index is not None:
-                self.remember(layer.diff_id, index)
+                self._hold(layer.diff_id, index)
             return index is not None
 
     def index_path(self, layer: LayerDiff) -> Path:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pybuild.errors import UsageError
+from pybuild.files.context import ContextTree
 from pybuild.files.trees import Tree
 from pybuild.oci.http import Activity
 from pybuild.plan.contexts import FilesContext, NamedContext, parse_context
@@ -36,11 +37,14 @@ class Contexts:
         named: Mapping[str, ContextValue],
         remotes: Remotes,
         stack: ExitStack,
+        notes: Path | None = None,
     ) -> None:
+        """`notes` is a folder for digests, as :meth:`.Backend.notes_folder` gives it."""
         self._main = main
         self._named = named
         self._remotes = remotes
         self._stack = stack
+        self._notes = notes
 
     def open(self, name: str | None, activity: Activity) -> Tree:
         """The files of the context `name`, None for the main one, less what is excluded.
@@ -48,8 +52,14 @@ class Contexts:
         Raises ContextError, UsageError, FetchFailed.
         """
         if name is None:
-            return self._main
+            return self._keeping_digests(self._main)
         value = self._named[name]
         if isinstance(value, Tree):
             return value
-        return self._stack.enter_context(open_files(value, self._remotes, activity))
+        opened = self._stack.enter_context(open_files(value, self._remotes, activity))
+        return self._keeping_digests(opened)
+
+    def _keeping_digests(self, tree: Tree) -> Tree:
+        if self._notes is not None and isinstance(tree, ContextTree):
+            tree.keep_digests_in(self._notes)
+        return tree

@@ -8,6 +8,7 @@ from functools import partial
 from hashlib import sha256
 
 from pybuild.backend import Activity
+from pybuild.files.safepath import ExactReader
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.layerindex import Entry, Kind
 
@@ -34,4 +35,7 @@ def with_digest(new: NewEntry, activity: Activity | None = None) -> Entry:
             if activity is not None:
                 activity.raise_if_cancelled()
             digest.update(chunk)
-    return replace(entry, digest=f"sha256:{digest.hexdigest()}")
+        found = f"sha256:{digest.hexdigest()}"
+        if isinstance(stream, ExactReader) and stream.on_digest is not None:
+            stream.on_digest(found)
+    return replace(entry, digest=found)

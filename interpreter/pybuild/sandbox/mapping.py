@@ -79,6 +79,15 @@ class Probe:
     refused: tuple[Attempt, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RootAttempt:
+    """A kind of root that isn't possible here: why, and what to do."""
+
+    kind: RootKind
+    reason: str
+    hint: str | None = None
+
+
 def system_program(name: str) -> str | None:
     """The path of a program of the system; None if it isn't installed."""
     return shutil.which(name, path=os.pathsep.join(_FOLDERS))

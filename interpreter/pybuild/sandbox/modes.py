@@ -23,6 +23,7 @@ from pybuild.sandbox.mapping import (
     Kind,
     Mapping,
     Probe,
+    RootAttempt,
     RootKind,
     system_program,
 )
@@ -62,15 +63,6 @@ def probe(folder: Path, *, namespace_for_root: bool = True) -> Probe:
             return Probe(candidate, _describe(candidate), hint, tuple(refused))
     last = refused[-1]
     return Probe(None, last.reason, last.hint, tuple(refused))
-
-
-@dataclass(frozen=True, slots=True)
-class RootAttempt:
-    """A kind of root that isn't possible here: why, and what to do."""
-
-    kind: RootKind
-    reason: str
-    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
