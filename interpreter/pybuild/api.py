@@ -160,10 +160,9 @@ def build(
         check_supported(plan, backend)
         report_warnings(plan, events)
         check_emulation(plan, backend, events)
-        files = source.inputs.context
-        opened = Contexts(files, contexts or {}, fetched, stack, backend.notes_folder())
+        opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
-            contexts=_open_contexts(plan, opened, events, cancel),
+            contexts=_open_contexts(plan, opened, backend.notes_folder(), events, cancel),
             remotes=fetched,
             created=fixed_time,
             began=began,
@@ -312,9 +311,9 @@ def plan_build(
 
 
 def _open_contexts(
-    plan: Plan, contexts: Contexts, events: Events, cancel: CancelToken
+    plan: Plan, contexts: Contexts, notes: Path | None, events: Events, cancel: CancelToken
 ) -> dict[str | None, Tree]:
-    """The files of the contexts that any step reads."""
+    """The files of the contexts that any step reads; `notes` is :meth:`.Backend.notes_folder`."""
     steps = [step for stage in plan.stages for step in stage.steps]
     used = {
         source.name
@@ -327,7 +326,7 @@ def _open_contexts(
         title = f"[context {name}] load" if name else "[internal] load build context"
         with events.unit(title, cancel) as activity:
             activity.raise_if_cancelled()
-            found[name] = contexts.open(name, activity)
+            found[name] = contexts.open(name, activity, notes)
             # Reads the first folder, so that a context that can't be read fails here.
             found[name].children(b"")
     return found

@@ -37,29 +37,28 @@ class Contexts:
         named: Mapping[str, ContextValue],
         remotes: Remotes,
         stack: ExitStack,
-        notes: Path | None = None,
     ) -> None:
-        """`notes` is a folder for digests, as :meth:`.Backend.notes_folder` gives it."""
         self._main = main
         self._named = named
         self._remotes = remotes
         self._stack = stack
-        self._notes = notes
 
-    def open(self, name: str | None, activity: Activity) -> Tree:
+    def open(self, name: str | None, activity: Activity, notes: Path | None = None) -> Tree:
         """The files of the context `name`, None for the main one, less what is excluded.
 
+        The digests of unchanged ones are kept in `notes`, if that is given.
         Raises ContextError, UsageError, FetchFailed.
         """
         if name is None:
-            return self._keeping_digests(self._main)
+            return _keeping_digests(self._main, notes)
         value = self._named[name]
         if isinstance(value, Tree):
             return value
         opened = self._stack.enter_context(open_files(value, self._remotes, activity))
-        return self._keeping_digests(opened)
+        return _keeping_digests(opened, notes)
 
-    def _keeping_digests(self, tree: Tree) -> Tree:
-        if self._notes is not None and isinstance(tree, ContextTree):
-            tree.keep_digests_in(self._notes)
-        return tree
+
+def _keeping_digests(tree: Tree, notes: Path | None) -> Tree:
+    if notes is not None and isinstance(tree, ContextTree):
+        tree.keep_digests_in(notes)
+    return tree
