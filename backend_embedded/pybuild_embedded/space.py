@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from pybuild.backend import Activity
+from pybuild.errors import PybuildError
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.oci import http
 from pybuild.oci.descriptor import Descriptor, LayerDiff
@@ -103,4 +105,6 @@ class Space:
         if self.machine.running:
             self.store.discard_unsettled()
             self.machine.remove(self.litter)
+        # a build that was killed may have left some, and is worth a sandbox then
+        with nullcontext() if self.machine.running else suppress(PybuildError):
             self.store.empty_trash(self.machine.remove)

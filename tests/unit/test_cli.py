@@ -573,6 +573,17 @@ def test_the_backend_and_its_options_come_from_flags_then_the_environment(
     assert kept.asked[1] == ("memory", {})
 
 
+def test_a_home_that_cant_be_read_has_no_docker_configuration(
+    kept: Kept, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert cli.main([str(context)]) == 0
+    assert "docker_config" not in kept.asked[0][1]
+
+
 def test_the_containerd_backend_knows_all_options_that_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
