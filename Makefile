@@ -18,6 +18,7 @@ check:
 bench:
 	scripts/setup test
 	.venv/bin/python bench/overhead.py
+	.venv/bin/python bench/embedded.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

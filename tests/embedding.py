@@ -18,7 +18,7 @@ from pybuild.backend import PullPolicy
 from pybuild.errors import BackendUnavailable
 from pybuild.oci.image_config import serialize_config
 from pybuild.oci.layertar import write_layer
-from pybuild.oci.manifest import parse_json_object
+from pybuild.oci.manifest import parse_json_object, parse_manifest
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild.sandbox import client
@@ -158,3 +158,49 @@ def busybox_registry() -> Iterator[Registry]:
         document = parse_json_object(serialize_config(config), "the config", 1 << 20)
         registry.add_image("busybox:latest", document, [b"".join(parts)])
         yield registry
+
+
+@contextmanager
+def on_an_overlay(folder: Path) -> Iterator[Path]:
+    """A folder on an overlay, which can't hold the upper folder of another: `folder`, if it is.
+
+    Otherwise root mounts one below it, as containers have it: on a file system of its own.
+    """
+    kind = ["stat", "-f", "-c", "%T", str(folder)]
+    if subprocess.run(kind, check=True, capture_output=True, text=True).stdout == "overlayfs\n":
+        yield folder
+        return
+    if os.geteuid() != 0:
+        pytest.skip("accepted: only root can mount an overlay here, and does for other users")
+    names = ("lower", "upper", "work", "merged")
+    mount_tmpfs = ["mount", "-t", "tmpfs", "-o", "mode=711", "tmpfs", str(folder)]
+    subprocess.run(mount_tmpfs, check=True)
+    try:
+        lower, upper, work, merged = (folder / name for name in names)
+        for made in (lower, upper, work, merged):
+            made.mkdir()
+        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        subprocess.run(
+            ["mount", "-t", "overlay", "-o", options, "overlay", str(merged)], check=True
+        )
+        try:
+            merged.chmod(0o711)
+            yield merged
+        finally:
+            subprocess.run(["umount", str(merged)], check=True)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def serve_layout(registry: Registry, layout: Path) -> None:
+    """Give `registry` the images in an OCI layout, each under the last part of its name."""
+    reader = LayoutReader(layout)
+    for name, image in reader.images().items():
+        repository, _, tag = name.rpartition("/")[2].partition(":")
+        with reader.open_blob(image.manifest.digest) as file:
+            content = file.read()
+        manifest = parse_manifest(content)
+        for blob in (manifest.config, *manifest.layers):
+            with reader.open_blob(blob.digest) as file:
+                registry.add_blob(repository, file.read())
+        registry.add_manifest(f"{repository}:{tag}", content, image.manifest.media_type)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from pybuild.oci.tarformat import Member, header
 from pybuild.sandbox.client import Sandbox
 from pybuild.sandbox.mapping import Kind as MappingKind
 from pybuild.sandbox.mapping import Mapping
-from pybuild.sandbox.spec import Bind, Overlay, RunSpec
-from pybuild_embedded.workers import Merge, Pack, Packed, Unpack, Workers
+from pybuild.sandbox.spec import Bind, Overlay, Plain, Root, RunSpec
+from pybuild_embedded.workers import Apply, Merge, Pack, Packed, Unpack, Workers
 from sandboxing import best_mapping, empty
 
 FILE, HARD, LINK, CHARACTER, BLOCK, FOLDER, FIFO = (ord(c) for c in "0123456")
@@ -156,6 +157,9 @@ class Layers:
             os.fsencode(upper),
             os.fsencode(work),
         )
+        return upper, self._run_on(root, args)
+
+    def _run_on(self, root: Root, args: Sequence[str]) -> str:
         seen = {1: bytearray(), 2: bytearray()}
 
         def keep(stream: int, piece: bytes) -> None:
@@ -165,7 +169,44 @@ class Layers:
         spec = RunSpec(root, ("/.probe/busybox", *args), mounts=mounts)
         code = self.sandbox.run(spec, keep)
         assert code == 0, bytes(seen[2][-500:])
-        return upper, seen[1].decode()
+        return seen[1].decode()
+
+    def apply_to(self, copy: Path, count: int) -> None:
+        """Apply the layer at this place of the chain to a folder that shows those below it."""
+        layer, stage = self.chain[count], self.fresh("stage")
+        stage.mkdir()
+        self.workers.apply(
+            Apply(
+                blob=layer.blob,
+                diff_id=layer.diff_id,
+                index=layer.index_file,
+                parents=tuple(each.index_file for each in self.chain[:count]),
+                target=copy,
+                stage=stage,
+                devices=not self.userxattr,
+                owners=self.owners,
+            )
+        )
+        assert not list(stage.iterdir())
+        stage.rmdir()
+
+    def laid_out(self) -> Path:
+        """A plain folder that shows the chain."""
+        copy = self.fresh("copy")
+        copy.mkdir()
+        for count in range(len(self.chain)):
+            self.apply_to(copy, count)
+        return copy
+
+    def run_in(self, copy: Path, *args: str, newest: int | None = None) -> Packed | None:
+        """Run a program in a folder that shows the chain, and pack what it changed."""
+        record = self.fresh("record")
+        points = [(name, True) for name in (b"proc", b"sys", b"dev", b".probe")]
+        remove_points = self.workers.make_points(copy, points)
+        self.workers.record(copy, record)
+        self._run_on(Plain(os.fsencode(copy)), args)
+        remove_points()
+        return self.pack(copy, newest=newest, record=record)
 
     def shown(
         self, lowers: Sequence[Path] | None = None
@@ -196,7 +237,14 @@ class Layers:
             inodes[path] = int(inode)
         return found, inodes
 
-    def pack(self, upper: Path, *, newest: int | None = None, fuse: bool = False) -> Packed | None:
+    def pack(
+        self,
+        upper: Path,
+        *,
+        newest: int | None = None,
+        fuse: bool = False,
+        record: Path | None = None,
+    ) -> Packed | None:
         """Write a layer onto the chain, whose folder is `upper`; the chain is longer by it then."""
         blob, index = self.fresh("blob"), self.fresh("index")
         request = Pack(
@@ -208,6 +256,7 @@ class Layers:
             owners=self.owners,
             compression=Compression.NONE,
             fuse=fuse,
+            record=record,
         )
         packed = self.workers.pack(request).result()
         if packed is None:
@@ -232,6 +281,39 @@ def in_tree(tree: Tree, *, owners: bool) -> dict[str, Shown]:
         owner = (entry.uid, entry.gid) if owners else (0, 0)
         seen[name] = Shown(TYPES[entry.kind], mode, *owner, entry.mtime, content)
     return seen
+
+
+def agrees(layers: Layers, folder: Path | None = None) -> None:
+    """The chain, or a `folder` that shows it, looks to a process as its tree says; times of folders only copied up don't count."""
+
+    def timeless(shown: dict[str, Shown]) -> dict[str, Shown]:
+        return {path: replace(each, mtime=0) for path, each in shown.items()}
+
+    seen, _ = layers.shown(folder and [folder])
+    assert timeless(seen) == timeless(in_tree(layers.tree(), owners=layers.owners))
+
+
+def random_script(chance: random.Random, *, links: bool = True) -> str:
+    """A few things that a step may do; without `links`, no file gets a second name."""
+
+    def name() -> str:
+        return "/".join(chance.choice("abc") for _ in range(chance.randrange(1, 4)))
+
+    actions = [
+        lambda: f"echo {chance.randrange(99)} >n && $b mv n {name()}",  # a FIFO would wait
+        lambda: f"$b rm -rf {name()}",
+        lambda: f"$b mkdir -p {name()}",
+        lambda: f"$b mv {name()} {name()}",
+        lambda: f"$b ln -s {chance.choice(['a', '../b', '/c'])} {name()}",
+        lambda: f"$b chmod {chance.choice(['755', '700', '4755', '0'])} {name()}",
+        lambda: f"$b chown -h {chance.randrange(3)}:{chance.randrange(3)} {name()}",
+        lambda: f"$b mkfifo {name()}",
+        lambda: f"$b touch -h -d @{chance.randrange(10**6)} {name()}",
+    ]
+    if links:
+        actions.append(lambda: f"$b ln {name()} {name()}")
+    lines = [chance.choice(actions)() for _ in range(chance.randrange(5, 40))]
+    return "{ " + "; ".join(lines) + "; } 2>/dev/null; true"
 
 
 def member(name: bytes, kind: int = FILE, **fields: object) -> Member:

@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,9 +23,10 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
-from pybuild.errors import ImageError, ImageNotFound
+from pybuild.errors import BackendError, ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.files.layout import LayoutImage
+from pybuild.imagestore import ImageStore
 from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.blobs import Blob
 from pybuild.oci.compression import Packing
@@ -39,6 +41,7 @@ from pybuild.sandbox import emulation
 from pybuild.sandbox.profile import possible_capabilities, thermal_counters
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
+from pybuild_containerd.cachestore import CacheStore
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import NotFound
@@ -52,7 +55,9 @@ from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
+from pybuild_containerd.singleflight import single_flight
 from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.stepcache import StepCache
 from pybuild_containerd.transferring import TransferService, WantedImage
 from pybuild_containerd.unpack import Unpacker, chain_ids
 from pybuild_containerd.workfolder import WorkFolder
@@ -101,10 +106,11 @@ class ContainerdBackend(Backend):
         self._probe = found
         self._client = client
         self.platforms = found.platforms or (host_platform(),)
-        self.capabilities = frozenset(Capability) - {Capability.STEP_CACHE}
+        self.capabilities = frozenset(Capability)
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
         indexes = options.cache_dir / "indexes" if options.cache_dir else None
+        self._notes = options.cache_dir / "contexts" if options.cache_dir else None
         self._files = LayerFiles(self._content.open, indexes, folder.new_folder("layers"))
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
@@ -132,6 +138,7 @@ class ContainerdBackend(Backend):
             content=self._content,
             snapshots=snapshots,
             unpacker=unpacker,
+            steps=StepCache(client, self._content, found.snapshotter),
             files=self._files,
             mounts=mounts,
             outputs=Outputs(client, self._content, mounts, folder),
@@ -142,6 +149,7 @@ class ContainerdBackend(Backend):
             session_labels=session.labels,
         )
         resources.callback(self._puller.close)
+        resources.callback(self._shrink_cache)
         self._moby = (
             options.namespace == moby.NAMESPACE
             if options.moby_labels is None
@@ -213,8 +221,14 @@ class ContainerdBackend(Backend):
         return ContainerdROLayer(self._space, base.layers, None)
 
     def lookup(self, key: str) -> ROLayer | None:
-        del key
-        return None
+        step = self._space.steps.find(key)
+        if step is None or not all(self._has(layer.blob.digest) for layer in step.layers):
+            return None
+        own = step.layers[-1] if step.own else None
+        return ContainerdROLayer(self._space, step.layers, own, made=step.made)
+
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        return single_flight(self._client, key, activity)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
@@ -285,6 +299,9 @@ class ContainerdBackend(Backend):
         except NotFound:
             raise ImageNotFound(f"there is no blob {digest} in containerd's store") from None
 
+    def image_store(self) -> ImageStore:
+        return CacheStore(self._client, self._space.steps, self._probe.snapshotter)
+
     def close(self) -> None:
         self._resources.close()
 
@@ -303,6 +320,13 @@ class ContainerdBackend(Backend):
             ("transfer service", yes_no[found.transfer]),
             ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )
+
+    def notes_folder(self) -> Path | None:
+        return self._notes
+
+    def _shrink_cache(self) -> None:
+        with contextlib.suppress(BackendError):  # the next build does it
+            self._space.steps.shrink()
 
     def _pull(self, reference: Reference, platform: Platform, activity: Activity) -> BaseImage:
         image = self._puller.fetch(reference, platform, activity)

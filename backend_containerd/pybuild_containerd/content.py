@@ -50,12 +50,16 @@ class ContentStore:
         info = self._client.call(rpcs.CONTENT_INFO, digest=digest).info
         return BlobInfo(info.digest, info.size, dict(info.labels))
 
-    def exists(self, digest: str) -> bool:
-        """Whether the blob is here; if so, our lease keeps it from now on."""
+    def exists(self, digest: str, labels: Mapping[str, str] | None = None) -> bool:
+        """Whether the blob is here; if so, our lease keeps it from now on, and it has `labels`."""
+        wanted = dict(labels or {})
         try:
             self.info(digest)
             keep_content(self._client, digest)
-            self.info(digest)  # a garbage collection may have come before the lease did
+            # a garbage collection may have come before the lease did
+            found = self.info(digest).labels
+            if any(found.get(label, "") != value for label, value in wanted.items()):
+                self.update_labels(digest, wanted)
         except NotFound:
             return False
         return True
@@ -121,6 +125,9 @@ class ContentStore:
         """Store a blob of at most 8 MiB. One that is here already gets `labels` as well."""
         if len(data) > _SMALL:
             raise BackendFailed(f"{digest} is too large to be written at once")
+        check_labels(labels or {})
+        if self.exists(digest, labels):
+            return
         with self.writer(f"pybuild-{secrets.token_hex(12)}", total=len(data)) as writer:
             writer.write(data)
             writer.commit(digest, len(data), labels)
@@ -133,6 +140,14 @@ class ContentStore:
                 info={"digest": digest, "labels": dict(labels)},
                 update_mask={"paths": [f"labels.{label}" for label in labels]},
             )
+
+    def replace_labels(self, digest: str, labels: Mapping[str, str]) -> None:
+        """Set these labels and unset all others. Raises NotFound."""
+        self._client.call(
+            rpcs.CONTENT_UPDATE,
+            info={"digest": digest, "labels": dict(labels)},
+            update_mask={"paths": ["labels"]},
+        )
 
     def delete(self, digest: str) -> None:
         """Delete a blob; one that is gone already is fine."""

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
@@ -27,6 +28,7 @@ from pybuild_containerd.runners import overlay_root, sandbox_mount
 from pybuild_containerd.runtime_spec import any_machine, runtime_spec
 from pybuild_containerd.snapshots import Mount as SnapshotMount
 from pybuild_containerd.snapshots import in_user_namespace, layer_folders
+from pybuild_containerd.stepcache import CachedStep
 from pybuild_containerd.tasks import OutputNotShared, Task, run_task
 from pybuild_containerd.unpack import chain_ids
 from pybuild_containerd.workspace import Workspace
@@ -40,8 +42,14 @@ class ContainerdROLayer(ROLayer):
     """A chain of layers whose blobs are in the content store."""
 
     def __init__(
-        self, space: Workspace, diffs: tuple[LayerDiff, ...], own: LayerDiff | None
+        self,
+        space: Workspace,
+        diffs: tuple[LayerDiff, ...],
+        own: LayerDiff | None,
+        *,
+        made: datetime | None = None,
     ) -> None:
+        self._made = made
         self._space = space
         self._diffs = diffs
         self._own = own
@@ -55,6 +63,10 @@ class ContainerdROLayer(ROLayer):
     @property
     def diffs(self) -> tuple[LayerDiff, ...]:
         return self._diffs
+
+    @property
+    def made(self) -> datetime | None:
+        return self._made
 
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:
@@ -166,7 +178,7 @@ class ContainerdRWLayer(RWLayer):
             )
             return run_task(space.client, task, output, activity)
 
-    def commit(self, key: str | None, activity: Activity) -> ROLayer:  # noqa: ARG002 - without STEP_CACHE keys mean nothing
+    def commit(self, key: str | None, activity: Activity) -> ROLayer:
         if self._over:
             raise RuntimeError("a layer was committed twice, or after its release")
         below = self._below.diffs
@@ -174,9 +186,15 @@ class ContainerdRWLayer(RWLayer):
         if self._active is not None:
             own = self._commit_active(self._active, activity)
         self._over = True
-        if own is None:
-            return ContainerdROLayer(self._space, below, None)
-        return ContainerdROLayer(self._space, (*below, own), own)
+        layers = below if own is None else (*below, own)
+        step = CachedStep(layers, own is not None, datetime.now(UTC))
+        if key is not None:
+            activity.raise_if_cancelled()
+            try:
+                self._space.steps.record(key, step)
+            except BackendFailed as error:
+                activity.warn(f"the step isn't kept in the cache: {error.message}", error.hint)
+        return ContainerdROLayer(self._space, layers, own, made=step.made)
 
     def release(self) -> None:
         self._over = True

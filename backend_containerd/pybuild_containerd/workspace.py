@@ -13,6 +13,7 @@ from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
 from pybuild_containerd.snapshots import Snapshots
+from pybuild_containerd.stepcache import StepCache
 from pybuild_containerd.unpack import Unpacker
 from pybuild_containerd.workfolder import WorkFolder
 
@@ -30,6 +31,7 @@ class Workspace:
     content: ContentStore
     snapshots: Snapshots
     unpacker: Unpacker
+    steps: StepCache
     files: LayerFiles
     mounts: RunMounts
     outputs: Outputs

@@ -7,9 +7,10 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.backend import (
     Activity,
@@ -24,28 +25,28 @@ from pybuild.backend import (
 )
 from pybuild.errors import BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
-from pybuild.files.layout import LayoutImage
 from pybuild.imagestore import ImageStore
-from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
-from pybuild.oci.hosts import load_hosts
 from pybuild.oci.http import NoActivity
 from pybuild.oci.image_config import parse_config
 from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
-from pybuild.oci.registry import RegistryClient
-from pybuild.oci.repack import is_packed, repack
-from pybuild.sandbox import emulation
 from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
+from pybuild_embedded.flights import Flights
 from pybuild_embedded.images import Images
 from pybuild_embedded.layerchain import LayerChain, chain_of
 from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.options import Options, parse_options
+from pybuild_embedded.rootfolder import NOTES
 from pybuild_embedded.space import Space
 from pybuild_embedded.store import Store
+
+if TYPE_CHECKING:
+    from pybuild.files.layout import LayoutImage
+    from pybuild.oci.registry import RegistryClient
 
 CopyBlob = Callable[[Descriptor, Callable[[bytes], object], Activity], None]
 """Writes a blob piece by piece."""
@@ -73,6 +74,16 @@ def _usual_root() -> Path:
     return user_cache_path("pybuild", appauthor=False) / "store"
 
 
+def _connected(options: Options) -> RegistryClient:
+    """For the first pull: a build without one needs neither this nor Docker's configuration."""
+    from pybuild.oci.auth import DockerCredentials  # noqa: PLC0415 - as said
+    from pybuild.oci.hosts import load_hosts  # noqa: PLC0415 - as said
+    from pybuild.oci.registry import RegistryClient  # noqa: PLC0415 - as said
+
+    credentials = DockerCredentials(options.docker_config)
+    return RegistryClient(load_hosts(options.hosts_dir), credentials, proxies=options.proxies)
+
+
 class EmbeddedBackend(Backend):
     """See :func:`open_backend`. What it uses is kept by the store's session until it is closed."""
 
@@ -84,16 +95,14 @@ class EmbeddedBackend(Backend):
         self._store = store
         machine = Machine(store.root, user_namespace=options.user_namespace)
         self._images = Images(store, machine.remove, machine.measure)
-        # read by the first pull: a build without one needs no configuration of Docker
-        credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
-        fetcher = Fetcher(
-            lambda: RegistryClient(
-                load_hosts(options.hosts_dir), credentials(), proxies=options.proxies
-            ),
-            store,
+        fetcher = Fetcher(functools.partial(_connected, options), store)
+        files = LayerFiles(
+            self.open_blob,
+            store.index_folder,
+            store.scratch_folder,
+            lambda layer: self._space.mend_blob(layer, NoActivity()),
         )
-        files = LayerFiles(self.open_blob, store.index_folder, store.scratch_folder)
-        self._space = Space(store, machine, files, fetcher)
+        self._space = Space(store, machine, files, fetcher, Flights(store))
         self._lock = threading.Lock()
         self._closed = False
 
@@ -109,6 +118,8 @@ class EmbeddedBackend(Backend):
             self._space.machine.mapping()
 
     def executes(self, platform: Platform) -> bool | None:
+        from pybuild.sandbox import emulation  # noqa: PLC0415 - for a foreign RUN
+
         return super().executes(platform) or emulation.executes(platform.architecture)
 
     def resolve(
@@ -123,7 +134,6 @@ class EmbeddedBackend(Backend):
         found = self._found(reference, platform, pull_policy)
         if found is None:
             found = self._pull(reference, platform, activity)
-        self._space.remember_origins(found)
         if not matches(platform, found.config.platform):
             activity.warn(
                 f"{familiar(reference)} was asked for as {platform}, but its config says "
@@ -161,6 +171,7 @@ class EmbeddedBackend(Backend):
                 f"{familiar(reference)} has {len(image.layers)} layers, "
                 f"but its config names {len(config.diff_ids)}"
             )
+        self._store.origins.record(reference, image.layers)
         self._images.record((reference,), image.target, image.descriptor, image.config.digest)
         layers = tuple(map(LayerDiff, config.diff_ids, image.layers))
         return BaseImage(reference, image.descriptor.digest, config, layers)
@@ -181,7 +192,6 @@ class EmbeddedBackend(Backend):
     def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
         if base is None:
             return EmbeddedROLayer(self._space, LayerChain())
-        self._space.remember_origins(base)
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
         self._space.fetch(unknown, activity)
         for layer in unknown:
@@ -191,8 +201,11 @@ class EmbeddedBackend(Backend):
         self._store.record_layers(chain.layers)
         return EmbeddedROLayer(self._space, chain)
 
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        return self._space.flights.holding(self._space.own_key(key), activity)
+
     def lookup(self, key: str) -> ROLayer | None:
-        found = self._store.step(self._space.own_key(key), self._space.origins)
+        found = self._store.step(self._space.own_key(key), self._store.origins)
         if found is None:
             return None
         chain = chain_of(found.layers)
@@ -238,6 +251,8 @@ class EmbeddedBackend(Backend):
         return document.index
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        from pybuild.oci.repack import is_packed, repack  # noqa: PLC0415 - for some outputs
+
         if is_packed(layer, wanted):
             return layer
         with self.open_blob(layer.blob.digest) as blob, self._store.blob_writer() as writer:
@@ -254,17 +269,22 @@ class EmbeddedBackend(Backend):
         try:
             return self._store.open_blob(digest)
         except ImageNotFound:
-            origin = self._space.origins.get(digest)
+            origin = self._store.origins.find(digest)
             if origin is None:
                 raise
         self._space.fetcher.fetch_layers(origin[0], [origin[1]], NoActivity())
         return self._store.open_blob(digest)
+
+    def notes_folder(self) -> Path:
+        return self._store.root / NOTES
 
     def image_store(self) -> ImageStore:
         return self._images
 
     def describe(self) -> Sequence[tuple[str, str]]:
         found = self._space.machine.probe()
+        overlay = self._space.machine.overlay_refusal()
+        shown = "overlayfs" if overlay is None else f"copies, which are slow: {overlay.reason}"
         refused = [
             (f"not {each.kind.name.lower()}", ": ".join(filter(None, (each.reason, each.hint))))
             for each in found.refused
@@ -272,6 +292,7 @@ class EmbeddedBackend(Backend):
         return (
             ("store", str(self._store.root)),
             ("processes run as", found.reason),
+            *([("processes run on", shown)] if found.mapping is not None else []),
             *refused,
         )
 

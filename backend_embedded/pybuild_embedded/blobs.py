@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -66,6 +66,19 @@ class Blobs:
                 f"the stored blob {digest} is damaged", hint="pybuild fsck --repair removes it"
             )
         return content
+
+    def discard_damaged(self, digest: str) -> bool:
+        """Remove a blob whose bytes have another digest; whether that was so."""
+        path = self.path(digest)
+        with failing(self.folder):
+            try:
+                with path.open("rb") as file:
+                    if f"sha256:{file_digest(file, 'sha256').hexdigest()}" == digest:
+                        return False
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        return True
 
     def _open(self, digest: str) -> BinaryIO:
         with failing(self.folder):

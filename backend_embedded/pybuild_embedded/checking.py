@@ -128,12 +128,17 @@ def _steps(store: Store) -> Iterator[_Damage]:
         while chain is not None and chain not in complete:
             seen.append(chain)
             parent, digest = chains.pop(chain, (None, ""))
-            chain = parent if is_digest(digest) and store.blobs.size(digest) is not None else None
+            chain = parent if _is_obtainable(store, digest) else None
         if chain is None:
             forget = partial(_delete, store, "DELETE FROM steps WHERE key=?", key)
             yield _Damage(f"step {key}", "a layer of its result is missing", forget)
         else:
             complete.update(seen)
+
+
+def _is_obtainable(store: Store, digest: str) -> bool:
+    """Whether a blob is here, or it is known where it can be fetched."""
+    return is_digest(digest) and (store.blobs.size(digest) is not None or digest in store.origins)
 
 
 def _folders(store: Store) -> Iterator[_Damage]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from pybuild.imagestore import Pruned, PruneRequest
+from pybuild_embedded.origins import forget_origins
 from pybuild_embedded.references import Node, References
 from pybuild_embedded.rootfolder import RESERVE, keep_reserve, release_reserve
 from pybuild_embedded.sessions import Part
@@ -38,6 +39,7 @@ def prune(
             for node in chosen:
                 _forget(connection, node)
             _forget_chains(connection, references)
+            _forget_origins(connection, references)
     if request.dry_run:
         return Pruned(freed, before.total - freed, removed)
     sweep(store)
@@ -171,6 +173,11 @@ def _forget(connection: sqlite3.Connection, node: Node) -> None:
             connection.execute("DELETE FROM caches WHERE ident=?", (ident,))
         case Part.CHAIN | Part.BLOB | Part.INDEX:
             raise AssertionError(f"{part} is no entry")
+
+
+def _forget_origins(connection: sqlite3.Connection, references: References) -> None:
+    blobs = [digest for (digest,) in connection.execute("SELECT digest FROM origins").fetchall()]
+    forget_origins(connection, [x for x in blobs if not references.keeps((Part.BLOB, x))])
 
 
 def _forget_chains(connection: sqlite3.Connection, references: References) -> None:

@@ -54,12 +54,18 @@ TABLES = {
     # a name points to an index or manifest, which leads to one image a platform
     "names": "name TEXT PRIMARY KEY, target TEXT NOT NULL",
     "targets": "target TEXT NOT NULL, image TEXT NOT NULL, PRIMARY KEY (target, image)",
+    # an image from a registry that has the blob
+    "origins": (
+        "digest TEXT PRIMARY KEY, image TEXT NOT NULL, media_type TEXT NOT NULL,"
+        " size INTEGER NOT NULL"
+    ),
     # what a session uses; a pin of a session that isn't alive means nothing
     "pins": (
         "session TEXT NOT NULL, part TEXT NOT NULL, ident TEXT NOT NULL,"
         " PRIMARY KEY (session, part, ident)"
     ),
 }
+_VERSION = 2  # 1 had no origins
 _INDEXES = ("CREATE INDEX IF NOT EXISTS unsettled ON folders (synced, boot)",)
 
 
@@ -142,7 +148,7 @@ class Database:
             connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             try:
                 connection.execute("PRAGMA synchronous=NORMAL")
-                if connection.execute("PRAGMA user_version").fetchone() == (0,):
+                if connection.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
                     _make_tables(connection)
             except BaseException:
                 connection.close()
@@ -157,7 +163,7 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
     for statement in _INDEXES:
         connection.execute(statement)
-    connection.execute("PRAGMA user_version=1")
+    connection.execute(f"PRAGMA user_version={_VERSION}")
     connection.execute("COMMIT")
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
 from pybuild.oci.platform import Platform
-from pybuild.oci.pull import RemoteImage, download_all, fetch_image
 from pybuild.oci.reference import Reference
-from pybuild.oci.registry import RegistryClient
 from pybuild_embedded.blobs import BlobWriter
 from pybuild_embedded.store import Store
+
+if TYPE_CHECKING:
+    from pybuild.oci.pull import RemoteImage
+    from pybuild.oci.registry import RegistryClient
 
 
 class Fetcher:
@@ -30,6 +32,8 @@ class Fetcher:
 
         Raises as :func:`pybuild.oci.pull.fetch_image` does.
         """
+        from pybuild.oci.pull import fetch_image  # noqa: PLC0415  (not in a cached build)
+
         image = fetch_image(self._registry(), reference, platform, activity)
         documents = [
             (image.config, image.config_bytes),
@@ -44,6 +48,7 @@ class Fetcher:
         self, reference: Reference, layers: Sequence[Descriptor], activity: Activity
     ) -> None:
         """Store these blobs, several at a time. Raises as `download_all` does."""
+        from pybuild.oci.pull import download_all  # noqa: PLC0415  (not in a cached build)
 
         def open_sink(blob: Descriptor) -> _StoreSink:
             return _StoreSink(self._store, blob)

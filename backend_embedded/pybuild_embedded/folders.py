@@ -13,26 +13,29 @@ import os
 import secrets
 import sqlite3
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
 from pybuild_embedded.database import DamagedDatabase, Database
-from pybuild_embedded.rootfolder import failing
+from pybuild_embedded.rootfolder import NoRoom, failing
 from pybuild_embedded.sessions import Part, Session
 from pybuild_embedded.trash import Trash
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerFolder:
     """A folder for overlayfs: ``fs`` is what it gets as a lower or upper, ``work`` its workdir."""
 
     ident: str
     path: Path
 
-    @property
+    @cached_property
     def fs(self) -> Path:
         return self.path / "fs"
 
@@ -62,6 +65,8 @@ class Folders:
         self._session = session
         self._trash = trash
         self._boot = boot_id()
+        # settled ones that this session has pinned, which stay
+        self._known: dict[tuple[str, str], LayerFolder] = {}
 
     def new(self) -> LayerFolder:
         """An empty folder, this session's."""
@@ -89,10 +94,14 @@ class Folders:
                 )
             winner = found or folder
             self._session.pin(connection, Part.FOLDER, winner.ident)
+        self._known[chain, flavour] = winner
         return winner
 
     def find(self, chain: str, flavour: str) -> LayerFolder | None:
         """The folder with the top layer of `chain`, pinned."""
+        known = self._known.get((chain, flavour))
+        if known is not None:
+            return known
         try:
             with self._database.writing() as connection:
                 found = self._find(connection, chain, flavour)
@@ -103,23 +112,39 @@ class Folders:
                 connection.execute("UPDATE folders SET used=? WHERE ident=?", row)
         except DamagedDatabase:
             return None  # a failing cache is a miss
+        self._known[chain, flavour] = found
         return found
+
+    def find_last(self, chains: Sequence[str], flavour: str) -> tuple[int, LayerFolder] | None:
+        """The place of the last of `chains` that has a folder, and that, pinned."""
+        query = "SELECT chain FROM folders WHERE flavour=? AND session IS NULL"
+        with self._database.reading() as connection:
+            settled = {chain for (chain,) in connection.execute(query, (flavour,)).fetchall()}
+        for place in range(len(chains) - 1, -1, -1):
+            if chains[place] in settled:
+                found = self.find(chains[place], flavour)
+                if found is not None:
+                    return place, found
+        return None
 
     def discard(self, folder: LayerFolder) -> None:
         """Remove a folder that nobody else can use."""
-        with self._database.writing() as connection:
-            connection.execute("DELETE FROM folders WHERE ident=?", (folder.ident,))
+        # the row goes with the session at the latest; on a full disk, removing it takes room
         self._trash.put(folder.path)
+        with suppress(NoRoom), self._database.writing() as connection:
+            connection.execute("DELETE FROM folders WHERE ident=?", (folder.ident,))
 
     def drop_unsettled(self) -> None:
         """Remove the folders of this session that nobody else can use."""
         query = "SELECT ident FROM folders WHERE session=?"
         own = (self._session.ident,)
-        with self._database.writing() as connection:
+        with self._database.reading() as connection:
             idents = connection.execute(query, own).fetchall()
-            connection.execute("DELETE FROM folders WHERE session=?", own)
         for (ident,) in idents:
             self._trash.put(self._layers / ident)
+        with suppress(NoRoom), self._database.writing() as connection:
+            rows = [(ident, *own) for (ident,) in idents]
+            connection.executemany("DELETE FROM folders WHERE ident=? AND session=?", rows)
 
     def cache(self, ident: str) -> LayerFolder:
         """The folder of the cache mount with this id, pinned and made if it isn't there."""

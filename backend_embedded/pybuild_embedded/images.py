@@ -27,8 +27,6 @@ from pybuild.oci.manifest import (
 )
 from pybuild.oci.platform import Platform, host_platform, matches, rank
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
-from pybuild_embedded.checking import check
-from pybuild_embedded.collecting import forget_image, prune
 from pybuild_embedded.references import References
 from pybuild_embedded.sessions import Part
 from pybuild_embedded.store import Store
@@ -188,9 +186,13 @@ class Images(ImageStore):
         return usage(found, references)
 
     def prune(self, request: PruneRequest) -> Pruned:
+        from pybuild_embedded.collecting import prune  # noqa: PLC0415  (no build needs it)
+
         return prune(self._store, request, self._remove, self._measure)
 
     def check(self, *, repair: bool) -> Sequence[Fault]:
+        from pybuild_embedded.checking import check  # noqa: PLC0415  (no build needs it)
+
         return check(self._store, repair=repair)
 
     def _target(self, reference: Reference) -> str | None:
@@ -323,6 +325,8 @@ class Images(ImageStore):
         for (digest,) in images:
             query = "SELECT 1 FROM targets WHERE image=?"
             if not connection.execute(query, (digest,)).fetchone():
+                from pybuild_embedded.collecting import forget_image  # noqa: PLC0415  (as above)
+
                 forget_image(connection, digest)
 
 

@@ -1,29 +1,24 @@
-"""Layers: blobs with an index first, folders when a process must run on them."""
+"""Finished layers: blobs with an index first, folders when a process must run on them."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import stat
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from typing import BinaryIO
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, BinaryIO
 
-from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
-from pybuild.files.trees import NewEntry, Tree
-from pybuild.oci.compression import Compression
+from pybuild.backend import Activity, ROLayer, RWLayer
+from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
-from pybuild.oci.layertar import write_layer
-from pybuild.sandbox.process import run_process, run_spec
-from pybuild.sandbox.spec import Overlay
+from pybuild.sandbox.mapping import RootKind
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
-from pybuild_embedded.mounts import prepared_mounts
-from pybuild_embedded.pending import PendingLayer
 from pybuild_embedded.space import Space
-from pybuild_embedded.unpacked import MOST_LOWERS, merged, unpacked
-from pybuild_embedded.workers import Pack
+
+if TYPE_CHECKING:
+    from pybuild_embedded.copies import Handover
+    from pybuild_embedded.pending import PendingLayer
+    from pybuild_embedded.stepfiles import StepFiles
 
 
 class EmbeddedROLayer(ROLayer):
@@ -36,14 +31,19 @@ class EmbeddedROLayer(ROLayer):
         own: LayerDiff | None = None,
         *,
         pending: PendingLayer | None = None,
+        handover: Handover | None = None,
         made: datetime | None = None,
     ) -> None:
-        """Either the `chain` is known, or there is a `pending` layer on a known one."""
+        """Either the `chain` is known, or there is a `pending` layer on a known one.
+
+        `handover` may have a folder that shows a beginning of all this.
+        """
         self._made = made
         self._space = space
         self._chain = chain
         self._own = own
         self._pending = pending
+        self.handover = handover
         self._tree: Tree | None = None
         self._folders: tuple[LayerFolder, ...] | None = None
         self._released = False
@@ -66,13 +66,14 @@ class EmbeddedROLayer(ROLayer):
         if self._chain is None:
             assert self._pending is not None  # noqa: S101 - see __init__
             self._own = self._pending.settled()
-            below = self._pending.below
-            self._chain = below if self._own is None else below.extended(self._own)
+            self._chain = self._pending.chain()
         return self._chain
 
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:
             raise RuntimeError("a layer was begun on a released one")
+        from pybuild_embedded.newlayers import EmbeddedRWLayer  # noqa: PLC0415 - not for what is kept
+
         return EmbeddedRWLayer(self._space, self, runs=runs, newest=newest)
 
     def tree(self) -> Tree:
@@ -93,150 +94,33 @@ class EmbeddedROLayer(ROLayer):
         return self._folders
 
     def _find_folders(self, activity: Activity) -> tuple[LayerFolder, ...]:
-        pending = self._pending
-        if pending is None:
-            chain = self.chain()
-            found = unpacked(self._space, chain, activity)
-        elif pending.changed_nothing:
-            found = pending.folders_below
+        from pybuild_embedded.unpacked import (  # noqa: PLC0415 - for a RUN
+            MOST_LOWERS,
+            merged,
+            unpacked,
+        )
+
+        if self._pending is None:
+            found = unpacked(self._space, self.chain(), activity)
         else:
-            found = (*pending.folders_below, pending.folder)
+            found = self._pending.folders()
         if len(found) > MOST_LOWERS:
             chain = self.chain()
             found = (merged(self._space, chain, found, activity),)
         return found
 
+    def files(self, activity: Activity) -> StepFiles:
+        """The same file system for the processes of one step."""
+        from pybuild_embedded.copies import CopiedFiles, lay_out  # noqa: PLC0415 - for a RUN
+        from pybuild_embedded.stepfiles import OverlayFiles  # noqa: PLC0415 - as above
+
+        if self._space.machine.root_kind() is RootKind.OVERLAY:
+            return OverlayFiles(self._space, self.folders(activity))
+        return CopiedFiles(self._space, lay_out(self._space, self.chain(), self.handover, activity))
+
     def release(self) -> None:
         # the session's pins keep blobs and folders: layers made from this one need them
         self._released = True
-
-
-class EmbeddedRWLayer(RWLayer):
-    """What one step changes: a blob after `put`, a folder after `run`."""
-
-    def __init__(
-        self, space: Space, below: EmbeddedROLayer, *, runs: bool, newest: int | None
-    ) -> None:
-        self._space = space
-        self._below = below
-        self._runs = runs
-        self._newest = newest
-        self._written: LayerDiff | None = None
-        self._put = False
-        self._folder: LayerFolder | None = None
-        self._run_count = 0
-        self._over = False
-
-    def tree(self) -> Tree:
-        return self._below.tree()
-
-    def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
-        if self._over or self._put or self._folder is not None:
-            raise RuntimeError("a layer takes entries once, and none after a process ran")
-        self._put = True
-        self._written = write_blob(self._space, entries, activity, newest=self._newest)
-
-    def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
-        if self._over or not self._runs or self._put:
-            raise RuntimeError("a process was run on a layer begun without runs, or after put")
-        activity.raise_if_cancelled()
-        sandbox = self._space.machine.sandbox()
-        self._space.warn_of_one_id(activity)
-        root = self._root(activity)
-        with prepared_mounts(self._space, process, mounts, self.tree(), activity) as made:
-            return run_process(sandbox, run_spec(process, root, made), activity)
-
-    def _root(self, activity: Activity) -> Overlay:
-        lowers = self._below.folders(activity)
-        if self._folder is None:
-            self._folder = self._space.store.new_folder()
-            # the root's attributes are those of the topmost folder
-            mode = stat.S_IMODE(lowers[-1].fs.stat().st_mode) if lowers else 0o755
-            self._folder.fs.chmod(mode)
-        work = self._folder.work / str(self._run_count)
-        work.mkdir(mode=0o700)
-        self._run_count += 1
-        return Overlay(
-            lowers=tuple(os.fsencode(lower.fs) for lower in reversed(lowers)),
-            upper=os.fsencode(self._folder.fs),
-            work=os.fsencode(work),
-        )
-
-    def commit(self, key: str | None, activity: Activity) -> ROLayer:
-        if self._over:
-            raise RuntimeError("a layer was committed twice, or after its release")
-        activity.raise_if_cancelled()
-        below = self._below.chain()
-        self._over = True
-        if self._folder is not None:
-            return self._commit_folder(self._folder, below, key, activity)
-        chain, own = below, self._written
-        store = self._space.store
-        if own is not None:
-            chain = below.extended(own)
-            store.record_layers(chain.layers)
-        made = datetime.now(UTC)
-        if key is not None:
-            key = self._space.own_key(key)
-            store.record_step(key, chain.id, own=own is not None, made=made.timestamp())
-        return EmbeddedROLayer(self._space, chain, own, made=made)
-
-    def _commit_folder(
-        self, folder: LayerFolder, below: LayerChain, key: str | None, activity: Activity
-    ) -> ROLayer:
-        space = self._space
-        request = Pack(
-            upper=folder.fs,
-            parents=space.index_paths(below.layers),
-            blob=space.store.new_file(),
-            index=space.store.new_file(),
-            newest=self._newest,
-            owners=space.machine.keeps_owners,
-            compression=Compression.GZIP,
-        )
-        self._folder = None
-        with space.lock:
-            space.litter.append(folder.work)
-        pending = PendingLayer(
-            space=space,
-            below=below,
-            folders_below=self._below.folders(activity),
-            folder=folder,
-            pack=space.machine.workers().pack(request),
-            request=request,
-            key=None if key is None else space.own_key(key),
-            activity=activity,
-            made=datetime.now(UTC),
-        )
-        with space.lock:
-            space.unfinished.append(pending)
-        return EmbeddedROLayer(space, None, pending=pending, made=pending.made)
-
-    def release(self) -> None:
-        self._over = True
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            self._space.store.discard(folder)
-
-
-def write_blob(
-    space: Space, entries: Iterable[NewEntry], activity: Activity, *, newest: int | None = None
-) -> LayerDiff | None:
-    """Write a layer straight into the store; None if there are no entries."""
-    rest = iter(entries)
-    first = next(rest, None)
-    if first is None:
-        return None
-    with space.store.blob_writer() as writer:
-
-        def sink(piece: bytes) -> None:
-            activity.raise_if_cancelled()
-            writer.write(piece)
-
-        layer = write_layer(itertools.chain((first,), rest), sink, newest=newest)
-        writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
-    space.files.remember(layer.diff.diff_id, layer.index)
-    return layer.diff
 
 
 class _LaterTree(Tree):

@@ -41,6 +41,15 @@ def holding(path: Path, while_waiting: Callable[[], object]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def remove_unheld(folder: Path) -> None:
+    """Remove the locks in `folder` that died with their holders."""
+    for path in folder.iterdir():
+        descriptor = _lock_once(path)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
 def _lock_once(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

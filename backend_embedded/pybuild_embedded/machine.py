@@ -9,15 +9,25 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybuild.errors import BackendUnavailable, PybuildError
-from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind
-from pybuild.sandbox.modes import Attempt, Probe, probe, probe_root
+from pybuild.sandbox.mapping import (
+    Attempt,
+    IdRange,
+    Kind,
+    Mapping,
+    Probe,
+    RootAttempt,
+    RootKind,
+)
 from pybuild_embedded.usage import measure_plainly
-from pybuild_embedded.workers import Workers
+
+if TYPE_CHECKING:
+    from pybuild.sandbox.client import Sandbox
+    from pybuild_embedded.workers import Workers
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
@@ -27,6 +37,14 @@ _RULES = (
     Path("/proc/sys/kernel/unprivileged_userns_clone"),
     Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """How processes run here, and why not on overlays if they can't."""
+
+    probe: Probe
+    refusal: RootAttempt | None = None
 
 
 class Machine:
@@ -41,17 +59,29 @@ class Machine:
         self._note = folder / "machine.json"
         self._user_namespace = user_namespace
         self._lock = threading.RLock()
-        self._probe: Probe | None = None
+        self._found: _Found | None = None
         self._sandbox: Sandbox | None = None
         self._workers: Workers | None = None
         self._closed = False
 
     def probe(self) -> Probe:
         """What this machine allows, and why not more."""
+        return self._look_once().probe
+
+    def overlay_refusal(self) -> RootAttempt | None:
+        """Why layers in the store can't be mounted over each other, None if they can."""
+        return self._look_once().refusal
+
+    def root_kind(self) -> RootKind:
+        """How a step sees its layers. Raises BackendUnavailable where none can run."""
+        self.mapping()
+        return RootKind.OVERLAY if self.overlay_refusal() is None else RootKind.COPY
+
+    def _look_once(self) -> _Found:
         with self._lock:
-            if self._probe is None:
-                self._probe = self._recall() or self._look()
-            return self._probe
+            if self._found is None:
+                self._found = self._recall() or self._look()
+            return self._found
 
     def mapping(self) -> Mapping:
         """The ids of the sandbox. Raises BackendUnavailable where there can be none."""
@@ -87,6 +117,8 @@ class Machine:
         with self._lock:
             sandbox = self.sandbox()
             if self._workers is None:
+                from pybuild_embedded.workers import Workers  # noqa: PLC0415 - for a RUN
+
                 self._workers = Workers(sandbox)
             return self._workers
 
@@ -121,23 +153,27 @@ class Machine:
             sandbox.close()
 
     def _started(self) -> Sandbox:
+        from pybuild.sandbox.client import Sandbox  # noqa: PLC0415 - for a RUN
+
         sandbox = Sandbox(self.mapping())
         try:
             sandbox.start()
         except PybuildError:
             # what was found before may have been forbidden since
             self._note.unlink(missing_ok=True)
-            self._probe = self._look()
+            self._found = self._look()
             sandbox = Sandbox(self.mapping())
             sandbox.start()
         return sandbox
 
-    def _look(self) -> Probe:
-        found = probe(self._folder, namespace_for_root=self._user_namespace)
-        if found.mapping is not None:
-            root = probe_root(self._folder, found.mapping)
+    def _look(self) -> _Found:
+        from pybuild.sandbox.modes import probe, probe_root  # noqa: PLC0415 - once a boot
+
+        found = _Found(probe(self._folder, namespace_for_root=self._user_namespace))
+        if found.probe.mapping is not None:
+            root = probe_root(self._folder, found.probe.mapping, fuse=False)
             if root.kind is not RootKind.OVERLAY:
-                found = Probe(None, root.refused[0].reason, root.refused[0].hint, found.refused)
+                found = _Found(found.probe, root.refused[0])
         self._remember(found)
         return found
 
@@ -145,22 +181,29 @@ class Machine:
         """What the outcome of a probe depends on."""
         texts = [path.read_text() if path.exists() else "" for path in (_BOOT_ID, *_RULES)]
         changed = [path.stat().st_mtime_ns if path.exists() else 0 for path in _SUBORDINATE]
-        return [1, os.geteuid(), os.getegid(), self._user_namespace, *texts, *changed]
+        return [2, os.geteuid(), os.getegid(), self._user_namespace, *texts, *changed]
 
-    def _recall(self) -> Probe | None:
+    def _recall(self) -> _Found | None:
         try:
-            circumstances, mapping, reason, hint, refused = json.loads(self._note.read_bytes())
+            circumstances, mapping, reason, hint, refused, overlay = json.loads(
+                self._note.read_bytes()
+            )
             if circumstances != self._circumstances():
                 return None
             attempts = tuple(Attempt(Kind(kind), why, what) for kind, why, what in refused)
-            return Probe(mapping and _mapping(mapping), reason, hint, attempts)
+            refusal = overlay and RootAttempt(RootKind.OVERLAY, *overlay)
+            return _Found(Probe(mapping and _mapping(mapping), reason, hint, attempts), refusal)
         except (OSError, ValueError, TypeError, KeyError):
             return None  # nothing known, which a probe mends
 
-    def _remember(self, found: Probe) -> None:
-        mapping = found.mapping and asdict(found.mapping) | {"kind": found.mapping.kind.value}
-        refused = [(each.kind.value, each.reason, each.hint) for each in found.refused]
-        text = json.dumps([self._circumstances(), mapping, found.reason, found.hint, refused])
+    def _remember(self, found: _Found) -> None:
+        probed, refusal = found.probe, found.refusal
+        mapping = probed.mapping and asdict(probed.mapping) | {"kind": probed.mapping.kind.value}
+        refused = [(each.kind.value, each.reason, each.hint) for each in probed.refused]
+        overlay = refusal and (refusal.reason, refusal.hint)
+        text = json.dumps(
+            [self._circumstances(), mapping, probed.reason, probed.hint, refused, overlay]
+        )
         with contextlib.suppress(OSError):  # then the next build probes again
             number, name = tempfile.mkstemp(dir=self._folder, prefix=".machine-")
             with open(number, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path

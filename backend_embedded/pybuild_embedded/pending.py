@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from pybuild.backend import Activity
-from pybuild.errors import PybuildError
 from pybuild.oci.descriptor import LayerDiff
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
@@ -20,26 +19,23 @@ from pybuild_embedded.workers import Pack, PendingPack
 class PendingLayer:
     """What a process left in `folder` on top of `below`, which `folders_below` show.
 
-    ``pack`` is on its way, asked for by ``request``. With a ``key``, the step is kept in the
-    cache once that is done. Safe in threads.
+    Without a ``folder``, there is none with the layer alone. ``pack`` is on its way, asked
+    for by ``request``. With a ``key``, the step is kept in the cache once that is done, which
+    ends its ``flight``. Safe in threads.
     """
 
     space: Space
     below: LayerChain
     folders_below: tuple[LayerFolder, ...]
-    folder: LayerFolder
+    folder: LayerFolder | None
     pack: PendingPack
     request: Pack
     key: str | None
+    flight: ExitStack
     activity: Activity
     made: datetime
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _outcome: tuple[LayerDiff | None] | Exception | None = None
-
-    @property
-    def changed_nothing(self) -> bool:
-        """Whether it is known already that the process changed nothing."""
-        return self._outcome == (None,)
 
     def settled(self) -> LayerDiff | None:
         """The layer, once it is packed and stored; None if nothing was changed.
@@ -48,19 +44,33 @@ class PendingLayer:
         """
         with self._lock:
             if self._outcome is None:
-                try:
-                    self._outcome = (self._settle(),)
-                except Exception as error:  # noqa: BLE001 - whoever asks next gets it too
-                    self._outcome = error
+                with self.flight:
+                    try:
+                        self._outcome = (self._settle(),)
+                    except Exception as error:  # noqa: BLE001 - whoever asks next gets it too
+                        self._outcome = error
             if isinstance(self._outcome, Exception):
                 raise self._outcome
             return self._outcome[0]
 
+    def chain(self) -> LayerChain:
+        """All layers, as :meth:`settled`."""
+        own = self.settled()
+        return self.below if own is None else self.below.extended(own)
+
+    def folders(self) -> tuple[LayerFolder, ...]:
+        """What to mount over each other to see the layer, as far as it is known; bottom first."""
+        if self.folder is None or self._outcome == (None,):
+            return self.folders_below
+        return (*self.folders_below, self.folder)
+
     def finish(self) -> None:
         """Keep the layer for later builds, even if this one needs it no more."""
-        with contextlib.suppress(PybuildError):
+        try:
             self.activity.raise_if_cancelled()
             self.settled()
+        except Exception:  # noqa: BLE001 - it is for whoever asks for the layer
+            self.flight.close()
 
     def _settle(self) -> LayerDiff | None:
         store = self.space.store
@@ -73,7 +83,8 @@ class PendingLayer:
         self.space.files.adopt(diff.diff_id, self.request.index)
         chain = self.below.extended(diff)
         store.record_layers(chain.layers)
-        store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)
+        if self.folder is not None:
+            store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)
         self._record_step(chain.id, own=True)
         return diff
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pybuild.errors import BackendFailed, ContextError, CopyFailed, InvalidImage, PybuildError
+from pybuild.errors import (
+    BackendFailed,
+    ContextError,
+    CopyFailed,
+    InvalidImage,
+    PybuildError,
+    StepFailed,
+)
 from pybuild.files.upperdir import OverlayNotPlain
 from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import Descriptor, LayerDiff
@@ -19,7 +26,14 @@ from pybuild.oci.descriptor import Descriptor, LayerDiff
 _LENGTH = struct.Struct("<Q")
 _ERRORS: dict[str, type[PybuildError]] = {
     kind.__name__: kind
-    for kind in (BackendFailed, ContextError, CopyFailed, InvalidImage, OverlayNotPlain)
+    for kind in (
+        BackendFailed,
+        ContextError,
+        CopyFailed,
+        InvalidImage,
+        OverlayNotPlain,
+        StepFailed,
+    )
 }
 
 
@@ -46,11 +60,63 @@ class Unpack:
 
 
 @dataclass(frozen=True, slots=True)
+class Apply:
+    """Change the folder `target`, which shows `parents`, so that it shows one layer more.
+
+    It is a plain folder without marks, empty for no `parents`. `stage` is an empty folder on
+    its file system. With `devices`, not to make one is an error. The other fields are those
+    of :class:`Unpack`.
+    """
+
+    blob: Path
+    diff_id: str
+    index: Path
+    parents: tuple[Path, ...]
+    target: Path
+    stage: Path
+    devices: bool
+    owners: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MakePoints:
+    """Make empty files and folders in `folder`, parents first, to mount something on.
+
+    ``points`` are paths without links, and whether each is a folder. The answer has two
+    numbers for each, by which it is known again; zeros for one that is there already.
+    """
+
+    folder: Path
+    points: tuple[tuple[bytes, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePoints:
+    """Remove what :class:`MakePoints` made, unless something was done to it.
+
+    ``known`` is its answer. Raises StepFailed if one isn't where it was made.
+    """
+
+    folder: Path
+    points: tuple[tuple[bytes, bool], ...]
+    known: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Write to the new file `file` what is in `folder`, for :class:`Pack` to compare with."""
+
+    folder: Path
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Pack:
     """Write what is in the folder `upper` of an overlay over `parents` as a layer.
 
     `blob` and `index`, which must not exist, become its files. `newest`, `owners` and `fuse`
-    are those of :func:`pybuild.files.upperdir.upper_entries`.
+    are those of :func:`pybuild.files.upperdir.upper_entries`. With a `record`, `upper` is a
+    plain folder that showed `parents` when that file was written.
     """
 
     upper: Path
@@ -61,11 +127,12 @@ class Pack:
     owners: bool
     compression: Compression
     fuse: bool = False
+    record: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A layer that was written. ``size`` is what the upper folder takes on disk, in bytes."""
+    """A layer that was written. ``size`` is what an upper folder takes on disk, in bytes."""
 
     diff: LayerDiff
     size: int
@@ -98,10 +165,34 @@ class Measure:
     folders: tuple[Path, ...]
 
 
-Request = Unpack | Pack | Merge | Remove | Measure
+Request = Unpack | Apply | MakePoints | RemovePoints | Record | Pack | Merge | Remove | Measure
 
 
-def encode(request: Request) -> bytes:
+class Shown:
+    """The layers that the last request on this connection was about: most go on from there.
+
+    Both sides keep one, and so a request on a thousand layers is no longer than on one.
+    """
+
+    def __init__(self) -> None:
+        self._paths: tuple[Path, ...] = ()
+
+    def shortened(self, paths: tuple[Path, ...]) -> list[object]:
+        """`paths` as how many of the last are the same, and the others."""
+        count = len(self._paths)
+        if paths[:count] != self._paths:
+            count = 0
+        self._paths = paths
+        return [count, _texts(paths[count:])]
+
+    def restored(self, shortened: list[Any]) -> tuple[Path, ...]:
+        """What the other side's `shortened` was given."""
+        count, texts = shortened
+        self._paths = (*self._paths[:count], *_paths(texts))
+        return self._paths
+
+
+def encode(request: Request, shown: Shown) -> bytes:
     """The request as bytes."""
     fields: list[object]
     match request:
@@ -109,23 +200,38 @@ def encode(request: Request) -> bytes:
             fields = [
                 *_texts([request.blob, request.index, request.target]),
                 request.diff_id,
-                _texts(request.parents),
+                shown.shortened(request.parents),
                 _texts(request.lowers),
                 request.userxattr,
                 request.owners,
             ]
+        case Apply():
+            fields = [
+                *_texts([request.blob, request.index, request.target, request.stage]),
+                request.diff_id,
+                _texts(request.parents),
+                request.devices,
+                request.owners,
+            ]
+        case MakePoints(folder=folder, points=points):
+            fields = [os.fspath(folder), _named(points)]
+        case RemovePoints(folder=folder, points=points, known=known):
+            fields = [os.fspath(folder), _named(points), known]
+        case Record(folder=folder, file=file):
+            fields = [*_texts([folder, file])]
         case Pack():
             fields = [
                 *_texts([request.upper, request.blob, request.index]),
-                _texts(request.parents),
+                shown.shortened(request.parents),
                 request.newest,
                 request.owners,
                 request.compression.value,
                 request.fuse,
+                request.record and os.fspath(request.record),
             ]
         case Merge():
             fields = [
-                _texts(request.indexes),
+                shown.shortened(request.indexes),
                 _texts(request.folders),
                 os.fspath(request.target),
                 request.owners,
@@ -135,37 +241,56 @@ def encode(request: Request) -> bytes:
     return json.dumps([type(request).__name__, *fields]).encode()
 
 
-def decode(data: bytes) -> Request:
-    """The request that `encode` was given."""
+def decode(data: bytes, shown: Shown) -> Request:
+    """The request that the other side's `encode` was given."""
     name, *fields = json.loads(data)
     match name:
+        case "Apply":
+            blob, index, target, stage, diff_id, parents, devices, owners = fields
+            return Apply(
+                Path(blob),
+                diff_id,
+                Path(index),
+                _paths(parents),
+                Path(target),
+                Path(stage),
+                devices,
+                owners,
+            )
+        case "MakePoints":
+            return MakePoints(Path(fields[0]), _points(fields[1]))
+        case "RemovePoints":
+            return RemovePoints(Path(fields[0]), _points(fields[1]), tuple(fields[2]))
+        case "Record":
+            return Record(*_paths(fields))
         case "Unpack":
             blob, index, target, diff_id, parents, lowers, userxattr, owners = fields
             return Unpack(
                 Path(blob),
                 diff_id,
                 Path(index),
-                _paths(parents),
+                shown.restored(parents),
                 _paths(lowers),
                 Path(target),
                 userxattr,
                 owners,
             )
         case "Pack":
-            upper, blob, index, parents, newest, owners, compression, fuse = fields
+            upper, blob, index, parents, newest, owners, compression, fuse, record = fields
             return Pack(
                 Path(upper),
-                _paths(parents),
+                shown.restored(parents),
                 Path(blob),
                 Path(index),
                 newest,
                 owners,
                 Compression(compression),
                 fuse,
+                record and Path(record),
             )
         case "Merge":
             indexes, folders, target, owners = fields
-            return Merge(_paths(indexes), _paths(folders), Path(target), owners)
+            return Merge(shown.restored(indexes), _paths(folders), Path(target), owners)
         case "Remove":
             return Remove(_paths(fields[0]))
         case "Measure":
@@ -238,3 +363,11 @@ def _texts(paths: Sequence[Path]) -> list[str]:
 
 def _paths(texts: list[str]) -> tuple[Path, ...]:
     return tuple(map(Path, texts))
+
+
+def _named(points: Sequence[tuple[bytes, bool]]) -> list[tuple[str, bool]]:
+    return [(os.fsdecode(path), is_folder) for path, is_folder in points]
+
+
+def _points(named: list[tuple[str, bool]]) -> tuple[tuple[bytes, bool], ...]:
+    return tuple((os.fsencode(path), is_folder) for path, is_folder in named)

@@ -17,6 +17,8 @@ _FORMAT_FILE = "format"
 _FORMAT = b"pybuild store 1\n"
 _LOCK = "lock"
 RESERVE = "reserve"
+NOTES = "contexts"
+"""What builds keep about build contexts. It bounds itself, and may be emptied any time."""
 # seconds to wait for others to open it, which takes milliseconds
 _PATIENCE = 60.0
 # what it takes to open a full store and delete some rows: bytes, and files for inodes
@@ -28,6 +30,7 @@ FOLDERS = (
     "indexes",
     "layers",
     "cachemounts",
+    NOTES,
     "ingest",
     "sessions",
     "locks",

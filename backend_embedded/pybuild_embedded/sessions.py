@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pybuild_embedded.database import Database
-from pybuild_embedded.locks import try_lock
+from pybuild_embedded.locks import remove_unheld, try_lock
 from pybuild_embedded.rootfolder import failing
 from pybuild_embedded.trash import Trash
 
@@ -87,6 +87,7 @@ class Session:
         dead = {path.name for path in self._folder.iterdir()} - {self.ident} - self.others()
         if not dead:
             return
+        remove_unheld(self._folder.parent / "locks")
         unfinished = end_sessions(database, dead)
         for folder in unfinished:
             trash.put(folder)

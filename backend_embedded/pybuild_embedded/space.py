@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pybuild.backend import Activity, BaseImage
+from pybuild.backend import Activity
 from pybuild.errors import PybuildError
 from pybuild.files.layerfiles import LayerFiles
+from pybuild.oci import http
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.reference import Reference
 from pybuild.sandbox.mapping import Kind
 from pybuild_embedded.fetching import Fetcher
+from pybuild_embedded.flights import Flights
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.store import Store
 
@@ -34,37 +36,40 @@ class Unfinished(Protocol):
 
 @dataclass(slots=True)
 class Space:
-    """The store and everything made on it. Safe in threads.
-
-    ``origins`` are the images that blobs can be fetched from, by the blobs' digests.
-    """
+    """The store and everything made on it. Safe in threads."""
 
     store: Store
     machine: Machine
     files: LayerFiles
     fetcher: Fetcher
-    origins: dict[str, tuple[Reference, Descriptor]] = field(default_factory=dict)
+    flights: Flights
     litter: list[Path] = field(default_factory=list)
     """Folders to be removed at the end by who may: those that overlayfs leaves."""
     unfinished: list[Unfinished] = field(default_factory=list)
     """Work that goes on behind the build's back."""
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _warned: bool = False
+    _told: set[str] = field(default_factory=set)
+
+    def warn_of_copies(self, activity: Activity) -> None:
+        """Tell once that steps are slow here, and why, if they run on copies."""
+        refusal = self.machine.overlay_refusal()
+        if refusal is not None and self._is_first("copies"):
+            activity.warn(
+                f"RUN is slower in the store {self.store.root}, where overlayfs can't be used "
+                f"({refusal.reason})",
+                "put the store on another file system with --root",
+            )
 
     def warn_of_one_id(self, activity: Activity) -> None:
         """Say once what doesn't hold in steps that have one id, and how to get more."""
-        if self.machine.keeps_owners:
-            return
-        with self.lock:
-            warned, self._warned = self._warned, True
-        if not warned:
+        if not self.machine.keeps_owners and self._is_first("one id"):
             activity.warn(ONE_ID, self.machine.probe().hint)
 
-    def remember_origins(self, image: BaseImage) -> None:
-        """Know where the image's layers can be fetched, should they be needed."""
+    def _is_first(self, what: str) -> bool:
         with self.lock:
-            for layer in image.layers:
-                self.origins[layer.blob.digest] = image.reference, layer.blob
+            told = what in self._told
+            self._told.add(what)
+        return not told
 
     def own_key(self, key: str) -> str:
         """The key of a step in this store: with one id, what a step leaves lacks its owners."""
@@ -72,16 +77,26 @@ class Space:
         single = mapping is not None and mapping.kind is Kind.SINGLE
         return f"single {key}" if single else key
 
-    def fetch(self, layers: Sequence[LayerDiff], activity: Activity) -> None:
+    def fetch(self, layers: Sequence[LayerDiff], activity: http.Activity) -> None:
         """Have the blobs of these layers here, as far as it is known where they come from."""
         wanted: dict[Reference, dict[str, Descriptor]] = {}
         for layer in layers:
             digest = layer.blob.digest
-            if digest in self.origins and not self.store.has_blob(digest):
-                reference, descriptor = self.origins[digest]
-                wanted.setdefault(reference, {})[digest] = descriptor
+            if self.store.has_blob(digest):
+                continue
+            origin = self.store.origins.find(digest)
+            if origin is not None:
+                wanted.setdefault(origin[0], {})[digest] = origin[1]
         for reference, blobs in wanted.items():
             self.fetcher.fetch_layers(reference, list(blobs.values()), activity)
+
+    def mend_blob(self, layer: LayerDiff, activity: http.Activity) -> bool:
+        """If a layer's blob is damaged, fetch it again; whether there is a new one."""
+        digest = layer.blob.digest
+        if not self.store.blobs.discard_damaged(digest):
+            return False
+        self.fetch([layer], activity)
+        return self.store.has_blob(digest)
 
     def tidy(self) -> None:
         """Finish what was begun, and remove what nobody needs any more."""
@@ -93,7 +108,3 @@ class Space:
         # a build that was killed may have left some, and is worth a sandbox then
         with nullcontext() if self.machine.running else suppress(PybuildError):
             self.store.empty_trash(self.machine.remove)
-
-    def index_paths(self, layers: Sequence[LayerDiff]) -> tuple[Path, ...]:
-        """The files with the indexes of these layers."""
-        return tuple(self.files.index_path(layer) for layer in layers)

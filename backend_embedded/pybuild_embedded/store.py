@@ -32,6 +32,7 @@ from pybuild_embedded.chains import CachedStep, Chains
 from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.folders import Folders, LayerFolder
 from pybuild_embedded.locks import holding
+from pybuild_embedded.origins import Origins
 from pybuild_embedded.rootfolder import (
     NoRoom,
     check_format,
@@ -62,6 +63,8 @@ class Store:
         self.database = database
         self.trash = Trash(root)
         self.blobs = Blobs(root, database, session)
+        self.origins = Origins(database)
+        """Where blobs can be fetched from, if they are missing."""
         self._chains = Chains(database, self.blobs, session)
         self._folders = Folders(root, database, session, self.trash)
         self._closed = False
@@ -196,6 +199,10 @@ class Store:
     def folder(self, chain: str, flavour: str) -> LayerFolder | None:
         """The settled folder with the top layer of `chain`, pinned; None if there is none."""
         return self._folders.find(chain, flavour)
+
+    def last_folder(self, chains: Sequence[str], flavour: str) -> tuple[int, LayerFolder] | None:
+        """The last of `chains` that has a settled folder: its place among them, and that."""
+        return self._folders.find_last(chains, flavour)
 
     def discard(self, folder: LayerFolder) -> None:
         """Give up a folder of this session. It is in the trash then."""

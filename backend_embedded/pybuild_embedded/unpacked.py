@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pybuild.backend import Activity
+from pybuild.errors import InvalidImage
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.space import Space
@@ -23,19 +24,19 @@ def unpacked(space: Space, chain: LayerChain, activity: Activity) -> tuple[Layer
     """
     store, flavour = space.store, space.machine.flavour
     folders: list[LayerFolder] = []
-    bottom = len(chain.layers)
-    while bottom:
-        # a merged folder shows all layers up to its own
-        whole = store.folder(chain.ids[bottom - 1], _MERGED + flavour)
-        if whole is not None:
-            folders.append(whole)
-            break
-        bottom -= 1
+    bottom = 0
+    if len(chain.layers) > MOST_LOWERS:
+        # a merged folder shows all layers up to its own, which are more than could be mounted
+        found = store.last_folder(chain.ids[MOST_LOWERS:], _MERGED + flavour)
+        if found is not None:
+            folders.append(found[1])
+            bottom = MOST_LOWERS + found[0] + 1
     places = range(bottom, len(chain.layers))
     missing = [chain.layers[n] for n in places if store.folder(chain.ids[n], flavour) is None]
     space.fetch(missing, activity)
     for place in places:
-        folders.append(_unpacked_one(space, chain, place, folders, activity))
+        known = store.folder(chain.ids[place], flavour)
+        folders.append(known or _unpacked_one(space, chain, place, folders, activity))
     return tuple(folders)
 
 
@@ -43,9 +44,6 @@ def _unpacked_one(
     space: Space, chain: LayerChain, place: int, below: Sequence[LayerFolder], activity: Activity
 ) -> LayerFolder:
     store, flavour, name = space.store, space.machine.flavour, chain.ids[place]
-    found = store.folder(name, flavour)
-    if found is not None:
-        return found
     with store.single_flight(f"unpack {flavour} {name}", activity):
         found = store.folder(name, flavour)
         if found is not None:
@@ -53,18 +51,22 @@ def _unpacked_one(
         activity.raise_if_cancelled()
         folder = store.new_folder()
         layer = chain.layers[place]
-        size = space.machine.workers().unpack(
-            Unpack(
-                blob=store.blob_path(layer.blob.digest),
-                diff_id=layer.diff_id,
-                index=space.files.index_path(layer),
-                parents=space.index_paths(chain.layers[:place]),
-                lowers=tuple(lower.fs for lower in below),
-                target=folder.fs,
-                userxattr=space.machine.mapping().userxattr,
-                owners=space.machine.keeps_owners,
-            )
+        request = Unpack(
+            blob=store.blob_path(layer.blob.digest),
+            diff_id=layer.diff_id,
+            index=space.files.index_path(layer),
+            parents=space.files.index_paths(chain.layers[:place]),
+            lowers=tuple(lower.fs for lower in below),
+            target=folder.fs,
+            userxattr=space.machine.mapping().userxattr,
+            owners=space.machine.keeps_owners,
         )
+        try:
+            size = space.machine.workers().unpack(request)
+        except InvalidImage:
+            if not space.mend_blob(layer, activity):
+                raise
+            size = space.machine.workers().unpack(request)
         store.record_layers(chain.layers[: place + 1])
         return store.settle(folder, name, flavour, size=size)
 
@@ -81,7 +83,7 @@ def merged(
         folder = store.new_folder()
         size = space.machine.workers().merge(
             Merge(
-                indexes=space.index_paths(chain.layers),
+                indexes=space.files.index_paths(chain.layers),
                 folders=tuple(each.fs for each in folders),
                 target=folder.fs,
                 owners=space.machine.keeps_owners,

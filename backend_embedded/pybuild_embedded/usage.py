@@ -11,7 +11,7 @@ from pathlib import Path
 from pybuild.imagestore import Usage, UsageKind
 from pybuild_embedded.database import Database
 from pybuild_embedded.references import Node, References
-from pybuild_embedded.rootfolder import RESERVE
+from pybuild_embedded.rootfolder import NOTES, RESERVE
 from pybuild_embedded.sessions import Part
 
 MeasureTrees = Callable[[Sequence[Path]], list[int]]
@@ -54,7 +54,7 @@ def look(root: Path, database: Database, measure: MeasureTrees) -> OnDisk:
     trash = sum(measure(list(_children(root / "trash"))))
     tops = list(_children(root))
     other += allocated(root) + sum(map(allocated, tops)) - allocated(root / "blobs")
-    for folder in ("sessions", "locks", RESERVE):
+    for folder in ("sessions", "locks", RESERVE, NOTES):
         other += sum(size for _, size in _sizes(root / folder, itself=False))
     return OnDisk(parts, trash, unfinished, other)
 

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,12 +21,17 @@ from pybuild import errors
 from pybuild.errors import BackendFailed
 from pybuild.sandbox.client import InsideProcess, Sandbox
 from pybuild_embedded.requests import (
+    Apply,
+    MakePoints,
     Measure,
     Merge,
     Pack,
     Packed,
+    Record,
     Remove,
+    RemovePoints,
     Request,
+    Shown,
     Unpack,
     decode_answer,
     encode,
@@ -34,7 +39,7 @@ from pybuild_embedded.requests import (
     send,
 )
 
-__all__ = ["Merge", "Pack", "Packed", "PendingPack", "Unpack", "Workers"]
+__all__ = ["Apply", "Merge", "Pack", "Packed", "PendingPack", "Unpack", "Workers"]
 
 _PROGRAM = Path(__file__).with_name("inside") / "worker.py"
 _PYBUILD = Path(errors.__file__).parent
@@ -47,6 +52,10 @@ class PendingPack:
 
     def __init__(self, future: Future[Any]) -> None:
         self._future = future
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        """Call it once the layer is written or can't be, in a thread of the workers."""
+        self._future.add_done_callback(lambda _: callback())
 
     def result(self) -> Packed | None:
         """Wait for the layer; None if nothing was changed, and no file written.
@@ -91,6 +100,29 @@ class Workers:
         mapping of ids can't hold; `target` is empty then.
         """
         return self._wait_for(request)  # type: ignore[no-any-return]
+
+    def apply(self, request: Apply) -> None:
+        """Change a folder so that it shows one layer more; it is empty if that fails.
+
+        Devices and errors are as with :meth:`unpack`.
+        """
+        self._wait_for(request)
+
+    def make_points(self, folder: Path, points: Sequence[tuple[bytes, bool]]) -> Callable[[], None]:
+        """Make what lacks in `folder` to mount on: paths, and whether each is a folder.
+
+        What is returned removes them again, but for what isn't empty or was changed. It
+        raises StepFailed if one was moved.
+        """
+        if not points:
+            return lambda: None
+        request = MakePoints(folder, tuple(points))
+        known = tuple(self._wait_for(request))
+        return lambda: self._wait_for(RemovePoints(folder, request.points, known))
+
+    def record(self, folder: Path, file: Path) -> None:
+        """Write to the new file `file` what is in `folder`, for a :meth:`pack` of that."""
+        self._wait_for(Record(folder, file))
 
     def pack(self, request: Pack) -> PendingPack:
         """Begin to write a layer. `upper` must stay as it is until that is done."""
@@ -140,7 +172,7 @@ class Workers:
 
     def _serve(self, request: Request) -> Any:
         with self._worker() as worker:
-            answer = worker.ask(encode(request))
+            answer = worker.ask(request)
         return decode_answer(answer)
 
     @contextmanager
@@ -170,6 +202,7 @@ class _Worker:
     def __init__(self, sandbox: Sandbox, python: str) -> None:
         self._ending = threading.Lock()
         self._ended = False
+        self._shown = Shown()
         self._socket, theirs = socket.socketpair()
         args = [python, "-I", "-S", "-X", "utf8", os.fspath(_PROGRAM), str(_SOCKET)]
         null = os.open(os.devnull, os.O_RDWR)
@@ -187,10 +220,10 @@ class _Worker:
         finally:
             os.close(null)
 
-    def ask(self, request: bytes) -> bytes:
+    def ask(self, request: Request) -> bytes:
         """Send a request and wait for the answer. Raises BackendFailed if none comes."""
         try:
-            send(self._socket, request)
+            send(self._socket, encode(request, self._shown))
             answer = receive(self._socket)
         except OSError:
             answer = None

@@ -8,70 +8,76 @@
     print(result.names, result.digest)
 """
 
-from pybuild.api import PlannedBuild, build, plan_build
-from pybuild.backend import (
-    Backend,
-    HostEntry,
-    Network,
-    PullPolicy,
-    Ulimit,
-)
-from pybuild.backends import backend_names, open_backend
-from pybuild.checks import (
-    CheckResult,
-    OutlineResult,
-    TargetsResult,
-    check,
-    outline,
-    targets,
-)
-from pybuild.dockerfile.lint import LintWarning
-from pybuild.dockerfile.targets import Target
-from pybuild.errors import (
-    AuthenticationRequired,
-    BackendError,
-    BackendFailed,
-    BackendUnavailable,
-    BuildCancelled,
-    ContextError,
-    CopyFailed,
-    DockerfileError,
-    DockerfileSyntaxError,
-    ExpansionError,
-    ExportFailed,
-    FetchFailed,
-    ImageError,
-    ImageNotFound,
-    InvalidImage,
-    PlatformMismatch,
-    PybuildError,
-    RegistryError,
-    RunFailed,
-    SourceRange,
-    StageCycle,
-    StageNotFound,
-    StepFailed,
-    UnknownInstruction,
-    UnsupportedByBackend,
-    UsageError,
-)
-from pybuild.oci.platform import Platform
-from pybuild.plan.outline import Outline, OutlineArg, OutlineMount
-from pybuild.remotes.options import RemoteOptions
-from pybuild.run.activity import CancelToken
-from pybuild.run.events import (
-    BuildFinished,
-    Event,
-    LintReported,
-    Reporter,
-    StepFinished,
-    StepLog,
-    StepProgress,
-    StepStarted,
-    Warned,
-)
-from pybuild.run.result import BuildResult, BuiltImage, OutputResult, StepResult
-from pybuild.secrets import Secret
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pybuild.api import PlannedBuild, build, plan_build
+    from pybuild.backend import (
+        Backend,
+        HostEntry,
+        Network,
+        PullPolicy,
+        Ulimit,
+    )
+    from pybuild.backends import backend_names, open_backend
+    from pybuild.checks import (
+        CheckResult,
+        OutlineResult,
+        TargetsResult,
+        check,
+        outline,
+        targets,
+    )
+    from pybuild.dockerfile.lint import LintWarning
+    from pybuild.dockerfile.targets import Target
+    from pybuild.errors import (
+        AuthenticationRequired,
+        BackendError,
+        BackendFailed,
+        BackendUnavailable,
+        BuildCancelled,
+        ContextError,
+        CopyFailed,
+        DockerfileError,
+        DockerfileSyntaxError,
+        ExpansionError,
+        ExportFailed,
+        FetchFailed,
+        ImageError,
+        ImageNotFound,
+        InvalidImage,
+        PlatformMismatch,
+        PybuildError,
+        RegistryError,
+        RunFailed,
+        SourceRange,
+        StageCycle,
+        StageNotFound,
+        StepFailed,
+        UnknownInstruction,
+        UnsupportedByBackend,
+        UsageError,
+    )
+    from pybuild.oci.platform import Platform
+    from pybuild.plan.outline import Outline, OutlineArg, OutlineMount
+    from pybuild.remotes.options import RemoteOptions
+    from pybuild.run.activity import CancelToken
+    from pybuild.run.events import (
+        BuildFinished,
+        Event,
+        LintReported,
+        Reporter,
+        StepFinished,
+        StepLog,
+        StepProgress,
+        StepStarted,
+        Warned,
+    )
+    from pybuild.run.result import BuildResult, BuiltImage, OutputResult, StepResult
+    from pybuild.secrets import Secret
 
 __version__ = "0.1.0"
 
@@ -142,3 +148,78 @@ __all__ = [
     "plan_build",
     "targets",
 ]
+
+# Each is loaded when it is asked for: `import pybuild` precedes every import of a module in it.
+_HOMES = {
+    "pybuild.api": ("PlannedBuild", "build", "plan_build"),
+    "pybuild.backend": ("Backend", "HostEntry", "Network", "PullPolicy", "Ulimit"),
+    "pybuild.backends": ("backend_names", "open_backend"),
+    "pybuild.checks": (
+        "CheckResult",
+        "OutlineResult",
+        "TargetsResult",
+        "check",
+        "outline",
+        "targets",
+    ),
+    "pybuild.dockerfile.lint": ("LintWarning",),
+    "pybuild.dockerfile.targets": ("Target",),
+    "pybuild.errors": (
+        "AuthenticationRequired",
+        "BackendError",
+        "BackendFailed",
+        "BackendUnavailable",
+        "BuildCancelled",
+        "ContextError",
+        "CopyFailed",
+        "DockerfileError",
+        "DockerfileSyntaxError",
+        "ExpansionError",
+        "ExportFailed",
+        "FetchFailed",
+        "ImageError",
+        "ImageNotFound",
+        "InvalidImage",
+        "PlatformMismatch",
+        "PybuildError",
+        "RegistryError",
+        "RunFailed",
+        "SourceRange",
+        "StageCycle",
+        "StageNotFound",
+        "StepFailed",
+        "UnknownInstruction",
+        "UnsupportedByBackend",
+        "UsageError",
+    ),
+    "pybuild.oci.platform": ("Platform",),
+    "pybuild.plan.outline": ("Outline", "OutlineArg", "OutlineMount"),
+    "pybuild.remotes.options": ("RemoteOptions",),
+    "pybuild.run.activity": ("CancelToken",),
+    "pybuild.run.events": (
+        "BuildFinished",
+        "Event",
+        "LintReported",
+        "Reporter",
+        "StepFinished",
+        "StepLog",
+        "StepProgress",
+        "StepStarted",
+        "Warned",
+    ),
+    "pybuild.run.result": ("BuildResult", "BuiltImage", "OutputResult", "StepResult"),
+    "pybuild.secrets": ("Secret",),
+}
+
+
+if not TYPE_CHECKING:  # to a type checker, any name would be there
+
+    def __getattr__(name: str) -> object:
+        """A public name, from the module where it is defined (PEP 562)."""
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(module), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

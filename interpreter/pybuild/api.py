@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend, Capability, HostEntry, ImageSpec, Network, PullPolicy, Ulimit
 from pybuild.backends import DEFAULT_BACKEND, open_backend
@@ -18,7 +19,6 @@ from pybuild.files.trees import Tree
 from pybuild.lookups import LazyLookup, looked_up
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
-from pybuild.oci.registry import RegistryClient
 from pybuild.options import (
     asked_platforms,
     fixed_time_of,
@@ -49,6 +49,9 @@ from pybuild.run.result import BuildResult, OutputResult, StepResult
 from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
 from pybuild.secrets import Secret
+
+if TYPE_CHECKING:
+    from pybuild.oci.registry import RegistryClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ def build(
         check_emulation(plan, backend, events)
         opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
-            contexts=_open_contexts(plan, opened, events, cancel),
+            contexts=_open_contexts(plan, opened, backend.notes_folder(), events, cancel),
             remotes=fetched,
             created=fixed_time,
             began=began,
@@ -213,7 +216,11 @@ def _export(
     with ExitStack() as stack:
 
         def client() -> RegistryClient:
-            return registry or stack.enter_context(RegistryClient())
+            if registry is not None:
+                return registry
+            from pybuild.oci.registry import RegistryClient  # noqa: PLC0415  (few builds push)
+
+            return stack.enter_context(RegistryClient())
 
         results = []
         for output in outputs:
@@ -304,9 +311,9 @@ def plan_build(
 
 
 def _open_contexts(
-    plan: Plan, contexts: Contexts, events: Events, cancel: CancelToken
+    plan: Plan, contexts: Contexts, notes: Path | None, events: Events, cancel: CancelToken
 ) -> dict[str | None, Tree]:
-    """The files of the contexts that any step reads."""
+    """The files of the contexts that any step reads; `notes` is :meth:`.Backend.notes_folder`."""
     steps = [step for stage in plan.stages for step in stage.steps]
     used = {
         source.name
@@ -319,7 +326,7 @@ def _open_contexts(
         title = f"[context {name}] load" if name else "[internal] load build context"
         with events.unit(title, cancel) as activity:
             activity.raise_if_cancelled()
-            found[name] = contexts.open(name, activity)
+            found[name] = contexts.open(name, activity, notes)
             # Reads the first folder, so that a context that can't be read fails here.
             found[name].children(b"")
     return found

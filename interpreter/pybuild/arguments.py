@@ -290,7 +290,8 @@ def _doctor_parser(version: str) -> _Parser:
 def _build_parser(version: str) -> _Parser:
     parser = new_parser(
         "pybuild",
-        "pybuild [options] CONTEXT\n       pybuild doctor\n       "
+        "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
+        "       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
         "Dockerfile on standard input, or the URL of a git repository or a tar archive.",

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
@@ -463,6 +463,15 @@ class Backend(ABC):
     def lookup(self, key: str) -> ROLayer | None:
         """The layer committed under `key`; None if there is none, or without STEP_CACHE."""
 
+    def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
+        """While the context lasts, no other build makes the step with this key.
+
+        Others wait, and look it up afterwards; within, commit the layer under `key`. A backend
+        whose builds share no steps need not do anything. Raises BuildCancelled.
+        """
+        del key, activity
+        return nullcontext()
+
     @abstractmethod
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         """Write config, manifest and names. `top` is the layer that `spec` describes.
@@ -505,6 +514,12 @@ class Backend(ABC):
             f'the backend "{self.name}" takes no images from elsewhere',
             hint="write an archive with --output type=oci, and import that",
         )
+
+    def notes_folder(self) -> Path | None:
+        """Where a build may keep what it learned of build contexts, for later ones; None if
+        nowhere. The folder needn't exist yet, is this user's alone, and may be emptied any time.
+        """
+        return None
 
     def image_store(self) -> ImageStore | None:
         """What the user may do with the images here; None if other tools are there for that."""

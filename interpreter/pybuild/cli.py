@@ -22,10 +22,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from pybuild import __version__
-from pybuild.api import build, plan_build
 from pybuild.arguments import (
     PROGRESS_MODES,
     STORE_COMMANDS,
@@ -34,8 +33,6 @@ from pybuild.arguments import (
     parse_arguments,
 )
 from pybuild.backends import open_backend
-from pybuild.checks import CheckResult, OutlineResult, TargetsResult, check, outline, targets
-from pybuild.diagnostics import describe_error
 from pybuild.environment import (
     backend_name,
     backend_options,
@@ -52,13 +49,15 @@ from pybuild.lentvalues import find_agents, read_certificates
 from pybuild.oci.manifest import descriptor_as_json
 from pybuild.oci.platform import platform_as_json
 from pybuild.pipes import CancellableInput, CancellableOutput
-from pybuild.plan import describe_plan, plan_as_json
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
 from pybuild.run.progress.lint import short_text
 from pybuild.run.progress.plain import PlainReporter, warning_text
 from pybuild.run.result import BuildResult
+
+if TYPE_CHECKING:
+    from pybuild.checks import CheckResult, OutlineResult, TargetsResult
 
 EXIT_CANCELLED = BuildCancelled.exit_code
 
@@ -71,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] and words[0] in STORE_COMMANDS:
             return _store_command(words)
+        if words[:1] == ["run"]:
+            return _run(words[1:])
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PybuildError as error:
         if debug:
             _complain(traceback.format_exc())
+        from pybuild.diagnostics import describe_error  # noqa: PLC0415  (no good build needs it)
+
         _complain(describe_error(error, error.files, with_output=not shows_output))
         return error.exit_code
     except KeyboardInterrupt:
@@ -123,6 +126,8 @@ def _print(text: str) -> None:
 
 
 def _build(arguments: BuildArguments) -> int:
+    from pybuild.api import build  # noqa: PLC0415  (--version and the store need none of it)
+
     cancel = CancelToken()
     _remove_stale(arguments.iidfile)
     with ExitStack() as stack:
@@ -175,6 +180,9 @@ def _build(arguments: BuildArguments) -> int:
 
 
 def _dry_run(arguments: BuildArguments) -> int:
+    from pybuild.api import plan_build  # noqa: PLC0415  (as above)
+    from pybuild.plan.describe import describe_plan, plan_as_json  # noqa: PLC0415  (as above)
+
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
         context, dockerfile = _inputs(arguments, cancel)
@@ -218,7 +226,8 @@ def _dry_run(arguments: BuildArguments) -> int:
 
 def _call(arguments: BuildArguments, call: CallArguments) -> int:
     """Print what the Dockerfile tells. Ends with 1 where a check found something."""
-    from pybuild.reports import as_json, describe  # noqa: PLC0415  (a build needs none of it)
+    from pybuild.checks import CheckResult  # noqa: PLC0415  (a build needs none of it)
+    from pybuild.reports import as_json, describe  # noqa: PLC0415  (as above)
 
     result = _called(arguments, call.name)
     _encodable(sys.stdout)
@@ -233,6 +242,8 @@ def _call(arguments: BuildArguments, call: CallArguments) -> int:
 
 
 def _called(arguments: BuildArguments, name: str) -> CheckResult | OutlineResult | TargetsResult:
+    from pybuild.checks import check, outline, targets  # noqa: PLC0415  (as above)
+
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
         context, dockerfile = _inputs(arguments, cancel)
@@ -264,6 +275,36 @@ def _doctor(arguments: DoctorArguments) -> int:
     _print(describe_findings(findings))
     chosen_works = any(f.good and f.subject == f"backend {name}" for f in findings)
     return 0 if chosen_works else 4
+
+
+def _run(words: Sequence[str]) -> int:
+    from pybuild.runcommand import parse_run_arguments  # noqa: PLC0415  (no build needs it)
+    from pybuild.running import run_image  # noqa: PLC0415  (as above)
+
+    arguments = parse_run_arguments(words, os.environ, __version__)
+    streams = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
+
+    def pass_on(stream: int, piece: bytes) -> None:
+        streams[stream].write(piece)
+        streams[stream].flush()
+
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel):
+        done = run_image(
+            arguments.image,
+            arguments.args,
+            backend=backend_name(arguments, os.environ),
+            backend_options=backend_options(arguments, os.environ),
+            platform=arguments.platform,
+            pull=arguments.pull,
+            env=arguments.env,
+            user=arguments.user,
+            workdir=arguments.workdir,
+            network=arguments.network,
+            on_output=pass_on,
+            cancel=cancel,
+        )
+    return done.returncode
 
 
 def _store_command(words: Sequence[str]) -> int:

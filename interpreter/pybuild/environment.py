@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.arguments import BackendArguments, BuildArguments
 from pybuild.backends import DEFAULT_BACKEND
@@ -27,12 +27,12 @@ from pybuild.export.outputs import (
     TarOutput,
 )
 from pybuild.flagvalues import parse_build_arg_file
-from pybuild.oci.auth import DockerCredentials
-from pybuild.oci.hosts import load_hosts
-from pybuild.oci.registry import RegistryClient
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.inputs import read_limited
 from pybuild.secrets import Secret
+
+if TYPE_CHECKING:
+    from pybuild.oci.registry import RegistryClient
 
 _HOSTS_DIRS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 _LARGEST_SECRET = 500 * 1024
@@ -144,6 +144,10 @@ def registry_of(
     """What pushes, if anything is pushed: with the logins of ``docker login``."""
     if not any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs):
         return None
+    from pybuild.oci.auth import DockerCredentials  # noqa: PLC0415  (few builds push)
+    from pybuild.oci.hosts import load_hosts  # noqa: PLC0415
+    from pybuild.oci.registry import RegistryClient  # noqa: PLC0415
+
     hosts = load_hosts(arguments.hosts_dir or _hosts_dir())
     credentials = DockerCredentials(_docker_config(environ))
     return RegistryClient(hosts, credentials, proxies=proxies_of(environ))

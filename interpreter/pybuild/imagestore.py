@@ -1,8 +1,8 @@
 """What a backend that keeps images itself lets its user do with them.
 
-A backend on a daemon has the daemon's tools for this, and offers none. Sizes are in bytes,
-times in UTC. Everything is safe while builds run on the same store, in this process or in
-others: nothing is removed that a running build uses.
+A backend on a daemon leaves to the daemon's tools what they can do, and refuses it with
+UnsupportedByBackend. Sizes are in bytes, times in UTC. Everything is safe while builds run
+on the same store, in this process or in others: nothing is removed that a running build uses.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class ImageStore(ABC):
 
     @abstractmethod
     def location(self) -> Path:
-        """A folder on the disk whose room the store takes up."""
+        """A folder on the disk whose room the store takes up.
+
+        Raises UnsupportedByBackend where that disk isn't this machine's.
+        """
 
     @abstractmethod
     def images(self) -> Sequence[ListedImage]:

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pybuild.backend import Backend, BaseImage, PullPolicy
 from pybuild.backends import open_backend
 from pybuild.errors import BackendUnavailable, SourceRange
-from pybuild.files.layout import open_layout
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
@@ -29,6 +28,8 @@ def looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
     def look_up(name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
         if isinstance(name, Reference):
             return backend.resolve(name, platform, policy, activity)
+        from pybuild.files.layout import open_layout  # noqa: PLC0415  (few images are in one)
+
         with open_layout(name.path) as layout:
             image = layout.find(platform, tag=name.tag, digest=name.digest)
             return backend.import_image(image, activity)
@@ -58,6 +59,8 @@ class LazyLookup:
 
     def __call__(self, name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
         if not isinstance(name, Reference):
+            from pybuild.files.layout import open_layout  # noqa: PLC0415  (as above)
+
             with open_layout(name.path) as layout:
                 image = layout.find(platform, tag=name.tag, digest=name.digest)
             return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)

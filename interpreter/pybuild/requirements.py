@@ -7,7 +7,6 @@ from pybuild.errors import UnsupportedByBackend
 from pybuild.oci.platform import Platform
 from pybuild.plan.steps import Plan, RunStep, needs
 from pybuild.run.activity import Events
-from pybuild.sandbox import emulation
 
 
 def check_supported(plan: Plan, backend: Backend) -> None:
@@ -49,6 +48,8 @@ def check_emulation(plan: Plan, backend: Backend, events: Events) -> None:
             case True:
                 pass
             case False:
+                from pybuild.sandbox import emulation  # noqa: PLC0415  (for its advice alone)
+
                 raise UnsupportedByBackend(
                     f"RUN for {platform} needs an emulator, and this machine has none",
                     where=step.where,

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from pybuild.arguments import (
@@ -211,7 +210,7 @@ def _disk_usage(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _prune(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
-    ceiling = None if given["all"] else _ceiling(given["max_size"], store.location())
+    ceiling = None if given["all"] else _ceiling(given["max_size"], store)
     request = PruneRequest(
         max_size=ceiling,
         images=given["dangling"] or given["images"],
@@ -225,14 +224,14 @@ def _prune(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
     return "\n".join(lines), 0
 
 
-def _ceiling(text: str | None, folder: Path) -> int:
+def _ceiling(text: str | None, store: ImageStore) -> int:
     share = re.fullmatch(r"(\d{1,3})%", text or f"{DEFAULT_SHARE}%")
     if share is None:
         return parse_size(text or "")
     percent = int(share[1])
     if percent > 100:
         raise UsageError(f'--max-size "{text}" is more than the disk')
-    return shutil.disk_usage(folder).total * percent // 100
+    return shutil.disk_usage(store.location()).total * percent // 100
 
 
 def _duration(text: str) -> int:

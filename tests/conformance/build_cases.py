@@ -7,14 +7,40 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pybuild.flagvalues import parse_host
+import pytest
 
+from pybuild import Backend, PullPolicy
+from pybuild.arguments import parse_arguments
+from pybuild.files.trees import Tree
+from pybuild.oci.platform import host_platform
+from pybuild.oci.reference import parse_reference
+from pybuild.run.activity import CancelToken, Events
+from pybuild.secrets import Secret
+
+BACKENDS = (
+    "embedded",
+    pytest.param("containerd", marks=pytest.mark.containerd),
+)
 CONFORMANCE = Path(__file__).resolve().parents[2].parent / "shared" / "conformance"
 _OLD = 1485449953  # the time that buildah's contexts are written for
+_PASSED = (
+    "build_args",
+    "target",
+    "labels",
+    "no_cache",
+    "network",
+    "add_hosts",
+    "shm_size",
+    "ulimits",
+    "cgroup_parent",
+    "allow",
+    "contexts",
+)
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -82,28 +108,23 @@ def copy_fixture(name: str, root: Path) -> None:
     root.chmod(0o755)
 
 
-def options_of(flags: Iterable[str]) -> dict[str, Any]:
-    """docker build's flags of a case as keyword arguments of :func:`pybuild.build`."""
-    options: dict[str, Any] = {}
-    words = iter(flags)
-    for word in words:
-        flag, _, value = word.partition("=")
-        if flag in ("-q", "--no-cache"):
-            if flag == "--no-cache":
-                options["no_cache"] = True
-            continue
-        value = value or next(words)
-        match flag:
-            case "--build-arg":
-                name, _, given = value.partition("=")
-                options.setdefault("build_args", {})[name] = given
-            case "--label":
-                name, _, given = value.partition("=")
-                options.setdefault("labels", {})[name] = given
-            case "--add-host":
-                options.setdefault("add_hosts", []).append(parse_host(value))
-            case "--network" | "--target":
-                options[flag[2:]] = value
-            case other:
-                raise AssertionError(f"unknown flag {other}")
-    return options
+def options_of(flags: Iterable[str], environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """docker build's flags of a case as keyword arguments of :func:`pybuild.build`.
+
+    `environ` has the values of variables that the flags name. Raises UsageError.
+    """
+    given = parse_arguments([*flags, "."], environ or {}, version="")
+    found = {name: getattr(given, name) for name in _PASSED}
+    secrets = {secret.id: secret.env or "" for secret in given.secrets}
+    values = {ident: Secret((environ or {})[name].encode()) for ident, name in secrets.items()}
+    agents = {option.id: option.paths for option in given.ssh}
+    return found | {"secrets": values, "ssh": agents, "platform": given.platforms or None}
+
+
+@contextmanager
+def image_tree(backend: Backend, name: str) -> Iterator[Tree]:
+    """The files of the image `name` in the backend's store."""
+    activity = Events(None).silent(CancelToken())
+    image = backend.resolve(parse_reference(name), host_platform(), PullPolicy.NEVER, activity)
+    with backend.checkout(image, activity) as layer:
+        yield layer.tree()

@@ -1,27 +1,24 @@
-"""What the recorded build cases need: one backend, base images under the names they use."""
+"""What the build cases need: both backends, with base images under the names they use."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from build_cases import BACKENDS, image_tree
 
 from pybuild import Backend, BuildResult, PullPolicy, build
 from pybuild.files.trees import resolve
 from pybuild.oci.layerindex import Kind
-from pybuild.oci.platform import host_platform
-from pybuild.oci.reference import parse_reference
-from pybuild.run.activity import CancelToken, Events
 from pybuild.testkit.baseimages import busybox_layout
 from pybuild.testkit.containerd import PrivateContainerd
-from pybuild.testkit.layouts import import_into_containerd
-from pybuild_containerd.backend import open_backend
+from pybuild_containerd.backend import open_backend as open_containerd
+from pybuild_embedded.backend import open_backend as open_embedded
 
-_NAMESPACE = "cases"
+_CREATED = 1_600_000_000  # both backends then have the same bases
 _NAMES = (
     "busybox",
     "alpine",
@@ -33,7 +30,7 @@ _NAMES = (
 )
 # busybox's ash stands in for bash; the rest are users and groups that the cases name
 _BASE = b"""\
-FROM docker.io/library/plain
+FROM plain
 RUN printf '#!/bin/sh\\nexec /bin/sh "$@"\\n' > /bin/bash && chmod 755 /bin/bash \
  && touch /usr/bin/script \
  && { grep -q ^lp: /etc/group || echo lp:x:7: >> /etc/group; } \
@@ -45,23 +42,47 @@ RUN printf '#!/bin/sh\\nexec /bin/sh "$@"\\n' > /bin/bash && chmod 755 /bin/bash
 
 
 @pytest.fixture(scope="session")
-def cases_backend(
-    containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory
+def plain_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI layout with busybox."""
+    return busybox_layout(tmp_path_factory.mktemp("layout") / "plain")
+
+
+@pytest.fixture(scope="session")
+def embedded_cases(
+    tmp_path_factory: pytest.TempPathFactory, plain_layout: Path
 ) -> Iterator[Backend]:
-    """A backend whose store has the cases' base images."""
-    folder = tmp_path_factory.mktemp("layout") / "plain"
-    layout = busybox_layout(folder, "docker.io/library/plain:latest")
-    import_into_containerd(layout, containerd.address, _NAMESPACE)
+    """The embedded backend, on a store with the cases' base images."""
+    with open_embedded({"root": tmp_path_factory.mktemp("store")}) as backend:
+        _make_bases(backend, plain_layout)
+        yield backend
+
+
+@pytest.fixture(scope="session")
+def containerd_cases(
+    containerd: PrivateContainerd, tmp_path_factory: pytest.TempPathFactory, plain_layout: Path
+) -> Iterator[Backend]:
+    """The containerd backend, in a namespace with the cases' base images."""
     options = {
         "address": containerd.address,
-        "namespace": _NAMESPACE,
+        "namespace": "cases",
         "cache_dir": tmp_path_factory.mktemp("cache"),
         "unpack": False,
     }
-    with open_backend(options) as backend:
-        build(None, dockerfile=_BASE, tags=_NAMES, backend=backend)
-    with open_backend(options) as backend:
+    with open_containerd(options) as backend:
+        _make_bases(backend, plain_layout)
         yield backend
+
+
+def _make_bases(backend: Backend, layout: Path) -> None:
+    contexts = {"plain": f"oci-layout://{layout}"}
+    build(None, dockerfile=_BASE, tags=_NAMES, contexts=contexts, backend=backend, created=_CREATED)
+
+
+@pytest.fixture(params=BACKENDS)
+def cases_backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn."""
+    backend: Backend = request.getfixturevalue(f"{request.param}_cases")
+    return backend
 
 
 @pytest.fixture
@@ -75,11 +96,10 @@ def build_on_cases(cases_backend: Backend) -> Callable[..., BuildResult]:
 
 
 @pytest.fixture
-def read_config(containerd: PrivateContainerd) -> Callable[[BuildResult], dict[str, Any]]:
+def read_config(cases_backend: Backend) -> Callable[[BuildResult], dict[str, Any]]:
     def read(result: BuildResult) -> dict[str, Any]:
-        command = ["ctr", "-a", containerd.address, "-n", _NAMESPACE, "content", "get"]
-        raw = subprocess.run([*command, result.config_digest], check=True, capture_output=True)
-        config: dict[str, Any] = json.loads(raw.stdout)
+        with cases_backend.open_blob(result.config_digest) as blob:
+            config: dict[str, Any] = json.load(blob)
         return config
 
     return read
@@ -90,11 +110,7 @@ def read_image_file(cases_backend: Backend) -> Callable[[BuildResult, str], byte
     """The content of a file in an image; None where there is none."""
 
     def read(result: BuildResult, path: str) -> bytes | None:
-        activity = Events(None).silent(CancelToken())
-        reference = parse_reference(result.names[0])
-        image = cases_backend.resolve(reference, host_platform(), PullPolicy.NEVER, activity)
-        with cases_backend.checkout(image, activity) as layer:
-            tree = layer.tree()
+        with image_tree(cases_backend, result.names[0]) as tree:
             name = path.lstrip("/").encode()
             if tree.get(name) is None:
                 return None

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from context import make_context
 from rootfs import Node, config_differences, differences, read_tree
 
 from pybuild import build
 from pybuild.testkit.baseimages import BUSYBOX, busybox_layout
 from pybuild.testkit.containerd import PrivateContainerd
+from sharedcontext import make_context
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd, pytest.mark.buildah]
 
@@ -48,6 +48,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ),
     ("arg-env-precedence", "who: content *", "in BuildKit an ARG after the ENV wins"),
     ("copy-chmod", "[ab]: mode *", "BuildKit makes a missing destination with --chmod's mode"),
+    ("dockerignore", "everything/setuid.sh: mode *", "BuildKit keeps set-user-id bits of files"),
     ("escape-directive", "config Env: *", "with ` as escape a backslash is kept"),
     ("run-mount-bind", "mnt: only in pybuild's image", "buildah removes the base's own folder"),
     ("shell", "config Cmd: *", "CMD in shell form uses SHELL"),

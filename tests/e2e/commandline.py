@@ -15,6 +15,9 @@ from typing import Any
 from embedding import check_store
 from pybuild.running import run_image
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
+from pybuild_containerd.client import Client
+from pybuild_containerd.content import ContentStore
+from pybuild_containerd.stepcache import StepCache
 
 PROGRAM = (sys.executable, "-m", "pybuild")
 _PATIENCE = 300.0
@@ -204,6 +207,14 @@ class OnEmbedded(CommandLine):
     def blob(self, digest: str) -> bytes:
         name = digest.partition(":")[2]
         return (self.root / "blobs/sha256" / name[:2] / name).read_bytes()
+
+
+def forget_steps(address: str, namespace: str) -> None:
+    """Empty the step cache, so that a test sees its own steps run."""
+    with Client(address, namespace) as client:
+        steps = StepCache(client, ContentStore(client), "overlayfs")
+        for record in steps.records():
+            steps.forget(record)
 
 
 def full_name(image: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commandline import CommandLine, OnContainerd, OnEmbedded
+from commandline import CommandLine, OnContainerd, OnEmbedded, forget_steps
 
 from embedding import Stores
 from pybuild.testkit.containerd import PrivateContainerd
@@ -25,7 +25,8 @@ def backend() -> str:
 
 @pytest.fixture
 def on_containerd(base_images: PrivateContainerd, tmp_path: Path) -> Iterator[OnContainerd]:
-    """``pybuild`` in the namespace "default", where busybox is."""
+    """``pybuild`` in the namespace "default", where busybox is, without any cached step."""
+    forget_steps(base_images.address, "default")
     command = OnContainerd(base_images, tmp_path)
     yield command
     command.check_nothing_left()

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,17 @@ from pybuild.oci.layerindex import Entry
 from pybuild.sandbox.mapping import Kind as MappingKind
 from pybuild_embedded.workers import Merge, Pack, Workers
 from sandboxing import best_mapping, run_tests_as_user
-from unpacking import FOLDER, Layers, Shown, file, in_tree, layers_in, member, tar
+from unpacking import (
+    FOLDER,
+    Layers,
+    agrees,
+    file,
+    in_tree,
+    layers_in,
+    member,
+    random_script,
+    tar,
+)
 
 CAPABILITY = (("security.capability", bytes.fromhex("0100000200040000" + "00" * 12)),)
 
@@ -57,16 +66,6 @@ def changed(layers: Layers, script: str) -> dict[str, Entry]:
     return {f"{e.kind.value} {e.path.decode()}": e for e in layers.chain[-1].index}
 
 
-def agrees(layers: Layers) -> None:
-    """The chain looks to a process as its tree says; times of folders only copied up don't count."""
-
-    def timeless(shown: dict[str, Shown]) -> dict[str, Shown]:
-        return {path: replace(each, mtime=0) for path, each in shown.items()}
-
-    seen, _ = layers.shown()
-    assert timeless(seen) == timeless(in_tree(layers.tree(), owners=layers.owners))
-
-
 def test_a_step_that_changes_nothing_gives_no_layer_and_no_file(based: Layers) -> None:
     assert changed(based, "true") == {}
     # the overlay copies these up
@@ -79,6 +78,24 @@ def test_removals_and_folders_made_anew(based: Layers) -> None:
     assert list(entries) == ["whiteout gone", "dir keep", "opaque keep", "file keep/n"]
     assert (entries["dir keep"].mode, entries["file keep/n"].size) == (0o755, 2)
     agrees(based)
+
+
+def test_what_is_made_again_in_a_folder_made_anew_is_kept_though_it_looks_the_same(
+    layers: Layers,
+) -> None:
+    layers.add(
+        member(b"a/", FOLDER, mode=0o755),
+        member(b"a/closed/", FOLDER, mode=0o700),
+        file(b"a/closed/f", b"x", mode=0o644, mtime=10),
+        file(b"a/g", b"g", mode=0o644, mtime=10),
+    )
+    entries = changed(
+        layers,
+        "$b rm -r a; $b mkdir -p a/closed; $b chmod 700 a/closed; $b printf g >a/g; "
+        "$b touch -d @10 a/g; $b chmod 644 a/g",
+    )
+    assert list(entries) == ["dir a", "opaque a", "dir a/closed", "file a/g"]
+    agrees(layers)
 
 
 def test_renaming_gives_a_removal_and_a_file(based: Layers) -> None:
@@ -168,28 +185,6 @@ def test_marks_of_fuse_overlayfs_are_removals(based: Layers) -> None:
         "opaque keep",
         "file keep/n",
     ]
-
-
-def random_script(chance: random.Random) -> str:
-    """A few things that a step may do."""
-
-    def name() -> str:
-        return "/".join(chance.choice("abc") for _ in range(chance.randrange(1, 4)))
-
-    actions = [
-        lambda: f"echo {chance.randrange(99)} >n && $b mv n {name()}",  # a FIFO would wait
-        lambda: f"$b rm -rf {name()}",
-        lambda: f"$b mkdir -p {name()}",
-        lambda: f"$b mv {name()} {name()}",
-        lambda: f"$b ln {name()} {name()}",
-        lambda: f"$b ln -s {chance.choice(['a', '../b', '/c'])} {name()}",
-        lambda: f"$b chmod {chance.choice(['755', '700', '4755', '0'])} {name()}",
-        lambda: f"$b chown -h {chance.randrange(3)}:{chance.randrange(3)} {name()}",
-        lambda: f"$b mkfifo {name()}",
-        lambda: f"$b touch -h -d @{chance.randrange(10**6)} {name()}",
-    ]
-    lines = [chance.choice(actions)() for _ in range(chance.randrange(5, 40))]
-    return "{ " + "; ".join(lines) + "; } 2>/dev/null; true"
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -44,7 +44,8 @@ def test_processes_take_turns_on_a_locked_cache(pybuild: CommandLine, tmp_path: 
         "n=$(cat /c/n 2>/dev/null || echo 0); sleep 0.5; echo $((n + 1)) > /c/n; cat /c/n"
     )
     context = pybuild.context(f"FROM busybox\n{step}\n")
-    started = [pybuild.start("--progress=plain", context) for _ in range(3)]
+    options = ["--no-cache", "--progress=plain"]
+    started = [pybuild.start(*options, context) for _ in range(3)]
     outputs = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], "\n".join(outputs)
     assert sorted(said(text)[-1] for text in outputs) == ["1", "2", "3"]
@@ -107,6 +108,7 @@ def test_a_step_of_an_ordinary_user_reaches_the_agent_with_a_key(
     assert "lent-key (ED25519)" in said(ended.err)[0]
     with open_agents({"default": [key]}) as agents:
         ended = pybuild.build(
+            "--no-cache",
             "--progress=plain",
             "--ssh=default",
             context,

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import pybuild
+from pybuild.imagestore import PruneRequest
 from pybuild.testkit.baseimages import busybox_layout
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left, private_containerd
 from pybuild.testkit.layouts import import_into_containerd
@@ -65,6 +66,7 @@ class Building:
 
     def __init__(self, daemon: PrivateContainerd, folder: Path, name: str = "built") -> None:
         words = [sys.executable, "-m", "pybuild", "--progress=plain", "--pull=never", "-t", name]
+        words.append("--no-cache")
         words += [f"--containerd-address={daemon.address}"]
         words += [f"--containerd-namespace={NAMESPACE}", "-"]
         self._lines: list[str] = []
@@ -255,6 +257,79 @@ def test_garbage_collection_breaks_no_build(daemon: PrivateContainerd, tmp_path:
     assert len(built) == 4
     assert all("complete" in line and line.rstrip().endswith("true") for line in built)
     check_nothing_left(daemon.address, NAMESPACE, daemon.folder)
+
+
+def test_pruning_breaks_none_of_eight_builds(daemon: PrivateContainerd, tmp_path: Path) -> None:
+    options = {"address": daemon.address, "namespace": NAMESPACE}
+    failures: list[BaseException] = []
+    cached: list[bool] = []
+    over = threading.Event()
+
+    def build(number: int) -> None:
+        try:
+            for turn in range(4):
+                # half of the builds do the same, so that some find what is being removed
+                text = f"FROM busybox\nRUN echo {number // 2} > /a\nCOPY <<E /b\nb\nE\n"
+                text += f"RUN cat /a /b > /c\nRUN echo {turn // 2} > /d\nRUN cat /c /d\n"
+                result = pybuild.build(
+                    None,
+                    dockerfile=text.encode(),
+                    tags=[f"pruned{number}"],
+                    pull="never",
+                    backend="containerd",
+                    backend_options={**options, "cache_dir": tmp_path / str(number)},
+                )
+                cached.extend(step.cached for step in result.steps)
+        except BaseException as error:  # noqa: BLE001 - asserted on below
+            failures.append(error)
+
+    def prune() -> None:
+        with open_backend(options) as backend:
+            store = backend.image_store()
+            assert store is not None
+            while not over.wait(0.2):
+                store.prune(PruneRequest())
+
+    threads = [threading.Thread(target=build, args=(number,)) for number in range(8)]
+    pruner = threading.Thread(target=prune)
+    with collecting(daemon) as rounds:
+        pruner.start()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        over.set()
+        pruner.join()
+    assert failures == []
+    assert rounds[0] > 10
+    assert any(cached)
+    assert not all(cached)
+    check_nothing_left(daemon.address, NAMESPACE, daemon.folder)
+
+
+@pytest.mark.parametrize("end", [PrivateContainerd.kill, PrivateContainerd.stop])
+def test_cached_steps_are_found_after_the_daemon_ended(
+    daemon: PrivateContainerd, tmp_path: Path, end: Callable[[PrivateContainerd], None]
+) -> None:
+    options = {"address": daemon.address, "namespace": NAMESPACE, "cache_dir": tmp_path}
+    text = b"FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id\nCOPY <<E /e\ne\nE\n"
+    text += f"LABEL by={end.__name__}\nRUN true {end.__name__}\n".encode()
+    results = []
+    for _ in range(2):
+        results.append(
+            pybuild.build(
+                None,
+                dockerfile=text,
+                tags=["found"],
+                pull="never",
+                backend="containerd",
+                backend_options=options,
+            )
+        )
+        end(daemon)
+        daemon.start()
+    assert all(step.cached for step in results[1].steps)
+    assert results[1].digest == results[0].digest
 
 
 def test_a_lease_shorter_than_a_step_is_renewed(

@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from programs import HERE, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inherent: runs on Linux only")
-
-HERE = Path(__file__).resolve().parent
-
-
-def run(*command: str | Path) -> None:
-    """Run a program that can import what tests do; it must succeed."""
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is one: a kill doesn't test the disk, which is slow."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as temporary:
-        yield Path(temporary)
 
 
 @pytest.mark.parametrize("way", ["killed_at_random", "killed_at_each_point", "side_by_side"])

@@ -18,8 +18,9 @@ from pybuild.errors import PybuildError, SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform, parse_platform
 from pybuild.oci.reference import Reference
-from pybuild.plan import Plan, PlanRequest, describe_plan, make_plans, plan_as_json
+from pybuild.plan import Plan, PlanRequest, make_plans
 from pybuild.plan.contexts import parse_context
+from pybuild.plan.describe import describe_plan, plan_as_json
 from pybuild.plan.resolve import ImageName
 
 FOLDER = Path(__file__).parent

@@ -451,7 +451,8 @@ def test_an_images_labels_never_become_containerds(
         seen = [dict(i.labels) for i in client.call(rpcs.IMAGE_LIST).images]
         with client.stream(rpcs.CONTENT_LIST) as pages:
             seen += [dict(info.labels) for page in pages for info in page.info]
-    names = {name for labels in seen for name in labels}
+    # records of the step cache keep themselves
+    names = {name for labels in seen if "pybuild/step" not in labels for name in labels}
     assert not names & {"containerd.io/gc.root", "containerd.io/gc.flat", "pybuild/session"}
     assert not names & {"containerd.io/gc.ref.content.x", "io.cri-containerd.image"}
     assert not names & {"containerd.io/snapshot/overlay.size"}

@@ -51,7 +51,7 @@ class Builds:
         self._bench = Workbench(backend, "busybox")
 
     def build(self, dockerfile: str, context: Path | None = None, **options: Any) -> Any:
-        """Build it as "built"; `log` has what the processes wrote."""
+        """Build it as "built", every step of it; `log` has what the processes wrote."""
         log = _Log()
         try:
             return pybuild.build(
@@ -60,6 +60,7 @@ class Builds:
                 tags=["built"],
                 backend=self.backend,
                 reporter=log,
+                no_cache=True,
                 **options,
             )
         finally:

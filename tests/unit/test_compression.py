@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -63,3 +64,19 @@ def test_skippable_frames_are_zstd_too() -> None:
     assert detect(b"\x50\x2a\x4d\x18\0\0") == "zstd"
     assert detect(b"") is None
     assert detect(b"FROM x") is None
+
+
+def test_gzip_begins_with_a_few_bytes_alone_because_isal_would_hash_its_own_address() -> None:
+    text = b"0123456789 and so on, and so on"
+    for pieces in ([text], [text[:5], text[5:]], [bytes([byte]) for byte in text]):
+        stream = compressor(Packing(Compression.GZIP))
+        packed = b"".join([*map(stream.compress, pieces), stream.flush()])
+        begun = packed.index(b"\0\0\xff\xff") + 4  # a sync flush (RFC 1951, 3.2.4)
+        assert zlib.decompressobj(wbits=31).decompress(packed[:begun]) == text[:16]
+        assert gzip.decompress(packed) == text
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 300, 5000])
+def test_short_streams_are_packed_whole(size: int) -> None:
+    stream = compressor(Packing(Compression.GZIP))
+    assert gzip.decompress(stream.compress(TEXT[:size]) + stream.flush()) == TEXT[:size]

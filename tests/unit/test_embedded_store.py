@@ -283,11 +283,25 @@ class TestFolders:
     def test_a_row_without_its_folder_is_a_miss(self, root: Path) -> None:
         with Store.open(root) as store:
             layers = put_step(store, "key")
-            chain = store.record_layers(layers)
             remove_trees([put_folder(store, layers, b"key").path])
+        with Store.open(root) as store:
+            chain = store.record_layers(layers)
             assert store.folder(chain, FLAVOUR) is None
             again = put_folder(store, layers, b"key")
             assert store.folder(chain, FLAVOUR) == again
+
+    def test_the_last_chain_with_a_folder_is_found(self, root: Path) -> None:
+        with Store.open(root) as store:
+            layers: tuple[LayerDiff, ...] = ()
+            chains = []
+            for name in ("a", "b", "c"):
+                layers = put_step(store, name, layers)
+                chains.append(store.record_layers(layers))
+            folder = put_folder(store, layers[:2], b"b")
+            put_folder(store, layers, b"c", "other flavour")
+        with Store.open(root) as store:
+            assert store.last_folder(chains, FLAVOUR) == (1, folder)
+            assert store.last_folder(chains[:1], FLAVOUR) is None
 
     def test_after_a_power_failure_only_synced_folders_count(
         self, root: Path, monkeypatch: pytest.MonkeyPatch

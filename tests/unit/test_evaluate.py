@@ -16,7 +16,8 @@ from pybuild.errors import (
 from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
-from pybuild.plan import Plan, PlanRequest, describe_plan, make_plan, needs
+from pybuild.plan import Plan, PlanRequest, make_plan, needs
+from pybuild.plan.describe import describe_plan
 from pybuild.plan.history import duration, quoted
 from pybuild.plan.steps import (
     ContextSource,

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pybuild
 
 
@@ -76,3 +79,16 @@ def test_the_public_names_are_exactly_these() -> None:
 def test_every_public_name_is_there() -> None:
     for name in pybuild.__all__:
         assert getattr(pybuild, name) is not None
+
+
+def test_a_name_is_loaded_when_it_is_asked_for_and_not_before() -> None:
+    program = (
+        "import sys, pybuild; before = {n for n in sys.modules if n.startswith('pybuild')}\n"
+        "assert before == {'pybuild'}, before\n"
+        "assert set(pybuild.__all__) <= set(dir(pybuild))\n"
+        "assert not hasattr(pybuild, 'Buidl')\n"
+        "from pybuild import *\n"
+        "assert build is pybuild.build and issubclass(RunFailed, PybuildError)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()

@@ -43,7 +43,10 @@ def test_lookups_answer_the_same_fresh_and_from_stored_bytes(stored: bool) -> No
     assert not found.is_opaque(b"x")
     assert found.has_below(b"a/b")
     assert not found.has_below(b"a/y")
-    assert found.touches_below(b"a/y")
+    assert found.touches(b"a/y")
+    assert found.touches(b"a/y/z")
+    assert found.touches(b"")
+    assert not found.touches(b"a-")
     assert found.get(b"a/b") is None
     assert found.get(b"a/x") is None
     assert found.offset(b"a-b") == 100

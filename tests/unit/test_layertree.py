@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+import random
+import tracemalloc
 from typing import BinaryIO
 
 import pytest
 
 from pybuild.errors import InvalidImage
-from pybuild.files.layertree import LayerTree, extended
+from pybuild.files import layertree
+from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import walk
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 
@@ -163,6 +166,47 @@ def test_a_thousand_layers_and_a_deep_path_are_no_trouble() -> None:
 
 def test_a_tree_is_extended_by_a_layer_without_touching_the_first() -> None:
     base = tree(layer(file(b"a")))
-    more = extended(base, layer(removal(b"a"), file(b"b")), opened)
+    more = base.extended(layer(removal(b"a"), file(b"b")), opened)
     assert more.children(b"") == [b"b"]
     assert base.children(b"") == [b"a"]
+
+
+def _random_layer(chance: random.Random) -> LayerIndex:
+    entries: dict[tuple[bytes, bool], Entry] = {}
+    for _ in range(chance.randint(0, 5)):
+        path = b"/".join(chance.choice((b"a", b"b", b"a-b")) for _ in range(chance.randint(1, 3)))
+        entry = chance.choice(
+            (file(path), folder(path), link(path, b"a"), removal(path), opaque(path))
+        )
+        entries[path, entry.kind in {Kind.WHITEOUT, Kind.OPAQUE}] = entry
+    return layer(*entries.values())
+
+
+@pytest.mark.parametrize("noted", [0, 2, 500])
+def test_a_tree_extended_layer_by_layer_is_that_of_all_layers(
+    noted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layertree, "_MOST_NOTED", noted)
+    chance = random.Random(noted)  # noqa: S311 - a choice of layers
+    for _ in range(200):
+        layers = [_random_layer(chance) for _ in range(chance.randint(2, 6))]
+        grown = tree(layers[0])
+        for index in layers[1:]:
+            list(walk(grown, b""))  # what is known below mustn't be seen above
+            grown.extended(_random_layer(chance), opened)  # nor a sibling
+            grown = grown.extended(index, opened)
+        whole = tree(*layers)
+        assert list(walk(grown, b"")) == list(walk(whole, b""))
+        assert grown.indexes == whole.indexes
+
+
+def test_paths_deep_as_the_kernel_allows_take_little_memory_in_a_chain() -> None:
+    deep = [layer(*(file(b"a/" * 2000 + b"%d/%d" % (n, m)) for m in range(400))) for n in range(9)]
+    tracemalloc.start()
+    grown = tree(deep[0])
+    for index in deep[1:]:
+        grown = grown.extended(index, opened)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert grown.indexes == tuple(deep)
+    assert taken < 1 << 20

@@ -6,10 +6,12 @@ import threading
 
 import pytest
 
+from pybuild import cli
 from pybuild.errors import BuildCancelled, ImageNotFound, UnsupportedByBackend, UsageError
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import host_platform
 from pybuild.run.activity import CancelToken
+from pybuild.runcommand import parse_run_arguments
 from pybuild.running import run_image
 from pybuild.testkit.memory import MemoryBackend
 from pybuild.testkit.workbench import file, folder
@@ -80,3 +82,34 @@ def test_a_cancelled_run_ends(backend: MemoryBackend) -> None:
     threading.Timer(0.05, cancel.cancel).start()
     with pytest.raises(BuildCancelled):
         run_image("app", ["sleep 30"], backend=backend, cancel=cancel)
+
+
+def test_the_command_line_passes_output_and_exit_code_on(
+    backend: MemoryBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    monkeypatch.setattr("pybuild.running.open_backend", lambda *_: backend)
+    words = ["-e", "MORE=x", "--workdir", "/", "app", "echo $MORE; pwd; echo bad >&2; exit 3"]
+    assert cli.main(["run", *words]) == 3
+    assert capfdbinary.readouterr() == (b"x\n/\n", b"bad\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the image is missing"),
+        (["--network", "hots", "app"], 'the network "hots"'),
+        (["--usr", "me", "app"], "unknown flag --usr; did you mean --user?"),
+    ],
+)
+def test_wrong_words_are_told(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_follows_the_image_is_the_processs_own() -> None:
+    found = parse_run_arguments(["-e", "HERE", "app", "ls", "-u", "--help"], {"HERE": "1"}, "0")
+    assert (found.image, found.args, found.env) == ("app", ("ls", "-u", "--help"), {"HERE": "1"})

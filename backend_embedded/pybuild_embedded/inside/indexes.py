@@ -24,6 +24,7 @@ class Indexes:
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, LayerIndex] = OrderedDict()
         self._cost = 0
+        self._last: tuple[tuple[Path, ...], LayerTree] = (), LayerTree((), _no_content)
 
     def get(self, path: Path) -> LayerIndex:
         """The index in this file. Raises InvalidImage if it is damaged, and OSError."""
@@ -41,7 +42,15 @@ class Indexes:
 
     def tree(self, paths: Sequence[Path]) -> LayerTree:
         """The merged view of these layers, bottom first. Files can't be opened in it."""
-        return LayerTree([self.get(path) for path in paths], _no_content)
+        known, tree = self._last
+        if not known or known != tuple(paths[: len(known)]):
+            tree = LayerTree([self.get(path) for path in paths], _no_content)
+        else:
+            # a step on what the last one left
+            for path in paths[len(known) :]:
+                tree = tree.extended(self.get(path), _no_content)
+        self._last = tuple(paths), tree
+        return tree
 
 
 def _no_content(_layer: int, entry: Entry, _offset: int) -> BinaryIO:

@@ -88,9 +88,10 @@ class Making:
             finally:
                 os.close(fd)
             for other in entries[1:]:
-                self._link(folder, name, other.path)
+                self.link(folder, name, other.path)
 
-    def _link(self, folder: int, name: bytes, path: bytes) -> None:
+    def link(self, folder: int, name: bytes, path: bytes) -> None:
+        """Make what has this name in the open folder a hard link at `path`."""
         # its folder may be pushed out of those kept open, so it is held here
         held = os.dup(folder)
         try:

@@ -21,7 +21,7 @@ def remove(path: Path) -> None:
     with suppress(FileNotFoundError):
         parent = os.open(path.parent, _FOLDER & ~os.O_NOFOLLOW)
         try:
-            _remove_name(parent, os.fsencode(path.name))
+            remove_name(parent, os.fsencode(path.name))
         finally:
             os.close(parent)
 
@@ -30,15 +30,21 @@ def clear(path: Path) -> None:
     """Remove all that is in the folder `path`."""
     folder = os.open(path, _FOLDER)
     try:
-        with os.scandir(folder) as found:
-            items = list(found)
-        for item in items:
-            _remove_name(folder, os.fsencode(item.name))
+        clear_folder(folder)
     finally:
         os.close(folder)
 
 
-def _remove_name(parent: int, name: bytes) -> None:
+def clear_folder(folder: int) -> None:
+    """Remove all that is in an open folder."""
+    with os.scandir(folder) as found:
+        items = list(found)
+    for item in items:
+        remove_name(folder, os.fsencode(item.name))
+
+
+def remove_name(parent: int, name: bytes) -> None:
+    """Remove what has this name in an open folder, and all below it. Raises OSError."""
     if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
         os.unlink(name, dir_fd=parent)
         return

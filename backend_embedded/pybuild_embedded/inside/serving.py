@@ -7,19 +7,27 @@ import traceback
 from contextlib import suppress
 
 from pybuild.errors import PybuildError
+from pybuild_embedded.inside.applying import apply
 from pybuild_embedded.inside.failures import translated
 from pybuild_embedded.inside.indexes import Indexes
 from pybuild_embedded.inside.merging import merge
 from pybuild_embedded.inside.packing import pack
+from pybuild_embedded.inside.points import make_points, remove_points
+from pybuild_embedded.inside.recording import write_record
 from pybuild_embedded.inside.removing import measure, remove
 from pybuild_embedded.inside.unpacking import unpack
 from pybuild_embedded.requests import (
+    Apply,
+    MakePoints,
     Measure,
     Merge,
     Pack,
     Packed,
+    Record,
     Remove,
+    RemovePoints,
     Request,
+    Shown,
     Unpack,
     decode,
     encode_answer,
@@ -37,10 +45,10 @@ def serve(connection: socket.socket) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    indexes = Indexes()
+    indexes, shown = Indexes(), Shown()
     while (message := receive(connection)) is not None:
         try:
-            answer = encode_answer(_done(decode(message), indexes))
+            answer = encode_answer(_done(decode(message, shown), indexes))
         except PybuildError as error:
             answer = encode_error(error)
         except Exception:  # noqa: BLE001 - the client is told whatever it is
@@ -53,6 +61,21 @@ def _done(request: Request, indexes: Indexes) -> int | list[int] | Packed | None
         case Unpack(target=target):
             with translated("unpack the layer", target):
                 return unpack(request, indexes)
+        case Apply(target=target):
+            with translated("apply the layer", target):
+                apply(request, indexes)
+            return None
+        case MakePoints(folder=folder):
+            with translated("make mount points", folder):
+                return make_points(request)
+        case RemovePoints(folder=folder):
+            with translated("remove mount points", folder):
+                remove_points(request)
+            return None
+        case Record(folder=folder):
+            with translated("look at the files", folder):
+                write_record(request)
+            return None
         case Pack(blob=blob):
             with translated("write the layer", blob.parent):
                 return pack(request, indexes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.compression import CHUNK, Decompressed
@@ -22,7 +23,7 @@ def unpack(request: Unpack, indexes: Indexes) -> int:
     plan = plan_layer(index, tree, below)
     with Making(request.target, owners=request.owners, devices=not request.userxattr) as making:
         making.folders(plan.folders)
-        _make_files(request, plan, making)
+        make_files(request.blob, request.diff_id, plan, making)
         make_copies(making, plan.lower_files, request.lowers, len(request.parents))
         for entry in plan.others:
             if not making.other(entry) and entry.path in plan.covered:
@@ -34,13 +35,17 @@ def unpack(request: Unpack, indexes: Indexes) -> int:
         return making.allocated
 
 
-def _make_files(request: Unpack, plan: LayerPlan, making: Making) -> None:
-    with request.blob.open("rb", buffering=0) as blob, Decompressed(blob) as plain:
+def make_files(path: Path, diff_id: str, plan: LayerPlan, making: Making) -> None:
+    """Make the files of a layer with the content that its blob, at `path`, has.
+
+    Raises InvalidImage if that isn't the one with this diff id.
+    """
+    with path.open("rb", buffering=0) as blob, Decompressed(blob) as plain:
         content = _Content(plain)
         for offset, entries in plan.files:
             making.file(entries, partial(content.write, offset, entries[0].size))
-        if content.diff_id() != request.diff_id:
-            raise InvalidImage(f"the blob {request.blob.name} doesn't hold {request.diff_id}")
+        if content.diff_id() != diff_id:
+            raise InvalidImage(f"the blob {path.name} doesn't hold {diff_id}")
 
 
 class _Content:

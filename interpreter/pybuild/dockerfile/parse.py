@@ -240,7 +240,7 @@ def _parse_pairs(r: Request) -> tuple[tuple[Pair, ...], bool]:
         if not equals:
             raise r.error(f"{word.text[:60]!r} has no =", word, form)
         if not name:
-            raise r.error(f"a {keyword} has no name", word)
+            raise r.error(f"{keyword} names can't be empty", word)
         pairs.append(Pair(name, text))
     return tuple(pairs), False
 

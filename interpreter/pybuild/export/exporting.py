@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Activity
 from pybuild.backends import open_backend
 from pybuild.errors import UsageError
-from pybuild.export.folder import write_folder as write_rootfs_folder
 from pybuild.export.images import (
     TargetImages,
     WantedImages,
@@ -18,14 +17,7 @@ from pybuild.export.images import (
     store_images,
     wanted_images,
 )
-from pybuild.export.layout import (
-    docker_files,
-    index_entries,
-    layout_files,
-    write_archive,
-    write_folder,
-)
-from pybuild.export.newfiles import Sink, check_destination, written
+from pybuild.export.newfiles import check_destination
 from pybuild.export.outputs import (
     BackendLoadOutput,
     Destination,
@@ -38,13 +30,13 @@ from pybuild.export.outputs import (
     Output,
     RegistryOutput,
     TarOutput,
+    place_of,
 )
-from pybuild.export.rootfs import write_rootfs, write_rootfs_each
-from pybuild.oci.blobs import image_blobs
-from pybuild.oci.push import push_image
 from pybuild.oci.reference import Reference
-from pybuild.oci.registry import RegistryClient
 from pybuild.run.result import OutputResult
+
+if TYPE_CHECKING:
+    from pybuild.oci.registry import RegistryClient
 
 
 def check_output(output: Output, names: Sequence[Reference], *, as_index: bool) -> None:
@@ -133,17 +125,21 @@ def export(
     activity.raise_if_cancelled()
     match output:
         case TarOutput():
-            _write_tar(built, output, activity)
-            return OutputResult("tar", _place(output.dest))
+            from pybuild.export.delivering import write_tar  # noqa: PLC0415  (as its docstring says)
+
+            write_tar(built, output, activity)
+            return OutputResult("tar", place_of(output.dest))
         case LocalOutput():
-            _write_local(built, output, activity)
+            from pybuild.export.delivering import write_local  # noqa: PLC0415
+
+            write_local(built, output, activity)
             return OutputResult("local", output.dest)
         case _:
             wanted = wanted_images(built, output.image, activity)
             kind, dest = _export_images(built, wanted, output, client, activity)
             return OutputResult(
                 kind,
-                _place(dest),
+                place_of(dest),
                 wanted.documents.descriptor,
                 tuple(map(str, wanted.names)),
                 wanted.results(built),
@@ -163,93 +159,32 @@ def _export_images(
     activity: Activity,
 ) -> tuple[str, Destination]:
     """Write the images, and return the kind and place of the output's result."""
+    if isinstance(output, ImageOutput):
+        store_images(built, wanted, activity)
+        if not output.push:
+            return "image", ""
+    from pybuild.export import delivering  # noqa: PLC0415  (as its docstring says)
+
     match output:
         case ImageOutput():
-            store_images(built, wanted, activity)
-            if output.push:
-                _push(built, wanted, client(), activity, by_digest=output.by_digest)
+            delivering.push(built, wanted, client(), activity, by_digest=output.by_digest)
             return "image", ""
         case RegistryOutput():
-            _push(built, wanted, client(), activity, by_digest=output.by_digest)
+            delivering.push(built, wanted, client(), activity, by_digest=output.by_digest)
             return "registry", ""
         case OciOutput():
-            _write_layout(built, wanted, output, activity)
+            delivering.write_layout(built, wanted, output, activity)
             return "oci", output.dest
         case DockerOutput():
-            with written(output.dest) as sink:
-                _docker_archive(built, wanted, activity, sink)
+            delivering.write_docker_archive(built, wanted, output, activity)
             return "docker", output.dest
         case DockerLoadOutput():
             from pybuild.export.dockersocket import load_archive  # noqa: PLC0415  (imports http)
 
-            archive = partial(_docker_archive, built, wanted, activity)
+            archive = partial(delivering.docker_archive, built, wanted, activity)
             load_archive(output.host, archive, activity)
             return "docker", output.host
         case BackendLoadOutput():
             with open_backend(output.backend, output.options) as other:
                 load_images(wanted, other, built.backend.open_blob, activity)
             return output.backend, ""
-
-
-def _push(
-    built: TargetImages,
-    wanted: WantedImages,
-    client: RegistryClient,
-    activity: Activity,
-    *,
-    by_digest: bool,
-) -> None:
-    documents, names = wanted.documents, wanted.names
-    if by_digest:
-        digest = documents.descriptor.digest
-        names = tuple(dict.fromkeys(replace(name, tag=None, digest=digest) for name in names))
-    known = {
-        layer.blob.digest: spec.base.reference
-        for spec in wanted.specs
-        if spec.base is not None
-        for layer in spec.base.layers
-    }
-    push_image(client, documents, built.backend.open_blob, names, activity, known=known)
-
-
-def _write_layout(
-    built: TargetImages, wanted: WantedImages, output: OciOutput, activity: Activity
-) -> None:
-    documents = wanted.documents
-    entries = index_entries(documents, wanted.names, wanted.specs[0].config.platform)
-    files = layout_files(documents, image_blobs(documents, built.backend.open_blob), entries)
-    if not output.tar:
-        write_folder(files, entries, _place(output.dest), activity)
-        return
-    with written(output.dest) as sink:
-        write_archive(files, sink, activity)
-
-
-def _docker_archive(
-    built: TargetImages, wanted: WantedImages, activity: Activity, sink: Sink
-) -> None:
-    documents = wanted.documents
-    entries = index_entries(documents, wanted.names, wanted.specs[0].config.platform)
-    blobs = image_blobs(documents, built.backend.open_blob)
-    files = layout_files(documents, blobs, entries)
-    write_archive(files + docker_files(documents.images[0], wanted.names), sink, activity)
-
-
-def _write_tar(built: TargetImages, output: TarOutput, activity: Activity) -> None:
-    with written(output.dest) as sink:
-        if built.as_index:
-            trees = {image.folder: image.top.tree() for image in built.images}
-            write_rootfs_each(trees, sink, built.newest, activity)
-        else:
-            write_rootfs(built.images[0].top.tree(), sink, built.newest, activity)
-
-
-def _write_local(built: TargetImages, output: LocalOutput, activity: Activity) -> None:
-    for image in built.images:
-        within = image.folder if built.as_index else ""
-        tree = image.top.tree()
-        write_rootfs_folder(tree, output.dest, built.newest, activity, within=within)
-
-
-def _place(dest: Destination) -> str:
-    return dest if isinstance(dest, str) else "-"

@@ -19,6 +19,12 @@ Destination = str | BinaryIO
 STANDARD_OUTPUT = "-"
 """The destination that the command line replaces by its standard output."""
 
+
+def place_of(dest: Destination) -> str:
+    """The path, or - for a stream."""
+    return dest if isinstance(dest, str) else STANDARD_OUTPUT
+
+
 _COMPRESSIONS = {
     "gzip": Compression.GZIP,
     "zstd": Compression.ZSTD,

@@ -10,16 +10,20 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import BinaryIO, Self
 
 from pybuild.errors import ContextError, InvalidImage, PybuildError
 from pybuild.files.archives import ArchiveTree, open_archive
 from pybuild.files.ignore import IgnoreMatcher
-from pybuild.files.safepath import Listed, Root
+from pybuild.files.safepath import ExactReader, Listed, Root
 from pybuild.files.spool import Spool
+from pybuild.files.statcache import StatCache
 from pybuild.files.trees import Tree, join, parent_of, resolve, shown
 from pybuild.oci.compression import detect
 from pybuild.oci.layerindex import Entry, Kind
@@ -44,6 +48,12 @@ class ContextTree(Tree):
     @abstractmethod
     def close(self) -> None:
         """Idempotent. Nothing of the tree can be opened afterwards."""
+
+    def keep_digests_in(self, folder: Path) -> None:
+        """Take digests of unchanged files from `folder`, and keep there, at `close`, new ones.
+
+        Nobody else may write to `folder`, which is made if need be.
+        """
 
     def ignoring(self, ignore: IgnoreMatcher) -> ContextTree:
         """The same without what `ignore` excludes. Closing the one closes the other."""
@@ -154,13 +164,31 @@ class _Directory(ContextTree):
         self._lock = threading.RLock()
         self._folders: dict[bytes, dict[bytes, tuple[Entry, os.stat_result]]] = {}
         self._linked: dict[tuple[int, int], bytes] = {}
+        self._digests: StatCache | None = None
+        self._began = time.time_ns()
         top = root.status(b"")
+        self._status = top.status
         self._top = Entry(
             b"", Kind.DIRECTORY, stat.S_IMODE(top.status.st_mode), mtime=_seconds(top.status)
         )
 
     def close(self) -> None:
+        if self._digests is not None:
+            self._digests.save()
         self._root.close()
+
+    def keep_digests_in(self, folder: Path) -> None:
+        with self._lock:
+            self._digests = StatCache(folder, self._status, self._began)
+            for listed in self._folders.values():
+                for name, (entry, status) in listed.items():
+                    known = replace(entry, digest=self._digest(entry.kind, entry.link, status))
+                    listed[name] = known, status
+
+    def _digest(self, kind: Kind, link: bytes, status: os.stat_result) -> str | None:
+        if self._digests is None or kind is not Kind.FILE or link:
+            return None
+        return self._digests.find(status)
 
     def get(self, path: bytes) -> Entry | None:
         if not path:
@@ -176,11 +204,14 @@ class _Directory(ContextTree):
         if found is None or found[0].kind is not Kind.FILE:
             raise ContextError(f"{shown(path)} is not a regular file")
         try:
-            return self._root.open_file(path, found[1])
+            stream = self._root.open_file(path, found[1])
         except FileNotFoundError as error:
             raise ContextError(f"{shown(path)} was removed while the build was using it") from error
         except OSError as error:
             raise ContextError(f"can't open {shown(path)}: {error.strerror}") from error
+        if self._digests is not None and isinstance(stream, ExactReader):
+            stream.on_digest = partial(self._digests.record, found[1])
+        return stream
 
     def _found(self, path: bytes) -> tuple[Entry, os.stat_result] | None:
         folder, _, name = path.rpartition(b"/")
@@ -239,6 +270,7 @@ class _Directory(ContextTree):
             link=link,
             device=device,
             xattrs=allowed_xattrs(item.xattrs) if item.xattrs else (),
+            digest=self._digest(kind, link, status),
         )
 
 
@@ -277,6 +309,9 @@ class _Below(ContextTree):
     def close(self) -> None:
         self._inner.close()
 
+    def keep_digests_in(self, folder: Path) -> None:
+        self._inner.keep_digests_in(folder)
+
     def get(self, path: bytes) -> Entry | None:
         entry = self._inner.get(self._there(path))
         if entry is None:
@@ -307,6 +342,9 @@ class _Filtered(ContextTree):
 
     def close(self) -> None:
         self._inner.close()
+
+    def keep_digests_in(self, folder: Path) -> None:
+        self._inner.keep_digests_in(folder)
 
     def get(self, path: bytes) -> Entry | None:
         return self._inner.get(path) if self._is_visible(path) else None

@@ -7,9 +7,11 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 
 # containerd takes minutes to unpack a single file below 2,000 folders
 _DEEPEST = 500
+_MOST_TREES = 64
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
+Read = TypeVar("Read")
 OpenBlob = Callable[[str], BinaryIO]
 """Opens the stored bytes of the blob with this digest."""
 
@@ -37,43 +41,82 @@ class LayerFiles:
 
     Indexes are kept in `cache` (a private folder, None for none) by diff id. Contents come
     from uncompressed copies of the layers, made in `folder` when the first file of a layer
-    is read; the caller removes them with the folder.
+    is read; the caller removes them with the folder. `mend` is told of a layer whose blob
+    can't be read, and whether that is another now.
     """
 
-    def __init__(self, open_blob: OpenBlob, cache: Path | None, folder: Path) -> None:
+    def __init__(
+        self,
+        open_blob: OpenBlob,
+        cache: Path | None,
+        folder: Path,
+        mend: Callable[[LayerDiff], bool] = lambda _: False,
+    ) -> None:
         self._open_blob = open_blob
+        self._mend = mend
         self._cache = cache
         self._lock = threading.Lock()
         self._locks = KeyedLocks()
         self._indexes: dict[str, LayerIndex] = {}
         self._copies: dict[str, Path] = {}
-        self._filed: set[str] = set()  # those whose index file is known to be whole
+        self._filed: dict[str, Path] = {}  # those that are known to be there and whole
+        # the trees used last, by the number of their layers and the topmost diff id
+        self._trees: OrderedDict[tuple[int, str], tuple[Sequence[LayerDiff], LayerTree]] = (
+            OrderedDict()
+        )
         self._folder = folder
 
     def remember(self, diff_id: str, index: LayerIndex) -> None:
-        """Take the index of a layer that was just written."""
+        """Take the index of a layer that was just written, and keep it for later builds."""
+        self._hold(diff_id, index)
+        self._store(diff_id, index)
+
+    def _hold(self, diff_id: str, index: LayerIndex) -> None:
         with self._lock:
             self._indexes[diff_id] = index
 
     def tree(self, layers: Sequence[LayerDiff]) -> Tree:
         """The merged file system of `layers`, bottom first.
 
-        Raises InvalidImage for a blob whose content isn't what its diff id says.
+        One layer more than a tree that was used lately costs little. Raises InvalidImage for
+        a blob whose content isn't what its diff id says.
         """
 
         def open_file(position: int, entry: Entry, offset: int) -> BinaryIO:
             return self._open_part(layers[position], offset, entry.size)
 
-        return LayerTree([self.index(layer) for layer in layers], open_file)
+        layers = tuple(layers)
+        count, tree = self._known_tree(layers)
+        if tree is None:
+            tree = LayerTree([self.index(layer) for layer in layers], open_file)
+        for layer in layers[count:] if count else ():
+            tree = tree.extended(self.index(layer), open_file)
+        if layers:
+            with self._lock:
+                self._trees[len(layers), layers[-1].diff_id] = layers, tree
+                while len(self._trees) > _MOST_TREES:
+                    self._trees.popitem(last=False)
+        return tree
+
+    def _known_tree(self, layers: Sequence[LayerDiff]) -> tuple[int, LayerTree | None]:
+        """The tree used lately that has the most of `layers`, and how many it has."""
+        with self._lock:
+            for count in range(len(layers), 0, -1):
+                key = count, layers[count - 1].diff_id
+                found = self._trees.get(key)
+                if found is not None and found[0] == layers[:count]:
+                    self._trees.move_to_end(key)
+                    return count, found[1]
+        return 0, None
 
     def index(self, layer: LayerDiff) -> LayerIndex:
         """The index of one layer, read from its blob if no one knows it yet."""
         with self._locks.holding(layer.diff_id):
             index = self._indexes.get(layer.diff_id) or self._cached(layer.diff_id)
             if index is None:
-                index = self._read(layer)
+                index = self._intact(self._read, layer)
                 self._store(layer.diff_id, index)
-            self.remember(layer.diff_id, index)
+            self._hold(layer.diff_id, index)
         return index
 
     def knows(self, layer: LayerDiff) -> bool:
@@ -83,7 +126,7 @@ class LayerFiles:
                 return True
             index = self._cached(layer.diff_id)
             if index is not None:
-                self.remember(layer.diff_id, index)
+                self._hold(layer.diff_id, index)
             return index is not None
 
     def index_path(self, layer: LayerDiff) -> Path:
@@ -92,19 +135,25 @@ class LayerFiles:
         It is there until the cache is emptied, and complete. Raises BackendFailed if it can't
         be written.
         """
+        filed = self._filed.get(layer.diff_id)
+        if filed is not None:
+            return filed
         path = self._index_file(layer.diff_id)
-        if layer.diff_id in self._filed:
-            return path
         index = self.index(layer)
         with self._locks.holding(layer.diff_id):
-            if not path.exists():
-                try:
-                    self._write(path, index)
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
-            self._filed.add(layer.diff_id)
+            # what is there already may be damaged
+            try:
+                self._write(path, index)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
+            self._filed[layer.diff_id] = path
         return path
+
+    def index_paths(self, layers: Iterable[LayerDiff]) -> tuple[Path, ...]:
+        """The files with the indexes of these layers, as :meth:`index_path` gives them."""
+        filed = self._filed
+        return tuple(filed.get(layer.diff_id) or self.index_path(layer) for layer in layers)
 
     def adopt(self, diff_id: str, path: Path) -> None:
         """Take over an index file that was just written, by renaming it to its place.
@@ -115,7 +164,7 @@ class LayerFiles:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locks.holding(diff_id):
             path.replace(place)
-            self._filed.add(diff_id)
+            self._filed[diff_id] = place
 
     def check(self, layer: LayerDiff) -> None:
         """Raise InvalidImage for a layer that no daemon should unpack."""
@@ -133,19 +182,34 @@ class LayerFiles:
         with self._locks.holding(layer.diff_id):
             copy = self._copies.get(layer.diff_id)
             if copy is None:
-                copy = self._copies[layer.diff_id] = self._uncompress(layer)
+                copy = self._intact(self._uncompress, layer)
+                self._copies[layer.diff_id] = copy
         return io.BufferedReader(_Part(copy, offset, size))
+
+    def _intact(self, read: Callable[[LayerDiff], Read], layer: LayerDiff) -> Read:
+        try:
+            return read(layer)
+        except InvalidImage:
+            if not self._mend(layer):
+                raise
+            return read(layer)
 
     def _uncompress(self, layer: LayerDiff) -> Path:
         path = self._folder / _file_name(layer.diff_id)
         path.unlink(missing_ok=True)  # what a broken transfer left
+        digest = sha256()
         with (
             self._open_blob(layer.blob.digest) as blob,
             Decompressed(blob) as plain,
             open(os.open(path, _NEW_FILE, 0o600), "wb") as copy,  # noqa: PTH123 - a descriptor, not a path
         ):
             while piece := plain.read(1 << 20):
+                digest.update(piece)
                 copy.write(piece)
+        if f"sha256:{digest.hexdigest()}" != layer.diff_id:
+            raise InvalidImage(
+                f"layer {layer.blob.digest} doesn't hold {layer.diff_id}: it is damaged"
+            )
         return path
 
     def _read(self, layer: LayerDiff) -> LayerIndex:
@@ -164,16 +228,21 @@ class LayerFiles:
         return self._cache / _file_name(diff_id)
 
     def _cached(self, diff_id: str) -> LayerIndex | None:
+        path = self._index_file(diff_id)
         try:
-            return LayerIndex.from_bytes(self._index_file(diff_id).read_bytes())
+            index = LayerIndex.from_bytes(path.read_bytes())
         except (OSError, ImageError):
             return None  # a failing cache is a miss
+        self._filed[diff_id] = path
+        return index
 
     def _store(self, diff_id: str, index: LayerIndex) -> None:
         if self._cache is None:
             return
         with contextlib.suppress(OSError):  # a failing cache is a miss next time
-            self._write(self._index_file(diff_id), index)
+            path = self._index_file(diff_id)
+            self._write(path, index)
+            self._filed[diff_id] = path
 
     def _write(self, path: Path, index: LayerIndex) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from pybuild.errors import InvalidImage
-from pybuild.files.trees import Tree, shown
+from pybuild.files.trees import Tree, parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 
 OpenFile = Callable[[int, Entry, int], BinaryIO]
@@ -15,14 +16,63 @@ OpenFile = Callable[[int, Entry, int], BinaryIO]
 the content's offset in that layer's uncompressed tar."""
 
 _MAX_HOPS = 40
+# entries, and bytes of their paths and of all above them
+_MOST_NOTED = 500
+_MOST_NOTED_BYTES = 100_000
+
+
+class _Chain:
+    """Layers over each other, and which of them have something at a path.
+
+    Shared by the trees of a chain and of all its beginnings, which see its first layers: so
+    one more layer costs the same on a thousand as on the first. Layers with many entries,
+    of which a chain has few, are asked instead of noted. Safe in threads.
+    """
+
+    def __init__(self, indexes: Sequence[LayerIndex]) -> None:
+        self.indexes: list[LayerIndex] = []
+        self._lock = threading.Lock()
+        self._large: list[int] = []
+        self._touching: dict[bytes, list[int]] = {}
+        for index in indexes:
+            self._append(index)
+
+    def extended(self, count: int, index: LayerIndex) -> _Chain:
+        """A chain that has `index` on top of this one's first `count` layers."""
+        with self._lock:
+            if count == len(self.indexes):
+                self._append(index)
+                return self
+        return _Chain([*self.indexes[:count], index])
+
+    def touching(self, path: bytes, count: int) -> list[int]:
+        """Which of the first `count` layers have an entry at `path` or below it, top first."""
+        found = [n for n in self._touching.get(path, ()) if n < count]
+        found += [n for n in self._large if n < count and self.indexes[n].touches(path)]
+        return sorted(found, reverse=True)
+
+    def _append(self, index: LayerIndex) -> None:
+        position = len(self.indexes)
+        self.indexes.append(index)
+        if _is_large(index):
+            self._large.append(position)
+            return
+        touched = {b""} if len(index) else set[bytes]()
+        for path in index.paths:
+            above = path
+            while above not in touched:
+                touched.add(above)
+                above = parent_of(above)
+        for path in touched:
+            self._touching.setdefault(path, []).append(position)
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder of the merged view: the layers that have part of it, top first."""
+    """A folder of the merged view. What is in it in layers below `lowest` isn't seen."""
 
     entry: Entry
-    layers: tuple[int, ...]
+    lowest: int
 
 
 class LayerTree(Tree):
@@ -35,15 +85,25 @@ class LayerTree(Tree):
     """
 
     def __init__(self, indexes: Sequence[LayerIndex], open_file: OpenFile) -> None:
-        self._indexes = tuple(indexes)
+        self._chain = _Chain(indexes)
+        self._count = len(indexes)
         self._open_file = open_file
         self._folders: dict[bytes, _Folder | None] = {}
         self._lower: dict[int, LayerTree] = {}
 
+    def extended(self, index: LayerIndex, open_file: OpenFile) -> LayerTree:
+        """The same view with one more layer on top; `open_file` serves all of its layers."""
+        upper = LayerTree((), open_file)
+        upper._chain = self._chain.extended(self._count, index)
+        upper._count = self._count + 1
+        if b"" not in index.paths[:1]:  # else it says something about the root
+            upper._folders[b""] = self._folder(b"")
+        return upper
+
     @property
     def indexes(self) -> tuple[LayerIndex, ...]:
         """The layers, bottom first."""
-        return self._indexes
+        return tuple(self._chain.indexes[: self._count])
 
     def get(self, path: bytes) -> Entry | None:
         found = self._find(path)
@@ -65,8 +125,8 @@ class LayerTree(Tree):
             return ()
         present: set[bytes] = set()
         removed: set[bytes] = set()
-        for position in folder.layers:
-            index = self._indexes[position]
+        for position in self._touching(path, folder.lowest):
+            index = self._chain.indexes[position]
             present.update(name for name in index.children(path) if name not in removed)
             removed.update(index.removed_children(path))
         return sorted(present)
@@ -76,7 +136,7 @@ class LayerTree(Tree):
         if found is None:
             raise InvalidImage(f"{shown(path)} is not a regular file with content in the image")
         layer, entry = found
-        return self._open_file(layer, entry, self._indexes[layer].offset(entry.path))
+        return self._open_file(layer, entry, self._offset(layer, entry.path))
 
     def _settle_link(self, entry: Entry) -> Entry:
         """A hard link with its file's attributes, and named only while that is still there."""
@@ -95,7 +155,7 @@ class LayerTree(Tree):
         return replace(holder, path=entry.path, link=target if same else b"")
 
     def _offset(self, layer: int, path: bytes) -> int:
-        return self._indexes[layer].offset(path)
+        return self._chain.indexes[layer].offset(path)
 
     def _content(self, path: bytes) -> tuple[int, Entry] | None:
         """The layer and entry with the content of the file at `path`."""
@@ -115,8 +175,13 @@ class LayerTree(Tree):
     def _below(self, layer: int) -> LayerTree:
         """What a layer was put on: upper layers don't change what its hard links mean."""
         if layer not in self._lower:
-            self._lower[layer] = LayerTree(self._indexes[:layer], self._open_file)
+            below = LayerTree((), self._open_file)
+            below._chain, below._count = self._chain, layer
+            self._lower[layer] = below
         return self._lower[layer]
+
+    def _touching(self, path: bytes, lowest: int) -> list[int]:
+        return [n for n in self._chain.touching(path, self._count) if n >= lowest]
 
     def _find(self, path: bytes) -> tuple[int, Entry] | None:
         """The entry at `path`, and the position of its layer."""
@@ -126,8 +191,8 @@ class LayerTree(Tree):
         parent = self._folder(path.rpartition(b"/")[0])
         if parent is None:
             return None
-        for position in parent.layers:
-            index = self._indexes[position]
+        for position in self._touching(path, parent.lowest):
+            index = self._chain.indexes[position]
             entry = index.get(path)
             if entry is not None and entry.kind is not Kind.DIRECTORY:
                 return position, entry
@@ -151,36 +216,37 @@ class LayerTree(Tree):
         return self._folders[path]
 
     def _merge(self, path: bytes) -> _Folder | None:
+        above = 0
         if path:
-            parent = self._folders[path.rpartition(b"/")[0]]
+            parent = self._folders[parent_of(path)]
             if parent is None:
                 return None
-            candidates: Sequence[int] = parent.layers
-        else:
-            candidates = range(len(self._indexes) - 1, -1, -1)
-        layers: list[int] = []
+            above = parent.lowest
+        lowest, implied = self._count, not path
         listed: Entry | None = None
-        for position in candidates:
-            index = self._indexes[position]
+        for position in self._touching(path, above):
+            index = self._chain.indexes[position]
             entry = index.get(path)
             if entry is not None and entry.kind is not Kind.DIRECTORY:
                 break
-            present = entry is not None or _implies(index, path)
-            if present or index.touches_below(path):
-                layers.append(position)
+            lowest = position
             listed = listed or entry
+            implied = implied or _implies(index, path)
             if index.removes(path) or index.is_opaque(path):
                 break
-        if path and listed is None and not any(_implies(self._indexes[i], path) for i in layers):
+        else:
+            lowest = above
+        if listed is None and not implied:
             return None
-        return _Folder(listed or Entry(path, Kind.DIRECTORY, mode=0o755), tuple(layers))
+        return _Folder(listed or Entry(path, Kind.DIRECTORY, mode=0o755), lowest)
+
+
+def _is_large(index: LayerIndex) -> bool:
+    if len(index) > _MOST_NOTED:
+        return True
+    return sum(len(path) * (1 + path.count(b"/")) for path in index.paths) > _MOST_NOTED_BYTES
 
 
 def _implies(index: LayerIndex, path: bytes) -> bool:
     """Whether `path` must be a folder for what the layer has in it, listed or not."""
     return index.is_opaque(path) or index.has_below(path)
-
-
-def extended(parent: LayerTree, index: LayerIndex, open_file: OpenFile) -> LayerTree:
-    """`parent` with one more layer on top; `open_file` serves all of its layers."""
-    return LayerTree((*parent.indexes, index), open_file)

@@ -197,7 +197,12 @@ class Root:
 
 
 class ExactReader(io.RawIOBase):
-    """Reads `size` bytes of a file; ContextError if it ends before or goes on after them."""
+    """Reads `size` bytes of a file; ContextError if it ends before or goes on after them.
+
+    Who has computed the digest of all of them calls ``on_digest``, if there is one, with it.
+    """
+
+    on_digest: Callable[[str], None] | None = None
 
     def __init__(self, raw: io.FileIO, size: int, path: bytes) -> None:
         super().__init__()

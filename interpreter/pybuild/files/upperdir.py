@@ -10,32 +10,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import replace
-from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
-from pybuild.errors import BackendFailed, CopyFailed
+from pybuild.errors import BackendFailed
+from pybuild.files.foundentries import FoundEntries, same_attributes
 from pybuild.files.safepath import Listed, Root
 from pybuild.files.trees import NewEntry, Tree, join, parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import allowed_xattrs
 
 _OVERLAY = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 _WHITEOUT = b".wh."
 _RESERVED = b".wh..wh."
 _OPAQUE_NAMES = frozenset({b".wh..wh..opq", b".wh..opq"})
-_LONGEST = 4096  # PATH_MAX: what is deeper can't be unpacked anywhere
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
-_CHUNK = 1024 * 1024
 
 
 class OverlayNotPlain(BackendFailed):
@@ -76,8 +62,7 @@ class _Walk:
         self, root: Root, parent: Tree, *, newest: int | None, owners: bool, fuse: bool
     ) -> None:
         self._root = root
-        self._newest = newest
-        self._owners = owners
+        self._made = FoundEntries(root, newest=newest, owners=owners)
         self._fuse = fuse
         self._parent = parent
         self._linked: dict[tuple[int, int], bytes] = {}
@@ -128,49 +113,26 @@ class _Walk:
         return None if path and parent_of(path) in self._opaque else self._parent.get(path)
 
     def _entries_of(self, path: bytes, item: Listed) -> Iterator[NewEntry]:
-        status = item.status
         self._check_plain(path, item)
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode))
-        if kind is None:  # a socket, which no layer can hold
-            return
-        if len(path) > _LONGEST:
-            raise CopyFailed(
-                f"the step made a path of more than {_LONGEST} bytes in {shown(path[:99])}"
-            )
         before = self._before(path)
-        device = (0, 0)
-        if kind in (Kind.CHARACTER, Kind.BLOCK):
-            device = os.major(status.st_rdev), os.minor(status.st_rdev)
-            if kind is Kind.CHARACTER and device == (0, 0):
-                if before is not None:
-                    yield NewEntry(Entry(path, Kind.WHITEOUT, mode=0))
-                return
-        mtime = status.st_mtime_ns // 10**9
-        if self._newest is not None:
-            mtime = min(mtime, self._newest)
-        uid, gid = status.st_uid, status.st_gid
-        if not self._owners:
-            uid, gid = (before.uid, before.gid) if before is not None else (0, 0)
-        entry = Entry(
-            path,
-            kind,
-            stat.S_IMODE(status.st_mode),
-            uid,
-            gid,
-            status.st_size if kind is Kind.FILE else 0,
-            mtime,
-            item.target,
-            device,
-            allowed_xattrs(item.xattrs) if item.xattrs else (),
-        )
-        if kind is Kind.DIRECTORY:
+        if stat.S_ISCHR(item.status.st_mode) and item.status.st_rdev == 0:
+            if before is not None:
+                yield NewEntry(Entry(path, Kind.WHITEOUT, mode=0))
+            return
+        entry = self._made.entry(path, item, before)
+        if entry is None:
+            return
+        if entry.kind is Kind.DIRECTORY:
             yield from self._folder(entry, before, item)
-        elif kind is Kind.FILE:
-            yield from self._file(entry, before, status)
-        else:
-            yield NewEntry(entry)
+        elif entry.kind is Kind.FILE and item.status.st_nlink > 1:
+            inode = item.status.st_dev, item.status.st_ino
+            first = self._linked.setdefault(inode, path)
+            yield self._made.new(entry, item.status, first)
+        elif not self._made.is_same(entry, before, item.status):
+            yield self._made.new(entry, item.status)
 
     def _folder(self, entry: Entry, before: Entry | None, item: Listed) -> Iterator[NewEntry]:
+        path = entry.path
         over_folder = before is not None and before.kind is Kind.DIRECTORY
         opaque = over_folder and any(
             name.removeprefix(prefix) == "opaque" and value == b"y"
@@ -178,38 +140,13 @@ class _Walk:
             for name, value in item.xattrs
         )
         if opaque:
-            yield from self._made_opaque(entry.path)
-        if not opaque and before is not None and _same_attributes(entry, before):
-            self._unchanged[entry.path] = entry
+            yield from self._made_opaque(path)
+        if not opaque and before is not None and same_attributes(entry, before):
+            self._unchanged[path] = entry
             return
         if before is None:
-            self._opaque.add(entry.path)
+            self._opaque.add(path)
         yield NewEntry(entry)
-
-    def _file(
-        self, entry: Entry, before: Entry | None, status: os.stat_result
-    ) -> Iterator[NewEntry]:
-        content = partial(self._root.open_file, entry.path, status)
-        if status.st_nlink > 1:
-            first = self._linked.setdefault((status.st_dev, status.st_ino), entry.path)
-            if first != entry.path:
-                yield NewEntry(replace(entry, link=first))
-                return
-        elif (
-            before is not None
-            and _same_attributes(entry, before)
-            and (entry.size, entry.mtime) == (before.size, before.mtime)
-            and self._digest(entry.path, status) == before.digest
-        ):
-            return
-        yield NewEntry(entry, content)
-
-    def _digest(self, path: bytes, status: os.stat_result) -> str:
-        digest = sha256()
-        with closing(self._root.open_file(path, status)) as stream:
-            while piece := stream.read(_CHUNK):
-                digest.update(piece)
-        return f"sha256:{digest.hexdigest()}"
 
     def _check_plain(self, path: bytes, item: Listed) -> None:
         for name, _ in item.xattrs:
@@ -235,13 +172,3 @@ def _without(drop: frozenset[bytes], found: list[NewEntry]) -> list[NewEntry]:
             above = parent_of(above)
     kept.reverse()
     return kept
-
-
-def _same_attributes(entry: Entry, before: Entry) -> bool:
-    return (entry.kind, entry.mode, entry.uid, entry.gid, entry.xattrs) == (
-        before.kind,
-        before.mode,
-        before.uid,
-        before.gid,
-        before.xattrs,
-    )

@@ -26,6 +26,7 @@ CHUNK = 1024 * 1024
 _ZSTD_LEVEL = 3
 _GZIP_LEVEL = 1
 _WITH_GZIP_HEADER = 31
+_GZIP_HEAD = 16
 
 
 class Compression(Enum):
@@ -74,6 +75,39 @@ class _Plain:
         return b""
 
 
+class _Gzip:
+    """isal's fast gzip, kept from looking at memory addresses.
+
+    Where a stream begins with more than a few bytes, ISA-L 2.32 files its third byte under a
+    hash of the stream's own address, so that a match is found, or not, by chance
+    (``.write_first_byte`` of igzip_icf_body_h1_gr_bt.asm takes the wrong register). Its code
+    for the ends of streams is sound, so the first bytes are flushed alone.
+    """
+
+    def __init__(self) -> None:
+        from isal import isal_zlib  # noqa: PLC0415  (loaded when a layer is written)
+
+        self._stream = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_WITH_GZIP_HEADER)
+        self._sync = isal_zlib.Z_SYNC_FLUSH
+        self._head: bytearray | None = bytearray()
+
+    def compress(self, data: bytes | bytearray | memoryview, /) -> bytes:
+        if self._head is None:
+            return self._stream.compress(data)
+        self._head += data
+        return b"" if len(self._head) < _GZIP_HEAD else self._begun()
+
+    def flush(self) -> bytes:
+        return self._begun() + self._stream.flush()
+
+    def _begun(self) -> bytes:
+        if self._head is None:
+            return b""
+        head, rest, self._head = self._head[:_GZIP_HEAD], self._head[_GZIP_HEAD:], None
+        first = self._stream.compress(head) + self._stream.flush(self._sync)
+        return first + self._stream.compress(rest)
+
+
 def compressor(packing: Packing) -> Compressor:
     """A new stream that packs so. Raises ValueError for a level out of range."""
     level = packing.level
@@ -83,9 +117,7 @@ def compressor(packing: Packing) -> Compressor:
         case Compression.GZIP if level is not None:
             return zlib.compressobj(level, wbits=_WITH_GZIP_HEADER)
         case Compression.GZIP:
-            from isal import isal_zlib  # noqa: PLC0415  (loaded when a layer is written)
-
-            return cast("Compressor", isal_zlib.compressobj(_GZIP_LEVEL, wbits=_WITH_GZIP_HEADER))
+            return _Gzip()
         case Compression.ZSTD:
             return cast("Compressor", _zstd().ZstdCompressor(level=level or _ZSTD_LEVEL))
 

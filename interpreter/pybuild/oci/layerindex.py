@@ -100,6 +100,11 @@ class LayerIndex:
         return hash((len(self._paths), self._paths[0] if self._paths else b""))
 
     @property
+    def paths(self) -> Sequence[bytes]:
+        """The paths of all entries, sorted; that of a folder may be there twice."""
+        return self._paths
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """All entries, removals included, sorted by path."""
         return tuple(self)
@@ -136,10 +141,16 @@ class LayerIndex:
         start, end = self._range_below(path)
         return any(self._code(i) != _WHITEOUT for i in range(start, end))
 
-    def touches_below(self, path: bytes) -> bool:
-        """Whether any entry, removals included, lies below `path`."""
-        start, end = self._range_below(path)
-        return start < end
+    def touches(self, path: bytes) -> bool:
+        """Whether any entry, removals included, is at `path` or lies below it."""
+        if not path:
+            return bool(self._paths)
+        start, count = bisect_left(self._paths, path), len(self._paths)
+        if start < count and self._paths[start] == path:
+            return True
+        below = path + b"/"
+        start = bisect_left(self._paths, below, start)
+        return start < count and self._paths[start].startswith(below)
 
     def children(self, path: bytes) -> list[bytes]:
         """The names directly below `path` that this layer has, folders only implied included."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pybuild.errors import UsageError
+from pybuild.files.context import ContextTree
 from pybuild.files.trees import Tree
 from pybuild.oci.http import Activity
 from pybuild.plan.contexts import FilesContext, NamedContext, parse_context
@@ -42,14 +43,22 @@ class Contexts:
         self._remotes = remotes
         self._stack = stack
 
-    def open(self, name: str | None, activity: Activity) -> Tree:
+    def open(self, name: str | None, activity: Activity, notes: Path | None = None) -> Tree:
         """The files of the context `name`, None for the main one, less what is excluded.
 
+        The digests of unchanged ones are kept in `notes`, if that is given.
         Raises ContextError, UsageError, FetchFailed.
         """
         if name is None:
-            return self._main
+            return _keeping_digests(self._main, notes)
         value = self._named[name]
         if isinstance(value, Tree):
             return value
-        return self._stack.enter_context(open_files(value, self._remotes, activity))
+        opened = self._stack.enter_context(open_files(value, self._remotes, activity))
+        return _keeping_digests(opened, notes)
+
+
+def _keeping_digests(tree: Tree, notes: Path | None) -> Tree:
+    if notes is not None and isinstance(tree, ContextTree):
+        tree.keep_digests_in(notes)
+    return tree

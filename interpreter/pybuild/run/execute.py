@@ -68,9 +68,13 @@ class SourceFiles:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """A process to run."""
+    """A process to run.
 
-    process: Process
+    ``process`` looks the user up, for which layers may have to be uncompressed: it isn't
+    called for a step that is kept. Raises StepFailed for one who isn't there.
+    """
+
+    process: Callable[[], Process]
     mounts: tuple[Mount, ...]
 
 
@@ -117,7 +121,8 @@ def perform(
     `newest` is as in :meth:`pybuild.backend.ROLayer.begin`. Raises RunFailed for an exit code other than 0, BackendError, BuildCancelled.
     """
     match prepared:
-        case PreparedRun(process, mounts):
+        case PreparedRun(identified, mounts):
+            process = identified()
             with (
                 with_own_sockets(mounts) as own_mounts,
                 layer.begin(runs=True, newest=newest) as rw,
@@ -155,7 +160,6 @@ def _is_format_error(line: str) -> bool:
 
 
 def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource, lent: Lent) -> PreparedRun:
-    identity = resolve_user(tree, step.user)
     wanted = [mount for mount in step.mounts if isinstance(mount, PlannedSecret)]
     variables = [secret_variable(mount, lent) for mount in wanted]
     secret_env = {pair[0]: pair for pair in variables if pair is not None}
@@ -165,20 +169,24 @@ def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource, lent: Lent)
     if lent.ca is not None:
         mounts.append(certificates_mount(lent.ca, tree))
         env += certificate_variables(env)
-    process = Process(
-        args=step.args,
-        env=env,
-        cwd=step.cwd,
-        user=User(identity.uid, identity.gid, identity.groups),
-        network=step.network,
-        hostname=step.hostname,
-        extra_hosts=step.extra_hosts,
-        shm_size=step.shm_size,
-        ulimits=step.ulimits,
-        secret_env=tuple(secret_env.values()),
-        insecure=step.insecure,
-        cgroup_parent=step.cgroup_parent,
-    )
+
+    def process() -> Process:
+        identity = resolve_user(tree, step.user)
+        return Process(
+            args=step.args,
+            env=env,
+            cwd=step.cwd,
+            user=User(identity.uid, identity.gid, identity.groups),
+            network=step.network,
+            hostname=step.hostname,
+            extra_hosts=step.extra_hosts,
+            shm_size=step.shm_size,
+            ulimits=step.ulimits,
+            secret_env=tuple(secret_env.values()),
+            insecure=step.insecure,
+            cgroup_parent=step.cgroup_parent,
+        )
+
     return PreparedRun(process, tuple(mount for mount in mounts if mount is not None))
 
 

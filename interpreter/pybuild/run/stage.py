@@ -27,6 +27,7 @@ from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.commonsteps import CommonSteps, StepIdentity, StepOutcome, step_identities
 from pybuild.run.execute import (
     OpenSource,
+    Prepared,
     SourceFiles,
     perform,
     prepare,
@@ -237,15 +238,31 @@ class StageRunner:
             open_source = self._opener(activity, images)
             created, lent = self._created_seconds(), self._settings.lent
             prepared = prepare(step, layer, open_source, created, lent)
-            key = content_key(step, parent_key, prepared) if self._settings.use_cache else ""
-            made = None if identity in self._fresh else self._lookup(key)
-            cached = made is not None
-            if made is None:
-                made = perform(prepared, layer, key or None, activity, self._newest())
+            key = (
+                content_key(step, parent_key, prepared, activity)
+                if self._settings.use_cache
+                else ""
+            )
+            fresh = identity in self._fresh
+            made, cached = self._found_or_made(prepared, layer, key, activity, fresh=fresh)
         # a step that isn't run again happened when it was run
         ended = (made.made if made is not None else None) or datetime.now(UTC)
         shared = SharedLayer(made) if made is not None else None
         return StepOutcome(shared, key, cached, ended)
+
+    def _found_or_made(
+        self, prepared: Prepared, layer: ROLayer, key: str, activity: StepActivity, *, fresh: bool
+    ) -> tuple[ROLayer | None, bool]:
+        """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
+        if fresh or not key:
+            return perform(prepared, layer, key or None, activity, self._newest()), False
+        if (made := self._lookup(key)) is not None:
+            return made, True
+        with self._backend.single_flight(key, activity):
+            # another build may have done it in the meantime
+            if (made := self._lookup(key)) is not None:
+                return made, True
+            return perform(prepared, layer, key, activity, self._newest()), False
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source | Location) -> SourceFiles:

@@ -1,4 +1,4 @@
-"""Which ids a sandbox has, and whose they are outside."""
+"""Which ids a sandbox has, whose they are outside, and what came out when that was tried."""
 
 from __future__ import annotations
 
@@ -58,6 +58,34 @@ class Mapping:
     def userxattr(self) -> bool:
         """Whether overlayfs marks its layers by ``user.`` rather than ``trusted.`` attributes."""
         return self.kind is not Kind.INIT
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A way to map ids that isn't possible here: why, and what to do."""
+
+    kind: Kind
+    reason: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The best mapping that works, None if none does, and what was tried before it."""
+
+    mapping: Mapping | None
+    reason: str
+    hint: str | None = None
+    refused: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RootAttempt:
+    """A kind of root that isn't possible here: why, and what to do."""
+
+    kind: RootKind
+    reason: str
+    hint: str | None = None
 
 
 def system_program(name: str) -> str | None:

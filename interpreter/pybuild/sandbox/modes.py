@@ -17,7 +17,16 @@ from pathlib import Path
 
 from pybuild.errors import PybuildError
 from pybuild.sandbox.client import Sandbox, SandboxFailed
-from pybuild.sandbox.mapping import IdRange, Kind, Mapping, RootKind, system_program
+from pybuild.sandbox.mapping import (
+    Attempt,
+    IdRange,
+    Kind,
+    Mapping,
+    Probe,
+    RootAttempt,
+    RootKind,
+    system_program,
+)
 from pybuild.sandbox.spec import FuseOverlay, Overlay, Plain, Root, RunSpec
 
 IDS = 65536
@@ -29,25 +38,6 @@ _SYSCTLS = (
     ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
     ("user.max_user_namespaces", "0", "15000"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A way to map ids that isn't possible here: why, and what to do."""
-
-    kind: Kind
-    reason: str
-    hint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """The best mapping that works, None if none does, and what was tried before it."""
-
-    mapping: Mapping | None
-    reason: str
-    hint: str | None = None
-    refused: tuple[Attempt, ...] = ()
 
 
 def probe(folder: Path, *, namespace_for_root: bool = True) -> Probe:
@@ -76,15 +66,6 @@ def probe(folder: Path, *, namespace_for_root: bool = True) -> Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class RootAttempt:
-    """A kind of root that isn't possible here: why, and what to do."""
-
-    kind: RootKind
-    reason: str
-    hint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class RootProbe:
     """The best kind of root that works, and what was tried before it."""
 
@@ -92,19 +73,24 @@ class RootProbe:
     refused: tuple[RootAttempt, ...] = ()
 
 
-def probe_root(folder: Path, mapping: Mapping) -> RootProbe:
-    """Find the kind of root to use for layers in `folder` under a mapping that works."""
+def probe_root(folder: Path, mapping: Mapping, *, fuse: bool = True) -> RootProbe:
+    """Find the kind of root to use for layers in `folder` under a mapping that works.
+
+    Without `fuse`, fuse-overlayfs isn't one.
+    """
     refused: list[RootAttempt] = []
     candidates = (
         (RootKind.OVERLAY, partial(Overlay, volatile=False)),
         (RootKind.FUSE, FuseOverlay),
     )
-    for kind, root in candidates:
+    for kind, root in candidates[: 2 if fuse else 1]:
         try:
             _try(mapping, folder, root)
         except SandboxFailed as failure:
             hint = explain(mapping.kind, failure, folder).hint
-            refused.append(RootAttempt(kind, failure.message, hint))
+            # that the sandbox can't be made isn't so: another kind can
+            reason = failure.message.partition(": ")[2]
+            refused.append(RootAttempt(kind, reason, hint))
         else:
             return RootProbe(kind, tuple(refused))
     return RootProbe(RootKind.COPY, tuple(refused))

@@ -139,7 +139,7 @@ def possible_capabilities() -> tuple[str, ...]:
     status = Path("/proc/self/status")
     if not status.exists():  # it isn't Linux, and nothing is known
         return ALL_CAPABILITIES
-    mask = int(status.read_text("ascii", "replace").partition("CapBnd:")[2].split()[0], 16)
+    mask = int(status.read_bytes().partition(b"CapBnd:")[2].split()[0], 16)
     return tuple(name for number, name in enumerate(ALL_CAPABILITIES) if mask >> number & 1)
 
 

@@ -1,11 +1,14 @@
-"""The build context that the differential cases share. Made anew for each: git keeps no modes."""
+"""The build context that our Dockerfiles share. Made by each session: git keeps no modes."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
 from pathlib import Path
+
+from pybuild.oci.compression import Compression, Packing, compressor
 
 _TIME = 1_600_000_000
 
@@ -23,6 +26,13 @@ _FILES = {
     "folder/sub/deeper/x": (0o644, "x\n"),
     "folder/ignored.log": (0o644, "never copied\n"),
     "folder/sub/kept.log": (0o644, "re-included\n"),
+    "setuid.sh": (0o4755, "#!/bin/sh\n"),
+    "$dollar.txt": (0o644, "dollar\n"),
+    "ünïcode.txt": (0o644, "unicode\n"),
+    "glob/a1.txt": (0o644, "a1\n"),
+    "glob/a2.txt": (0o644, "a2\n"),
+    "glob/b1.md": (0o644, "b1\n"),
+    "glob/[odd].txt": (0o644, "odd\n"),
     "links/file": (0o644, "target\n"),
     ".dockerignore": (0o644, "# comments count for nothing\n**/*.log\n!folder/sub/kept.log\n"),
 }
@@ -43,6 +53,9 @@ def make_context(root: Path) -> None:
     (root / "folder" / "sub").chmod(0o750)
     for suffix, mode in (("", "w"), (".gz", "w:gz"), (".bz2", "w:bz2"), (".xz", "w:xz")):
         (root / f"archive.tar{suffix}").write_bytes(_archive(mode))
+    zstd = compressor(Packing(Compression.ZSTD))
+    (root / "archive.tar.zst").write_bytes(zstd.compress(_archive("w")) + zstd.flush())
+    (root / "archive.renamed").write_bytes(_archive("w:gz"))
     for folder, folders, files in os.walk(root, topdown=False):
         for name in [*files, *folders]:
             os.utime(Path(folder, name), (_TIME, _TIME), follow_symlinks=False)
@@ -50,6 +63,9 @@ def make_context(root: Path) -> None:
 
 def _archive(mode: str) -> bytes:
     buffer = io.BytesIO()
+    if mode == "w:gz":
+        # without the time
+        return gzip.compress(_archive("w"), mtime=0)
     with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
         _add(tar, "dir/", tarfile.DIRTYPE, 0o755)
         _add(tar, "dir/one", tarfile.REGTYPE, 0o644, b"archived one\n")

@@ -1,0 +1,145 @@
+"""Layers that are being made: entries that are put, or what processes leave."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+
+from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
+from pybuild.files.trees import NewEntry, Tree
+from pybuild.oci.compression import Compression
+from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.layertar import write_layer
+from pybuild.sandbox.process import run_process, run_spec
+from pybuild_embedded.copies import Handover
+from pybuild_embedded.layerchain import LayerChain
+from pybuild_embedded.layers import EmbeddedROLayer
+from pybuild_embedded.mounts import prepared_mounts
+from pybuild_embedded.pending import PendingLayer
+from pybuild_embedded.space import Space
+from pybuild_embedded.stepfiles import StepFiles
+from pybuild_embedded.workers import Pack
+
+
+class EmbeddedRWLayer(RWLayer):
+    """What one step changes: a blob after `put`, a folder after `run`."""
+
+    def __init__(
+        self, space: Space, below: EmbeddedROLayer, *, runs: bool, newest: int | None
+    ) -> None:
+        self._space = space
+        self._below = below
+        self._runs = runs
+        self._newest = newest
+        self._written: LayerDiff | None = None
+        self._put = False
+        self._files: StepFiles | None = None
+        self._over = False
+
+    def tree(self) -> Tree:
+        return self._below.tree()
+
+    def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
+        if self._over or self._put or self._files is not None:
+            raise RuntimeError("a layer takes entries once, and none after a process ran")
+        self._put = True
+        self._written = write_blob(self._space, entries, activity, newest=self._newest)
+
+    def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
+        if self._over or not self._runs or self._put:
+            raise RuntimeError("a process was run on a layer begun without runs, or after put")
+        activity.raise_if_cancelled()
+        space = self._space
+        sandbox = space.machine.sandbox()
+        space.warn_of_one_id(activity)
+        space.warn_of_copies(activity)
+        if self._files is None:
+            self._files = self._below.files(activity)
+        tree = self.tree()
+        with (
+            prepared_mounts(space, process, mounts, tree, activity) as made,
+            self._files.shown(made, tree) as root,
+        ):
+            return run_process(sandbox, run_spec(process, root, made), activity)
+
+    def commit(self, key: str | None, activity: Activity) -> ROLayer:
+        if self._over:
+            raise RuntimeError("a layer was committed twice, or after its release")
+        activity.raise_if_cancelled()
+        below = self._below.chain()
+        self._over = True
+        if self._files is not None:
+            return self._commit_files(self._files, below, key, activity)
+        chain, own = below, self._written
+        store = self._space.store
+        if own is not None:
+            chain = below.extended(own)
+            store.record_layers(chain.layers)
+        made = datetime.now(UTC)
+        if key is not None:
+            key = self._space.own_key(key)
+            store.record_step(key, chain.id, own=own is not None, made=made.timestamp())
+        return EmbeddedROLayer(self._space, chain, own, handover=self._below.handover, made=made)
+
+    def _commit_files(
+        self, files: StepFiles, below: LayerChain, key: str | None, activity: Activity
+    ) -> ROLayer:
+        space = self._space
+        request = Pack(
+            upper=files.folder.fs,
+            parents=space.files.index_paths(below.layers),
+            blob=space.store.new_file(),
+            index=space.store.new_file(),
+            newest=self._newest,
+            owners=space.machine.keeps_owners,
+            compression=Compression.GZIP,
+            record=files.record,
+        )
+        self._files = None
+        is_layer = files.record is None
+        pending = PendingLayer(
+            space=space,
+            below=below,
+            folders_below=self._below.folders(activity) if is_layer else (),
+            folder=files.folder if is_layer else None,
+            pack=space.machine.workers().pack(request),
+            request=request,
+            key=None if key is None else space.own_key(key),
+            flight=ExitStack() if key is None else space.flights.taken_over(space.own_key(key)),
+            activity=activity,
+            made=datetime.now(UTC),
+        )
+        # others wait for the step, so it is recorded when it is packed, not when it is needed
+        pending.pack.when_done(pending.finish)
+        with space.lock:
+            space.unfinished.append(pending)
+        handover = None if is_layer else Handover(files.folder, pending)
+        return EmbeddedROLayer(space, None, pending=pending, handover=handover, made=pending.made)
+
+    def release(self) -> None:
+        self._over = True
+        files, self._files = self._files, None
+        if files is not None:
+            self._space.store.discard(files.folder)
+
+
+def write_blob(
+    space: Space, entries: Iterable[NewEntry], activity: Activity, *, newest: int | None = None
+) -> LayerDiff | None:
+    """Write a layer straight into the store; None if there are no entries."""
+    rest = iter(entries)
+    first = next(rest, None)
+    if first is None:
+        return None
+    with space.store.blob_writer() as writer:
+
+        def sink(piece: bytes) -> None:
+            activity.raise_if_cancelled()
+            writer.write(piece)
+
+        layer = write_layer(itertools.chain((first,), rest), sink, newest=newest)
+        writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
+    space.files.remember(layer.diff.diff_id, layer.index)
+    return layer.diff

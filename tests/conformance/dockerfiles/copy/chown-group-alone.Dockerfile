@@ -1,0 +1,4 @@
+# --chown=:group leaves the user to root.
+# expect: owner /f 0:50
+FROM busybox
+COPY --chown=:staff plain.txt /f

@@ -1,0 +1,4 @@
+# Nothing but ARG may stand above the first FROM.
+# expect: fails "before the first FROM" at "LABEL a=b"
+LABEL a=b
+FROM scratch

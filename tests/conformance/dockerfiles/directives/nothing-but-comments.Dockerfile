@@ -1,0 +1,2 @@
+# A file without instructions is refused.
+# expect: fails "no instructions" at "#"

@@ -1,0 +1,5 @@
+# A heredoc without its last line is refused.
+# expect: fails EOF at "COPY <<EOF"
+FROM scratch
+COPY <<EOF /f
+text

@@ -1,0 +1,5 @@
+# STOPSIGNAL is expanded.
+# expect: config StopSignal "15"
+FROM scratch
+ARG SIGNAL=15
+STOPSIGNAL $SIGNAL

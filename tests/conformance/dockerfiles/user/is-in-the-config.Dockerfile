@@ -1,0 +1,4 @@
+# USER is kept as written, and needn't exist.
+# expect: config User "nosuch:group"
+FROM scratch
+USER nosuch:group

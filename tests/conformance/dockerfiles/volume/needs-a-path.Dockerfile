@@ -1,0 +1,4 @@
+# An empty path is refused.
+# expect: fails VOLUME at "VOLUME"
+FROM scratch
+VOLUME [""]
