@@ -18,9 +18,9 @@ from pybuild.oci.reference import parse_reference
 from pybuild.testkit.workbench import RecordingActivity
 from pybuild_embedded.backend import open_backend
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "differential"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from context import make_context
+from sharedcontext import make_context
 
 EPOCH = 1700000000
 
@@ -63,7 +63,7 @@ def digests(
             no_cache=True,
             max_workers=workers,
         )
-        found[dockerfile.parent.name if is_sample else dockerfile.stem] = result.manifest.digest
+        found[dockerfile.parent.name if is_sample else dockerfile.stem] = result.digest
     return found
 
 
