@@ -65,6 +65,16 @@ PLAIN = header(member(b"a"))
         pytest.param(tar(member(b"./", LINK, link=b"/etc")), id="root is a link"),
         pytest.param(tar(member(b"/", FILE)), id="root is a file"),
         pytest.param(tar(member(b"dev", CHAR, device=(0, 0))), id="device of a whiteout"),
+        pytest.param(
+            tar(changed(header(member(b"c", CHAR)), 329, b"\x80\0\0\1" + bytes(4))),
+            id="huge device number",
+        ),
+        pytest.param(
+            tar(changed(header(member(b"c", CHAR)), 337, b"\xff" * 8)), id="negative device number"
+        ),
+        pytest.param(
+            tar(pax(b"320 SCHILY.xattr.%b=x\n" % (b"n" * 300)), PLAIN), id="long attribute name"
+        ),
         pytest.param(tar(member(b"n" * 256)), id="long name"),
         pytest.param(tar(member(b"d/" * 2100)), id="long path"),
         pytest.param(tar(member(b"s", LINK, link=b"t" * 5000)), id="long link"),

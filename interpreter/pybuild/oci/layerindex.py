@@ -301,6 +301,8 @@ class LayerIndex:
         lengths = [len(column) for column in columns] + [len(index._paths), len(index._links)]
         if any(length != count for length in lengths):
             raise ValueError("columns differ in length")
+        if any(code & ~_HAS_DIGEST >= len(_KINDS) for code in set(columns[0])):
+            raise ValueError("unknown kind of file")
         return index
 
 

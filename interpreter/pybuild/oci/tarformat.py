@@ -20,6 +20,8 @@ _MAX_SPECIAL = 1024 * 1024  # PAX header or long name, as in Go
 _MAX_OCTAL_7 = 0o7777777
 _MAX_OCTAL_11 = 0o77777777777
 _XATTR = "SCHILY.xattr."
+_MAX_XATTR_NAME = 255  # XATTR_NAME_MAX
+_MAJORS, _MINORS = 1 << 12, 1 << 20
 _NO_DEVICE = b"0000000\0" * 2
 _ZERO = bytes(BLOCK)
 _OCTAL = re.compile(rb"[0-7]*")
@@ -277,6 +279,8 @@ class TarReader:
         device = (0, 0)
         if kind in b"34" and (ustar or block[257:263] == b"ustar "):
             device = _number_of(block[329:337]), _number_of(block[337:345])
+            if not (0 <= device[0] < _MAJORS and 0 <= device[1] < _MINORS):
+                raise InvalidImage("a tar entry has a device number that Linux doesn't have")
         xattrs = _xattrs(pax)
         self._count(1, len(name) + len(link) + sum(len(key) + len(value) for key, value in xattrs))
         return Member(
@@ -422,6 +426,8 @@ def _xattrs(pax: dict[bytes, bytes]) -> tuple[tuple[str, bytes], ...]:
         for key, value in pax.items()
         if key.startswith(prefix)
     ]
+    if any(len(key) - len(prefix) > _MAX_XATTR_NAME for key in pax if key.startswith(prefix)):
+        raise InvalidImage("a tar entry has an extended attribute with too long a name")
     return tuple(sorted(found))
 
 
