@@ -146,15 +146,16 @@ def _path(digest: str) -> str:
 
 
 @contextmanager
-def busybox_registry() -> Iterator[Registry]:
-    """A registry on loopback that has busybox:latest."""
+def busybox_registry(password: str | None = None) -> Iterator[Registry]:
+    """A registry on loopback that has busybox:latest, for all, or for "me" with a password."""
     parts: list[bytes] = []
     try:
         layer = write_layer(busybox_entries(), parts.append).diff
     except BackendUnavailable as error:
         pytest.skip(f"needs busybox-static: {error.message}")
     config = replace(busybox_config(), diff_ids=(layer.diff_id,))
-    with Registry() as registry:
+    login = {} if password is None else {"username": "me", "password": password}
+    with Registry(**login) as registry:
         document = parse_json_object(serialize_config(config), "the config", 1 << 20)
         registry.add_image("busybox:latest", document, [b"".join(parts)])
         yield registry

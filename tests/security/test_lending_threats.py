@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import os
 import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -24,147 +19,11 @@ from threatening import Builds
 import pybuild
 from pybuild.backend import CacheMount, SecretMount, SshMount
 from pybuild.errors import StepFailed
-from pybuild.testkit.baseimages import BUSYBOX, busybox_layout
-from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
-from pybuild.testkit.layouts import import_into_containerd
+from pybuild.testkit.containerd import PrivateContainerd
 from pybuild.testkit.workbench import Workbench, file, folder, symlink
 from pybuild_containerd.lentfiles import memory_folder
 
 pytestmark = pytest.mark.root
-
-PROGRAM = (sys.executable, "-m", "pybuild")
-DOCKERFILE = """\
-FROM busybox
-RUN --mount=type=secret,id=file --mount=type=secret,id=variable,env=TOKEN \
-    --mount=type=ssh --mount=type=cache,target=/c \
-    cat /run/secrets/file > /dev/null; test -n "$TOKEN" && test -S $SSH_AUTH_SOCK && \
-    test -n "$https_proxy" && echo used; sleep 3; echo made > /made
-"""
-
-
-def _files(*tops: Path) -> Iterator[Path]:
-    for top in tops:
-        for place, _, names in os.walk(top):
-            yield from (Path(place, name) for name in names)
-
-
-def _with_canary(canaries: list[bytes], *tops: Path) -> list[str]:
-    """The files below `tops` that hold one of the canaries, and the canary."""
-    found = []
-    for path in _files(*tops):
-        if path.is_symlink() or not path.is_file():
-            continue
-        try:
-            content = path.read_bytes()
-        except OSError:  # gone meanwhile
-            continue
-        found += [f"{path}: {canary!r}" for canary in canaries if canary in content]
-    return found
-
-
-def _processes_with(canaries: list[bytes]) -> list[str]:
-    """Processes whose arguments hold a canary."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        found += [f"{process}: {words!r}" for canary in canaries if canary in words]
-    return found
-
-
-def test_a_canary_is_found_nowhere(containerd: PrivateContainerd, tmp_path: Path) -> None:
-    """BuildKit CVE-2025-0495: secrets, keys and the credentials of proxies."""
-    namespace, cache, key = f"canary-{token_hex(4)}", tmp_path / "cache", tmp_path / "key"
-    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    canaries = [f"canary-{token_hex(8)}".encode() for _ in range(3)]
-    canaries.append(key.read_bytes().splitlines()[2])
-    secret = tmp_path / "given"
-    secret.write_bytes(canaries[0])
-    environment = {
-        **os.environ,
-        "XDG_CACHE_HOME": str(cache),
-        "PYBUILD_BACKEND": "containerd",
-        "CONTAINERD_ADDRESS": containerd.address,
-        "CONTAINERD_NAMESPACE": namespace,
-        "GIVEN": canaries[1].decode(),
-        "https_proxy": f"http://user:{canaries[2].decode()}@127.0.0.1:1",
-    }
-    layout = busybox_layout(tmp_path / "layout", BUSYBOX)
-    import_into_containerd(layout, containerd.address, namespace)
-    flags = [
-        "--progress=rawjson",
-        f"--secret=id=file,src={secret}",
-        "--secret=id=variable,env=GIVEN",
-        f"--ssh=default={key}",
-        "--build-arg=https_proxy",
-        "--metadata-file=metadata",
-        "-t=canary",
-    ]
-    context = tmp_path / "context"
-    context.mkdir()
-    (context / "Dockerfile").write_text(DOCKERFILE)
-    places = [containerd.folder, cache, Path(tempfile.gettempdir()), context]
-    with subprocess.Popen(
-        [*PROGRAM, *flags, str(context)],
-        cwd=context,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        seen = []
-        while process.poll() is None and not seen:
-            seen = _processes_with(canaries)
-            time.sleep(0.05)
-        out, err = process.communicate()
-    assert process.returncode == 0, err.decode()
-    assert b"used" in err
-    assert seen == []
-    assert [canary for canary in canaries if canary in out + err] == []
-    assert _with_canary(canaries, *places) == []
-    assert [
-        path for path in Path("/dev/shm").glob("pybuild-*") if _with_canary(canaries, path)
-    ] == []
-    # layers are compressed: their content is read as files, and the documents as they are
-    image = subprocess.run(
-        [
-            "ctr",
-            "-a",
-            containerd.address,
-            "-n",
-            namespace,
-            "images",
-            "export",
-            "-",
-            "docker.io/library/canary:latest",
-        ],
-        check=True,
-        capture_output=True,
-    ).stdout
-    assert [canary for canary in canaries if canary in image] == []
-    assert not any(canary in text for canary in canaries for text in _unpacked(image))
-    dry = subprocess.run(
-        [*PROGRAM, "--dry-run=json", *flags, str(context)],
-        check=True,
-        capture_output=True,
-        cwd=context,
-        env=environment,
-    )
-    assert [canary for canary in canaries if canary in dry.stdout + dry.stderr] == []
-    check_nothing_left(containerd.address, namespace, containerd.folder)
-
-
-def _unpacked(image: bytes) -> Iterator[bytes]:
-    """The uncompressed blobs of an image's archive."""
-    with tarfile.open(fileobj=io.BytesIO(image)) as archive:
-        for member in archive:
-            content = archive.extractfile(member)
-            data = b"" if content is None else content.read()
-            yield gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-
 
 # Caches
 
