@@ -329,7 +329,10 @@ def test_what_was_removed_from_containerd_is_repaired(
     elsewhere.build("-t", "built", context)
     chains = {line.split()[0]: line.split()[1] for line in _snapshots(elsewhere)}
     for name in sorted(chains, key=lambda name: _depth(name, chains), reverse=True):
-        elsewhere.ctr("snapshots", "rm", name)
+        try:
+            elsewhere.ctr("snapshots", "rm", name)
+        except AssertionError as error:  # containerd may have collected it meanwhile
+            assert "not found" in str(error)  # noqa: PT017 - nothing has to be raised
     ended = elsewhere.build("-t", "built", context)
     assert len(_snapshots(elsewhere)) == len(elsewhere.diff_ids(ended.digest))
     assert elsewhere.run("built:latest", "cat", "/x") == "x\n"
