@@ -131,7 +131,7 @@ def test_a_missing_blob_of_the_base_image_is_fetched_again(pulled: Pulled) -> No
 def test_a_damaged_blob_of_a_step_fails_one_build_clearly_and_is_made_anew_by_the_next(
     pulled: Pulled,
 ) -> None:
-    made = pulled.build("COPY file /\n").manifest
+    made = pulled.build("COPY file /\n").descriptor
     with open_backend({"root": pulled.root}) as backend, backend.open_blob(made.digest) as file:
         layer = json.load(file)["layers"][-1]["digest"].removeprefix("sha256:")
     damage(pulled.root / "blobs" / "sha256" / layer[:2] / layer)
@@ -143,9 +143,9 @@ def test_a_damaged_blob_of_a_step_fails_one_build_clearly_and_is_made_anew_by_th
 
 @pytest.mark.parametrize("content", [b"", b"pybuild-layer-index-1\n"], ids=["empty", "short"])
 def test_a_damaged_index_is_made_anew(pulled: Pulled, content: bytes) -> None:
-    expected = pulled.build("COPY file /bin/\nRUN cp /bin/file /f\n", no_cache=True).manifest
+    expected = pulled.build("COPY file /bin/\nRUN cp /bin/file /f\n", no_cache=True).descriptor
     for index in (pulled.root / "indexes").iterdir():
         index.write_bytes(content)
-    again = pulled.build("COPY file /bin/\nRUN cp /bin/file /f\n", no_cache=True).manifest
+    again = pulled.build("COPY file /bin/\nRUN cp /bin/file /f\n", no_cache=True).descriptor
     assert again == expected
     assert pulled.faults() == []
