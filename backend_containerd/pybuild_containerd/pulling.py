@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from pybuild.backend import Activity
 from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
 from pybuild.oci.pull import RemoteImage, download_all, fetch_image
 from pybuild.oci.reference import Reference
@@ -21,17 +21,15 @@ class Puller:
     """Fetches what a registry has; `connect` is called when the first thing is fetched."""
 
     def __init__(self, connect: Callable[[], RegistryClient], content: ContentStore) -> None:
-        self._connect = connect
+        self._registry = OnDemand(connect)
         self._content = content
-        self._lock = threading.Lock()
-        self._client: RegistryClient | None = None
 
     def fetch(self, reference: Reference, platform: Platform, activity: Activity) -> RemoteImage:
         """Store the image's indexes, manifest and config, labelled for the garbage collector.
 
         Raises as :func:`pybuild.oci.pull.fetch_image` does.
         """
-        image = fetch_image(self._registry(), reference, platform, activity)
+        image = fetch_image(self._registry.client(), reference, platform, activity)
         source = _source_label(reference)
         layers = tuple(layer.digest for layer in image.layers)
         self._content.write_small(image.config_bytes, image.config.digest, source)
@@ -56,24 +54,15 @@ class Puller:
         def open_sink(blob: Descriptor) -> _StoreSink:
             return _StoreSink(self._content, blob, labels, activity)
 
-        download_all(self._registry(), reference, layers, open_sink, activity)
+        download_all(self._registry.client(), reference, layers, open_sink, activity)
 
     def scheme(self, reference: Reference) -> str:
         """How the image's registry was reached: https or http."""
-        return self._registry().scheme(reference.registry)
+        return self._registry.client().scheme(reference.registry)
 
     def close(self) -> None:
         """End all connections. Idempotent."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
-
-    def _registry(self) -> RegistryClient:
-        with self._lock:
-            if self._client is None:
-                self._client = self._connect()
-            return self._client
+        self._registry.close()
 
 
 class _StoreSink:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
+from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
 from pybuild_embedded.blobs import BlobWriter
@@ -22,10 +22,8 @@ class Fetcher:
     """Fetches what a registry has; `connect` is called when the first thing is fetched."""
 
     def __init__(self, connect: Callable[[], RegistryClient], store: Store) -> None:
-        self._connect = connect
+        self._registry = OnDemand(connect)
         self._store = store
-        self._lock = threading.Lock()
-        self._client: RegistryClient | None = None
 
     def fetch(self, reference: Reference, platform: Platform, activity: Activity) -> RemoteImage:
         """Store the image's indexes, manifest and config.
@@ -34,7 +32,7 @@ class Fetcher:
         """
         from pybuild.oci.pull import fetch_image  # noqa: PLC0415  (not in a cached build)
 
-        image = fetch_image(self._registry(), reference, platform, activity)
+        image = fetch_image(self._registry.client(), reference, platform, activity)
         documents = [
             (image.config, image.config_bytes),
             (image.descriptor, image.manifest_bytes),
@@ -53,20 +51,11 @@ class Fetcher:
         def open_sink(blob: Descriptor) -> _StoreSink:
             return _StoreSink(self._store, blob)
 
-        download_all(self._registry(), reference, layers, open_sink, activity)
+        download_all(self._registry.client(), reference, layers, open_sink, activity)
 
     def close(self) -> None:
         """End all connections. Idempotent."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
-
-    def _registry(self) -> RegistryClient:
-        with self._lock:
-            if self._client is None:
-                self._client = self._connect()
-            return self._client
+        self._registry.close()
 
 
 class _StoreSink:
