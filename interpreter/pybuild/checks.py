@@ -21,7 +21,7 @@ from pybuild.options import asked_platforms, pull_policy
 from pybuild.plan import make_plan
 from pybuild.plan.outline import Outline, make_outline
 from pybuild.plan.steps import PlanRequest
-from pybuild.planning import Context, DockerfileSource, errors_of_one_build, load_inputs
+from pybuild.planning import Context, DockerfileSource, opened_inputs
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events
@@ -190,10 +190,8 @@ def _reading(
 ) -> Iterator[_Reading]:
     """Open the inputs; `remotes` are closed at the end."""
     with ExitStack() as stack:
-        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
-        stack.enter_context(remotes)
-        inputs = load_inputs(
-            context, dockerfile, {}, remotes, files, stack=stack, events=events, cancel=cancel
+        inputs = stack.enter_context(
+            opened_inputs(context, dockerfile, {}, remotes, events=events, cancel=cancel)
         )
         yield _Reading(inputs, events, stack)
 

@@ -50,48 +50,42 @@ def reading(
     Its errors and those of the context get the texts that they are about. Raises ContextError,
     DockerfileError and what `remotes` do.
     """
-    with ExitStack() as stack:
-        stack.enter_context(errors_of_one_build(files := dict[str, bytes](), cancel))
-        stack.enter_context(remotes)
-        inputs = load_inputs(
-            context,
-            dockerfile,
-            build_args,
-            remotes,
-            files,
-            stack=stack,
-            events=events,
-            cancel=cancel,
-        )
-        lint = stack.enter_context(_reported(inputs, build_args, events))
+    with (
+        opened_inputs(
+            context, dockerfile, build_args, remotes, events=events, cancel=cancel
+        ) as inputs,
+        _reported(inputs, build_args, events) as lint,
+    ):
         parsed = parse(inputs.dockerfile, inputs.name, lint, build_args.get(SYNTAX_ARG))
         yield BuildSource(inputs, parsed, lint)
 
 
-def load_inputs(
+@contextmanager
+def opened_inputs(
     context: Context,
     dockerfile: DockerfileSource,
     build_args: Mapping[str, str],
     remotes: Remotes,
-    files: dict[str, bytes],
     *,
-    stack: ExitStack,
     events: Events,
     cancel: CancelToken,
-) -> Inputs:
-    """Read the Dockerfile and open the context for as long as `stack` lasts.
+) -> Iterator[Inputs]:
+    """Read the Dockerfile; it, the context and `remotes` are open in this context.
 
-    `files` gets the Dockerfile's text by its name. Raises ContextError and what `remotes` do.
+    What is raised in it gets the text of the Dockerfile. Raises ContextError and what `remotes`
+    do.
     """
-    cancel.raise_if_cancelled()
-    keep = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in {"1", "t", "true"}
-    title = "[internal] load build definition from Dockerfile"
-    with events.unit(title, cancel) as activity:
-        inputs = stack.enter_context(
-            read_inputs(context, dockerfile, remotes, activity, keep_git_dir=keep)
-        )
-    files[inputs.name] = inputs.dockerfile
-    return inputs
+    files: dict[str, bytes] = {}
+    with _errors_of_one_build(files, cancel), remotes, ExitStack() as stack:
+        cancel.raise_if_cancelled()
+        keep = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in {"1", "t", "true"}
+        title = "[internal] load build definition from Dockerfile"
+        with events.unit(title, cancel) as activity:
+            inputs = stack.enter_context(
+                read_inputs(context, dockerfile, remotes, activity, keep_git_dir=keep)
+            )
+        files[inputs.name] = inputs.dockerfile
+        yield inputs
 
 
 def for_each(platforms: Sequence[Platform], request: PlanRequest) -> list[PlanRequest]:
@@ -133,7 +127,7 @@ def _reported(inputs: Inputs, build_args: Mapping[str, str], events: Events) -> 
 
 
 @contextmanager
-def errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
+def _errors_of_one_build(files: Mapping[str, bytes], cancel: CancelToken) -> Iterator[None]:
     """Give errors the texts that their places are in, for whoever shows them.
 
     What breaks because the build was cancelled is no error of its own.
