@@ -90,8 +90,8 @@ def pybuild_on_containerd(layout: Path, cache: Path) -> Iterator[Builder]:
 def buildah(layout: Path, storage: Path) -> Iterator[Builder]:
     """buildah on a storage of its own, with the image in `layout` as :data:`BASE`."""
     command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
-    pull = [*command, "pull", "-q", f"oci:{layout}:large"]
-    image = _call(pull).strip()
+    # by its name alone, as buildah makes a reference of the path, and few paths can be one
+    image = _call([*command, "pull", "-q", f"oci:{layout.name}:large"], cwd=layout.parent).strip()
     _call([*command, "tag", image, BASE])
     try:
         yield Buildah(command)
@@ -114,10 +114,14 @@ def _run(command: Sequence[str], text: str, environ: dict[str, str] | None = Non
 
 
 def _call(
-    command: Sequence[str], text: str | None = None, environ: dict[str, str] | None = None
+    command: Sequence[str],
+    text: str | None = None,
+    environ: dict[str, str] | None = None,
+    *,
+    cwd: Path | None = None,
 ) -> str:
     done = subprocess.run(
-        command, input=text, env=environ, capture_output=True, text=True, check=False
+        command, input=text, env=environ, cwd=cwd, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
