@@ -289,6 +289,34 @@ def test_submodules_are_refused_where_addresses_matter(
     assert fetched(f"{web.url}/modules.git?submodules=false", public_only=True)["commit"]
 
 
+def test_ssh_is_started_with_its_checks_and_the_agent_alone(
+    root: Path, commits: dict[str, str], tmp_path: Path
+) -> None:
+    """A program in place of ssh does what the server would: it runs the command that it is given."""
+    said = tmp_path / "said"
+    program = tmp_path / "ssh"
+    program.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" "agent $SSH_AUTH_SOCK" > {said}\n'
+        'for last; do :; done\nexec sh -c "$last"\n'
+    )
+    program.chmod(0o755)
+    given = RemoteOptions(
+        search_path=f"{tmp_path}:{os.environ['PATH']}", ssh_agent="/run/agent.sock"
+    )
+    for url in (f"ssh://me@host.example:2222{root}/a.git#light", f"me@host.example:{root}/a.git"):
+        made = check_out(parse_git(url), given, {}, RecordingActivity())
+        try:
+            assert content(made.tree)["file"] == ("2" if "#light" in url else "3")
+        finally:
+            made.close()
+        lines = said.read_text().splitlines()
+        assert {"BatchMode=yes", "StrictHostKeyChecking=yes", "ForwardAgent=no"} <= {*lines}
+        assert lines[lines.index("-F") + 1] == "none"
+        assert "me@host.example" in lines
+        assert ("2222" in lines) is url.startswith("ssh:")
+        assert lines[-1] == "agent /run/agent.sock"
+
+
 def test_a_login_reaches_the_server_and_no_argument(
     web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
