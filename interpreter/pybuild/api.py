@@ -44,7 +44,7 @@ from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.layers import releasing
-from pybuild.run.lending import Lent, check_lent, wanted_agents
+from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
 from pybuild.run.result import BuildResult, OutputResult, StepResult
 from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
@@ -107,7 +107,7 @@ def build(
     images and stages of these names, in the forms of ``--build-context`` or as a tree.
     The stages named in `no_cache_filter` run again although their results may be kept.
     `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
-    says how, fetches sources on the network.
+    says how, fetches sources on the network; git has the agent `ssh` ``default``, if there is one.
 
     `platform` is one or several, as ``linux/amd64``; several, which may stand in one text
     with commas between, become one image index. The build arg BUILDKIT_MULTI_PLATFORM makes
@@ -137,7 +137,7 @@ def build(
     fixed_time = fixed_time_of(created, args)
     cancel, events = cancel or CancelToken(), Events(reporter)
     with ExitStack() as stack:
-        fetched = Remotes(remotes, secrets or {})
+        fetched = Remotes(remotes, secrets or {}, default_agent(ssh or {}))
         source = stack.enter_context(
             reading(context, dockerfile, args, fetched, events=events, cancel=cancel)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -315,6 +316,30 @@ def test_ssh_is_started_with_its_checks_and_the_agent_alone(
         assert "me@host.example" in lines
         assert ("2222" in lines) is url.startswith("ssh:")
         assert lines[-1] == "agent /run/agent.sock"
+
+
+def test_git_gets_the_keys_that_are_lent_as_the_default_agent(
+    backend: MemoryBackend, root: Path, commits: dict[str, str], tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lent", "-f", key], check=True
+    )
+    said = tmp_path / "said"
+    program = tmp_path / "ssh"
+    program.write_text(
+        f'#!/bin/sh\nssh-add -l > {said}\nfor last; do :; done\nexec sh -c "$last"\n'
+    )
+    program.chmod(0o755)
+    build(
+        backend,
+        f"FROM scratch\nADD ssh://me@host.example{root}/a.git /\n",
+        remotes=RemoteOptions(search_path=f"{tmp_path}:{os.environ['PATH']}"),
+        ssh={"default": [key]},
+        tags=["app"],
+    )
+    assert "file" in files_of(backend)
+    assert "lent (ED25519)" in said.read_text()
 
 
 def test_a_login_reaches_the_server_and_no_argument(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
@@ -19,20 +21,27 @@ from pybuild.secrets import Secret
 if TYPE_CHECKING:
     from pybuild.remotes.web import WebClient, WebFile
 
+OpenAgent = Callable[[], AbstractContextManager[Path]]
+"""Gives the socket of an SSH agent, which is there as long as the context lasts."""
+
 
 class Remotes:
     """The sources that were fetched. A context manager; safe in threads.
 
     `secrets` may hold logins, by BuildKit's names: HTTP_AUTH_TOKEN_<host>,
-    HTTP_AUTH_HEADER_<host>, GIT_AUTH_TOKEN[.<host>] and GIT_AUTH_HEADER[.<host>].
+    HTTP_AUTH_HEADER_<host>, GIT_AUTH_TOKEN[.<host>] and GIT_AUTH_HEADER[.<host>]. For
+    repositories, which may be or have submodules over ssh, `open_agent` is called once: its agent
+    is used in place of that in `options`.
     """
 
     def __init__(
         self,
         options: RemoteOptions | None = None,
         secrets: Mapping[str, Secret] = MappingProxyType({}),
+        open_agent: OpenAgent | None = None,
     ) -> None:
         self._options = options or RemoteOptions()
+        self._open_agent = open_agent
         self._secrets = secrets
         self._locks = KeyedLocks()
         self._lock = threading.Lock()
@@ -67,7 +76,7 @@ class Remotes:
         with self._locks.holding(str(location)):
             tree = self._checkouts.get(location)
             if tree is None:
-                made = check_out(location, self._options, self._secrets, activity)
+                made = check_out(location, self._with_agent(), self._secrets, activity)
                 self._on_close(made.close)
                 tree = self._checkouts[location] = made.tree
         return tree
@@ -82,6 +91,14 @@ class Remotes:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _with_agent(self) -> RemoteOptions:
+        with self._lock:
+            if self._open_agent is not None:
+                agent = self._stack.enter_context(self._open_agent())
+                self._options = replace(self._options, ssh_agent=str(agent))
+                self._open_agent = None
+            return self._options
 
     def _client(self) -> WebClient:
         # Imported here so that a build without such a source loads no HTTP client.

@@ -39,7 +39,7 @@ _SSH = "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o ForwardAgen
 _FETCH = ("fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head")
 _HINTS = {
     "Host key verification failed": "add the host to ~/.ssh/known_hosts (ssh-keyscan)",
-    "Permission denied": "git over ssh needs an agent with the key (SSH_AUTH_SOCK)",
+    "Permission denied": "git over ssh needs an agent with the key (SSH_AUTH_SOCK), or --ssh default=KEY",
     "could not read Username": "it may need a login: --secret id=GIT_AUTH_TOKEN,env=...",
     "Authentication failed": "the login in GIT_AUTH_TOKEN or GIT_AUTH_HEADER was refused",
     "not allowed": "only http, https, git and ssh are spoken, in submodules too",

@@ -10,6 +10,7 @@ from pathlib import Path
 from pybuild.backend import Mount, SecretMount, SshMount
 from pybuild.errors import StepFailed, UsageError
 from pybuild.plan.steps import Plan, PlannedSecret, PlannedSsh, RunStep
+from pybuild.remotes.fetching import OpenAgent
 from pybuild.secrets import Secret
 
 _LONGEST_SECRET = 500 * 1024  # as in BuildKit
@@ -50,6 +51,22 @@ def check_lent(plan: Plan, secrets: Mapping[str, Secret], agents: Mapping[str, o
                     )
                 case _:
                     pass
+
+
+def default_agent(ssh: Mapping[str, Sequence[str | Path]]) -> OpenAgent | None:
+    """The agent that git gets for repositories: the one with the id ``default``, if it is lent."""
+    paths = ssh.get("default")
+    if paths is None:
+        return None
+
+    @contextmanager
+    def opened() -> Iterator[Path]:
+        from pybuild.run.sshkeys import open_agents  # noqa: PLC0415 - seldom needed
+
+        with open_agents({"default": tuple(map(Path, paths))}) as agents:
+            yield agents["default"]
+
+    return opened
 
 
 def wanted_agents(plan: Plan) -> frozenset[str]:
