@@ -289,11 +289,14 @@ def test_certificates_are_shown_with_the_images_own(backend: MemoryBackend) -> N
             step = run_step(env=(("PIP_CERT", "/mine"),))
             made = prepared(step, layer, Lent(ca=b"lent\n"))
             assert isinstance(made, PreparedRun)
-            (mount,) = made.mounts
+            mount, of_apt = made.mounts
             assert isinstance(mount, SecretMount)
+            assert isinstance(of_apt, SecretMount)
             assert (mount.content, mount.mode) == (content, 0o444)
             env = dict(made.process().env)
             assert (env["SSL_CERT_FILE"], env["PIP_CERT"]) == (mount.target, "/mine")
+            assert env["APT_CONFIG"] == of_apt.target
+            assert mount.target.encode() in of_apt.content
 
 
 @pytest.mark.parametrize("path", ["nowhere", "sub/nowhere", "out", "../../etc/passwd"])

@@ -1,7 +1,7 @@
 """Certificates that a RUN trusts besides those of its image, without a trace in the image.
 
 They come as one file, after the image's own bundle, and as the variables by which programs
-are told of such a file. Nothing of the image is covered, so that its package manager can
+are told of such a file; apt is told by a configuration file of its own. Nothing of the image is covered, so that its package manager can
 replace its bundle meanwhile.
 """
 
@@ -15,6 +15,10 @@ from pybuild.files.trees import Tree, resolve
 from pybuild.oci.layerindex import Kind
 
 _TARGET = "/run/pybuild/ca.pem"
+# apt reads it before the image's own configuration, which may say something else
+_APT_TARGET = "/run/pybuild/apt.conf"
+_APT_VARIABLE = "APT_CONFIG"
+_APT = f'Acquire::https::CAInfo "{_TARGET}";\n'.encode()
 _BUNDLES = (
     b"etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
     b"etc/pki/tls/certs/ca-bundle.crt",  # Fedora
@@ -34,15 +38,19 @@ _VARIABLES = (
 )
 
 
-def certificates_mount(ca: bytes, tree: Tree) -> SecretMount:
+def certificate_mounts(ca: bytes, tree: Tree) -> tuple[SecretMount, ...]:
     """The file with the bundle of `tree`, the root of the step, and the certificates `ca`."""
-    return SecretMount(_TARGET, _own_bundle(tree) + ca, 0o444)
+    return (
+        SecretMount(_TARGET, _own_bundle(tree) + ca, 0o444),
+        SecretMount(_APT_TARGET, _APT, 0o444),
+    )
 
 
 def certificate_variables(env: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """What leads programs to the file; a variable that `env` has stays as it is there."""
+    """What leads programs to the files; a variable that `env` has stays as it is there."""
     known = {name for name, _ in env}
-    return tuple((name, _TARGET) for name in _VARIABLES if name not in known)
+    values = {**dict.fromkeys(_VARIABLES, _TARGET), _APT_VARIABLE: _APT_TARGET}
+    return tuple((name, value) for name, value in values.items() if name not in known)
 
 
 def _own_bundle(tree: Tree) -> bytes:

@@ -47,7 +47,7 @@ from pybuild.plan.steps import (
 )
 from pybuild.remotes.locations import Location, WebLocation
 from pybuild.run.activity import StepActivity
-from pybuild.run.certificates import certificate_variables, certificates_mount
+from pybuild.run.certificates import certificate_mounts, certificate_variables
 from pybuild.run.digests import digested
 from pybuild.run.lending import Lent, secret_mount, secret_variable, ssh_mount, with_own_sockets
 
@@ -167,7 +167,7 @@ def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource, lent: Lent)
     env = tuple(pair for pair in step.env if pair[0] not in secret_env)
     mounts = [_mount(mount, open_source, lent) for mount in step.mounts]
     if lent.ca is not None:
-        mounts.append(certificates_mount(lent.ca, tree))
+        mounts += certificate_mounts(lent.ca, tree)
         env += certificate_variables(env)
 
     def process() -> Process:
