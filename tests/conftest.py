@@ -31,6 +31,7 @@ _PROGRAMS = {
     "buildah": ("buildah",),
     "debootstrap": ("debootstrap",),
     "git": ("git",),
+    "shells": ("bash", "zsh", "fish"),
 }
 _HERE = pytest.StashKey[Path]()
 

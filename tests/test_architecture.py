@@ -54,12 +54,14 @@ LAYERS |= {
     "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags"},
     "environment": {*BELOW_API, "arguments", "flagvalues"},
     "storecommands": {*BELOW_API, "arguments", "flagvalues"},
+    "completion": {"errors", "arguments", "runcommand", "storecommands"},
     "cli": {
         *BELOW_API,
         *(
             "api",
             "arguments",
             "checks",
+            "completion",
             "diagnostics",
             "doctor",
             "environment",

@@ -153,11 +153,11 @@ def parse_arguments(
     """
     words = list(argv)
     if words[:1] == ["doctor"]:
-        found = parse_words(_doctor_parser(version), words[1:], {})
+        found = parse_words(doctor_parser(version), words[1:], {})
         return DoctorArguments(**backend_values(found))
     if words[:1] == ["build"]:
         words = words[1:]
-    found = parse_words(_build_parser(version), words, _ALONE)
+    found = parse_words(build_parser(version), words, _ALONE)
     if found.context is None:
         raise UsageError("the build context is missing", hint="for this folder: pybuild .")
     return BuildArguments(
@@ -276,7 +276,8 @@ def add_backend_options(parser: _Parser) -> None:
     add("--no-unpack", action="store_true", help="don't unpack the finished image")
 
 
-def _doctor_parser(version: str) -> _Parser:
+def doctor_parser(version: str) -> _Parser:
+    """The words behind ``doctor``."""
     parser = new_parser(
         "pybuild doctor",
         "pybuild doctor [options]",
@@ -287,12 +288,13 @@ def _doctor_parser(version: str) -> _Parser:
     return parser
 
 
-def _build_parser(version: str) -> _Parser:
+def build_parser(version: str) -> _Parser:
+    """The words of a build."""
     parser = new_parser(
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
         "       pybuild doctor\n       "
-        f"pybuild {'|'.join(STORE_COMMANDS)} ...",
+        f"pybuild {'|'.join(STORE_COMMANDS)} ...\n       pybuild completion bash|zsh|fish",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
         "Dockerfile on standard input, or the URL of a git repository or a tar archive.",
     )

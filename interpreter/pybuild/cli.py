@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _store_command(words)
         if words[:1] == ["run"]:
             return _run(words[1:])
+        if words[:1] == ["completion"]:
+            from pybuild.completion import completion_script  # noqa: PLC0415  (loads every parser)
+
+            _print(completion_script(words[1:], __version__).rstrip("\n"))
+            return 0
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)

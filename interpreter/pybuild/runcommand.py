@@ -40,6 +40,28 @@ def parse_run_arguments(
 
     Whatever follows the image is the process's own. Raises UsageError.
     """
+    found = parse_words(run_parser(version), list(words), {})
+    if found.image is None:
+        raise UsageError("the image is missing", hint="pybuild images lists those that are here")
+    try:
+        network = Network(found.network)
+    except ValueError:
+        raise UsageError(f'the network "{found.network}" is not default or none') from None
+    return RunArguments(
+        **backend_values(found),
+        image=found.image,
+        args=tuple(found.args),
+        env=parse_build_args(found.env, environ),
+        user=found.user,
+        workdir=found.workdir,
+        network=network,
+        platform=found.platform,
+        pull=PullPolicy(parse_pull_policy(found.pull)),
+    )
+
+
+def run_parser(version: str) -> argparse.ArgumentParser:
+    """The words behind ``run``."""
     parser = new_parser(
         "pybuild run",
         "pybuild run [options] IMAGE [ARG...]",
@@ -59,21 +81,4 @@ def parse_run_arguments(
     add("--pull", default="missing", metavar="WHEN", help="missing (the default), always or never")
     add_backend_options(parser)
     add_other_options(parser, version)
-    found = parse_words(parser, list(words), {})
-    if found.image is None:
-        raise UsageError("the image is missing", hint="pybuild images lists those that are here")
-    try:
-        network = Network(found.network)
-    except ValueError:
-        raise UsageError(f'the network "{found.network}" is not default or none') from None
-    return RunArguments(
-        **backend_values(found),
-        image=found.image,
-        args=tuple(found.args),
-        env=parse_build_args(found.env, environ),
-        user=found.user,
-        workdir=found.workdir,
-        network=network,
-        platform=found.platform,
-        pull=PullPolicy(parse_pull_policy(found.pull)),
-    )
+    return parser

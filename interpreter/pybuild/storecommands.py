@@ -55,14 +55,7 @@ class _Command:
 def parse_store_arguments(words: Sequence[str], version: str) -> StoreArguments:
     """What `words` ask for; the first is one of :data:`COMMANDS`. Raises UsageError."""
     name = words[0]
-    command = COMMANDS[name]
-    usage = f"pybuild {name} [options] {command.operands}".rstrip()
-    parser = new_parser(f"pybuild {name}", usage, command.summary)
-    own = parser.add_argument_group("options")
-    command.options(own)
-    add_backend_options(parser)
-    add_other_options(parser, version)
-    found = parse_words(parser, list(words[1:]), {})
+    found = parse_words(store_parser(name, version), list(words[1:]), {})
     backend = backend_values(found)
     given = {key: value for key, value in vars(found).items() if key.startswith("own_")}
     return StoreArguments(
@@ -70,6 +63,18 @@ def parse_store_arguments(words: Sequence[str], version: str) -> StoreArguments:
         command=name,
         given={key.removeprefix("own_"): value for key, value in given.items()},
     )
+
+
+def store_parser(name: str, version: str) -> argparse.ArgumentParser:
+    """The words behind the command `name`."""
+    command = COMMANDS[name]
+    usage = f"pybuild {name} [options] {command.operands}".rstrip()
+    parser = new_parser(f"pybuild {name}", usage, command.summary)
+    own = parser.add_argument_group("options")
+    command.options(own)
+    add_backend_options(parser)
+    add_other_options(parser, version)
+    return parser
 
 
 def run_store_command(store: ImageStore, arguments: StoreArguments) -> tuple[str, int]:
