@@ -40,21 +40,30 @@ LAYERS |= {
     "diagnostics": {"errors", "remotes", "run"},
     "options": {"errors", "oci", "backend", "plan", "export", "lendingflags"},
     "lookups": {"errors", "oci", "files", "backend", "backends", "plan", "run"},
-    "planning": {"errors", "oci", "dockerfile", "remotes", "plan", "run", "lookups"},
+    "lockfile": {"errors", "oci", "remotes"},
+    "pinning": {
+        *("errors", "oci", "backend", "plan", "remotes", "run", "lookups", "lockfile"),
+    },
+    "planning": {
+        *("errors", "oci", "dockerfile", "remotes", "plan", "run", "lookups", "pinning"),
+    },
     "requirements": {"errors", "oci", "sandbox", "backend", "plan", "run"},
-    "api": {*BELOW_API, "options", "lookups", "planning", "requirements"},
+    "api": {*BELOW_API, "options", "lookups", "lockfile", "planning", "requirements"},
+    "locking": {*BELOW_API, "options", "lookups", "lockfile", "pinning", "planning"},
     "running": BELOW_API,
     "runcommand": {*BELOW_API, "arguments", "flagvalues"},
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "options", "lookups", "planning"},
     "reports": {*BELOW_API, "checks"},
     "doctor": {"errors", "backend", "backends", "oci"},
-    "__init__": {*BELOW_API, "api", "checks"},
+    "__init__": {*BELOW_API, "api", "checks", "lockfile", "locking"},
     "flagvalues": {"errors", "backend"},
     "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags"},
     "environment": {*BELOW_API, "arguments", "flagvalues"},
     "storecommands": {*BELOW_API, "arguments", "flagvalues"},
-    "completion": {"errors", "arguments", "runcommand", "storecommands"},
+    "resultfiles": {"errors", "oci", "arguments", "run"},
+    "completion": {"errors", "arguments", "lockcommand", "runcommand", "storecommands"},
+    "lockcommand": {*BELOW_API, "arguments", "environment", "lockfile", "locking"},
     "cli": {
         *BELOW_API,
         *(
@@ -66,8 +75,10 @@ LAYERS |= {
             "doctor",
             "environment",
             "flagvalues",
+            "lockcommand",
             "pipes",
             "reports",
+            "resultfiles",
             "storecommands",
             "runcommand",
             "running",
@@ -90,6 +101,8 @@ FOR_TYPES_ONLY = {
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
     ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
     ("pybuild.api", "pybuild.oci.registry"),  # once something is pushed
+    ("pybuild.api", "pybuild.lockfile"),  # once a lock file is used
+    ("pybuild.planning", "pybuild.lockfile"),
     ("pybuild.environment", "pybuild.oci.registry"),
     ("pybuild.export.exporting", "pybuild.oci.registry"),
     ("pybuild.cli", "pybuild.checks"),  # once it is asked for

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         ImageError,
         ImageNotFound,
         InvalidImage,
+        LockError,
         PlatformMismatch,
         PybuildError,
         RegistryError,
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
         UnsupportedByBackend,
         UsageError,
     )
+    from pybuild.lockfile import Lock, LockChange, LockedImage, read_lock
+    from pybuild.locking import lock_images
     from pybuild.oci.platform import Platform
     from pybuild.plan.outline import Outline, OutlineArg, OutlineMount
     from pybuild.remotes.options import RemoteOptions
@@ -107,6 +110,10 @@ __all__ = [
     "InvalidImage",
     "LintReported",
     "LintWarning",
+    "Lock",
+    "LockChange",
+    "LockError",
+    "LockedImage",
     "Network",
     "Outline",
     "OutlineArg",
@@ -143,9 +150,11 @@ __all__ = [
     "backend_names",
     "build",
     "check",
+    "lock_images",
     "open_backend",
     "outline",
     "plan_build",
+    "read_lock",
     "targets",
 ]
 
@@ -180,6 +189,7 @@ _HOMES = {
         "ImageError",
         "ImageNotFound",
         "InvalidImage",
+        "LockError",
         "PlatformMismatch",
         "PybuildError",
         "RegistryError",
@@ -192,6 +202,8 @@ _HOMES = {
         "UnsupportedByBackend",
         "UsageError",
     ),
+    "pybuild.lockfile": ("Lock", "LockChange", "LockedImage", "read_lock"),
+    "pybuild.locking": ("lock_images",),
     "pybuild.oci.platform": ("Platform",),
     "pybuild.plan.outline": ("Outline", "OutlineArg", "OutlineMount"),
     "pybuild.remotes.options": ("RemoteOptions",),

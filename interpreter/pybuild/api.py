@@ -51,6 +51,7 @@ from pybuild.run.stage import StageRunner, StageSettings, base_image, final_conf
 from pybuild.secrets import Secret
 
 if TYPE_CHECKING:
+    from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
 
 
@@ -93,6 +94,7 @@ def build(
     cancel: CancelToken | None = None,
     max_workers: int | None = None,
     created: datetime | int | None = None,
+    locked: Lock | str | Path | bool = False,
     outputs: Sequence[Output | str] = (),
     registry: RegistryClient | None = None,
 ) -> BuildResult:
@@ -121,6 +123,10 @@ def build(
     or seconds since 1970, replaces every clock in the image; the build arg SOURCE_DATE_EPOCH
     does the same. `reporter` gets events from one thread at a time. `cancel` may be cancelled from any thread.
 
+    With `locked`, a lock, the path of its file, or True for that beside the Dockerfile, images
+    and sources of ADD are those of :func:`pybuild.lock_images`; no registry is asked for what
+    is in the backend's store, whatever `pull` says.
+
     `outputs` are values of `pybuild.export.outputs` or what ``docker build --output`` takes;
     without any, the image goes into the backend's store. `registry` pushes and stays open;
     by default one without logins.
@@ -130,7 +136,8 @@ def build(
     began, clock = datetime.now(UTC), time.monotonic()
     args = dict(build_args or {})
     names = tuple(map(image_name, tags))
-    platforms, policy = asked_platforms(platform), pull_policy(pull)
+    lock = _chosen_lock(locked, context, dockerfile)
+    platforms, policy = asked_platforms(platform), pull_policy(pull, locked=lock is not None)
     as_index = wants_index(platforms, args)
     check_index_annotations(index_annotations or {}, as_index=as_index)
     asked_outputs = wanted_outputs(outputs, names, as_index=as_index)
@@ -155,11 +162,9 @@ def build(
         )
         asked, lookup = for_each(platforms, request), looked_up(backend, policy)
         plan = plan_all(
-            source, asked, lookup, events=events, cancel=cancel, max_workers=max_workers
+            source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
-        check_supported(plan, backend)
-        report_warnings(plan, events)
-        check_emulation(plan, backend, events)
+        _check_plan(plan, backend, events)
         opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, backend.notes_folder(), events, cancel),
@@ -278,6 +283,7 @@ def plan_build(
     remotes: RemoteOptions | None = None,
     reporter: Reporter | None = None,
     cancel: CancelToken | None = None,
+    locked: Lock | str | Path | bool = False,
 ) -> PlannedBuild:
     """Plan what :func:`build` would do, without doing it. The arguments are the same.
 
@@ -285,7 +291,8 @@ def plan_build(
     empty and are listed. A backend given by name is opened only if there is one to look up.
     """
     args = dict(build_args or {})
-    platforms, policy = asked_platforms(platform), pull_policy(pull)
+    lock = _chosen_lock(locked, context, dockerfile)
+    platforms, policy = asked_platforms(platform), pull_policy(pull, locked=lock is not None)
     cancel = cancel or CancelToken()
     events = Events(reporter)
     with ExitStack() as stack:
@@ -305,9 +312,26 @@ def plan_build(
         )
         lookup = LazyLookup(backend, backend_options, policy, stack, events)
         asked = for_each(platforms, request)
-        plan = plan_all(source, asked, lookup, events=events, cancel=cancel)
+        plan = plan_all(source, asked, lookup, lock, events=events, cancel=cancel)
         report_warnings(plan, events)
     return PlannedBuild(plan, tuple(lookup.unresolved))
+
+
+def _check_plan(plan: Plan, backend: Backend, events: Events) -> None:
+    """Report the plan's warnings, and refuse what the backend or this machine can't do."""
+    check_supported(plan, backend)
+    report_warnings(plan, events)
+    check_emulation(plan, backend, events)
+
+
+def _chosen_lock(
+    locked: Lock | str | Path | bool, context: Context, dockerfile: DockerfileSource
+) -> Lock | None:
+    if locked is False:
+        return None
+    from pybuild.lockfile import chosen_lock  # noqa: PLC0415 - few builds are locked
+
+    return chosen_lock(locked, context, dockerfile)
 
 
 def _open_contexts(

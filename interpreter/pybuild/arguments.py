@@ -55,7 +55,13 @@ _LATER = {
 # Docker's old builder had these; they mean nothing here and break no script.
 _IGNORED = ("--rm", "--force-rm", "--compress")
 # Flags that stand alone or take =value, never the next word: `--pull .` pulls and builds `.`
-_ALONE = {"--pull": "always", "--dry-run": "text", "--no-cache": "true", "--check": "true"}
+_ALONE = {
+    "--pull": "always",
+    "--dry-run": "text",
+    "--no-cache": "true",
+    "--check": "true",
+    "--locked": "",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +86,33 @@ class DoctorArguments(BackendArguments):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildArguments(BackendArguments):
-    """``pybuild [build] …``; ``-`` as ``context`` or ``file`` is standard input.
+class SourceArguments(BackendArguments):
+    """What is to be built; ``-`` as ``context`` or ``file`` is standard input.
 
     ``build_arg_files`` are paths of files with more build args, which ``build_args`` override.
     """
 
     context: str
     file: str | None
-    tags: tuple[str, ...]
     build_args: Mapping[str, str]
+    build_arg_files: tuple[str, ...]
     target: str | None
     platforms: tuple[str, ...]
+    contexts: Mapping[str, str]
+    secrets: tuple[SecretArgument, ...]
+    public_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildArguments(SourceArguments):
+    """``pybuild [build] …``.
+
+    ``locked`` is the path of a lock file, empty for that beside the Dockerfile.
+    """
+
+    tags: tuple[str, ...]
     pull: str
+    locked: str | None
     no_cache: bool
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
@@ -108,10 +128,6 @@ class BuildArguments(BackendArguments):
     outputs: tuple[Output, ...]
     push: bool
     load: bool
-    contexts: Mapping[str, str]
-    secrets: tuple[SecretArgument, ...]
-    public_only: bool
-    build_arg_files: tuple[str, ...]
     no_cache_filter: tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
@@ -158,19 +174,17 @@ def parse_arguments(
     if words[:1] == ["build"]:
         words = words[1:]
     found = parse_words(build_parser(version), words, _ALONE)
-    if found.context is None:
-        raise UsageError("the build context is missing", hint="for this folder: pybuild .")
+    call = parse_call(found.call, check=parse_boolean("--check", found.check))
+    if call is not None and found.locked is not None:
+        raise UsageError("--locked is for builds, and --call builds nothing")
+    sources = source_values(found, environ)
+    sources["build_args"] = with_epoch(sources["build_args"], found.source_date_epoch, environ)
     return BuildArguments(
         **backend_values(found),
-        context=found.context,
-        file=found.file,
+        **sources,
         tags=tuple(found.tag),
-        build_args=with_epoch(
-            parse_build_args(found.build_arg, environ), found.source_date_epoch, environ
-        ),
-        target=found.target,
-        platforms=tuple(found.platform),
         pull=parse_pull_policy(found.pull),
+        locked=found.locked,
         no_cache=parse_boolean("--no-cache", found.no_cache),
         labels=dict(parse_pair("--label", text) for text in found.label),
         annotations=parse_annotations(found.annotation, "manifest"),
@@ -186,10 +200,6 @@ def parse_arguments(
         outputs=tuple(map(parse_output, found.output)),
         push=found.push,
         load=found.load,
-        contexts=dict(parse_named_context(text) for text in found.build_context),
-        secrets=tuple(parse_secret(text, environ) for text in found.secret),
-        public_only=found.public_only,
-        build_arg_files=tuple(found.build_arg_file),
         no_cache_filter=tuple(
             name for text in found.no_cache_filter for name in text.split(",") if name
         ),
@@ -198,7 +208,7 @@ def parse_arguments(
         quiet=found.quiet,
         progress=found.progress,
         dry_run=found.dry_run,
-        call=parse_call(found.call, check=parse_boolean("--check", found.check)),
+        call=call,
     )
 
 
@@ -239,6 +249,23 @@ def backend_values(found: argparse.Namespace) -> dict[str, Any]:
         "moby_labels": found.moby_labels,
         "unpack": not found.no_unpack,
         "debug": found.debug,
+    }
+
+
+def source_values(found: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of :class:`SourceArguments`. Raises UsageError."""
+    if found.context is None:
+        raise UsageError("the build context is missing", hint="for this folder: pybuild .")
+    return {
+        "context": found.context,
+        "file": found.file,
+        "build_args": parse_build_args(found.build_arg, environ),
+        "build_arg_files": tuple(found.build_arg_file),
+        "target": found.target,
+        "platforms": tuple(found.platform),
+        "contexts": dict(parse_named_context(text) for text in found.build_context),
+        "secrets": tuple(parse_secret(text, environ) for text in found.secret),
+        "public_only": found.public_only,
     }
 
 
@@ -293,12 +320,11 @@ def build_parser(version: str) -> _Parser:
     parser = new_parser(
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
-        "       pybuild doctor\n       "
+        "       pybuild lock [options] CONTEXT\n       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...\n       pybuild completion bash|zsh|fish",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
         "Dockerfile on standard input, or the URL of a git repository or a tar archive.",
     )
-    parser.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
     _add_input(parser)
     _add_run(parser)
     _add_lending(parser)
@@ -313,8 +339,9 @@ def build_parser(version: str) -> _Parser:
 
 
 def _add_input(parser: _Parser) -> None:
-    add = parser.add_argument_group("what to build").add_argument
-    add("-f", "--file", metavar="PATH", help="the Dockerfile; - for standard input")
+    group = parser.add_argument_group("what to build")
+    add_source_options(group)
+    add = group.add_argument
     add(
         "-t",
         "--tag",
@@ -323,6 +350,21 @@ def _add_input(parser: _Parser) -> None:
         metavar="NAME",
         help="name of the image; repeatable",
     )
+    add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
+    add(
+        "--annotation",
+        action="append",
+        default=[],
+        metavar="[KIND:]NAME=VALUE",
+        help="annotation of each manifest, or with the KIND index of the index",
+    )
+
+
+def add_source_options(group: argparse._ArgumentGroup) -> None:
+    """The options of :class:`SourceArguments`."""
+    group.add_argument("context", nargs="?", metavar="CONTEXT", help=argparse.SUPPRESS)
+    add = group.add_argument
+    add("-f", "--file", metavar="PATH", help="the Dockerfile; - for standard input")
     add(
         "--build-arg",
         action="append",
@@ -360,13 +402,10 @@ def _add_input(parser: _Parser) -> None:
         metavar="OS/ARCH",
         help="as linux/arm64; of several, with commas between, an index is made",
     )
-    add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
     add(
-        "--annotation",
-        action="append",
-        default=[],
-        metavar="[KIND:]NAME=VALUE",
-        help="annotation of each manifest, or with the KIND index of the index",
+        "--public-only",
+        action="store_true",
+        help="fetch ADD's sources and contexts from public addresses alone",
     )
 
 
@@ -378,6 +417,11 @@ def _add_run(parser: _Parser) -> None:
         metavar="WHEN",
         help="missing (the default), always or never; alone, always",
     )
+    add(
+        "--locked",
+        metavar="FILE",
+        help="take images and sources of ADD as pybuild lock found them (default: pybuild.lock)",
+    )
     add("--no-cache", default="false", help="use no result of earlier builds")
     add(
         "--no-cache-filter",
@@ -385,11 +429,6 @@ def _add_run(parser: _Parser) -> None:
         default=[],
         metavar="STAGE",
         help="run all steps of this stage again",
-    )
-    add(
-        "--public-only",
-        action="store_true",
-        help="fetch ADD's sources and contexts from public addresses alone",
     )
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(

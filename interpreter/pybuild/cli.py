@@ -20,9 +20,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
 from pybuild import __version__
 from pybuild.arguments import (
@@ -30,6 +29,7 @@ from pybuild.arguments import (
     STORE_COMMANDS,
     BuildArguments,
     DoctorArguments,
+    SourceArguments,
     parse_arguments,
 )
 from pybuild.backends import open_backend
@@ -37,6 +37,7 @@ from pybuild.environment import (
     backend_name,
     backend_options,
     build_args_of,
+    locked_by,
     outputs_of,
     registry_of,
     remote_options,
@@ -46,15 +47,13 @@ from pybuild.environment import (
 from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
 from pybuild.flagvalues import CallArguments
 from pybuild.lentvalues import find_agents, read_certificates
-from pybuild.oci.manifest import descriptor_as_json
-from pybuild.oci.platform import platform_as_json
 from pybuild.pipes import CancellableInput, CancellableOutput
+from pybuild.resultfiles import remove_stale, write_result_files
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
 from pybuild.run.progress.lint import short_text
 from pybuild.run.progress.plain import PlainReporter, warning_text
-from pybuild.run.result import BuildResult
 
 if TYPE_CHECKING:
     from pybuild.checks import CheckResult, OutlineResult, TargetsResult
@@ -77,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             _print(completion_script(words[1:], __version__).rstrip("\n"))
             return 0
+        if words[:1] == ["lock"]:
+            return _lock(words[1:])
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
@@ -134,7 +135,7 @@ def _build(arguments: BuildArguments) -> int:
     from pybuild.api import build  # noqa: PLC0415  (--version and the store need none of it)
 
     cancel = CancelToken()
-    _remove_stale(arguments.iidfile)
+    remove_stale(arguments.iidfile)
     with ExitStack() as stack:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
@@ -171,10 +172,11 @@ def _build(arguments: BuildArguments) -> int:
             remotes=remote_options(arguments, os.environ),
             reporter=reporter,
             cancel=cancel,
+            locked=locked_by(arguments),
             outputs=outputs,
             registry=registry,
         )
-    _write_files(arguments, result)
+    write_result_files(arguments, result)
     if uses_standard_output(arguments.outputs):
         return 0
     if arguments.quiet or not result.names:
@@ -213,6 +215,7 @@ def _dry_run(arguments: BuildArguments) -> int:
             remotes=remote_options(arguments, os.environ),
             reporter=_Warnings(),
             cancel=cancel,
+            locked=locked_by(arguments),
         )
     _encodable(sys.stdout)
     missing = [str(reference) for reference in planned.unresolved]
@@ -227,6 +230,19 @@ def _dry_run(arguments: BuildArguments) -> int:
     ]
     _print("\n".join(lines))
     return 0
+
+
+def _lock(words: Sequence[str]) -> int:
+    from pybuild.lockcommand import parse_lock_arguments, run_lock  # noqa: PLC0415  (as above)
+
+    arguments = parse_lock_arguments(words, os.environ, __version__)
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel):
+        context, dockerfile = _inputs(arguments, cancel)
+        done = run_lock(arguments, context, dockerfile, os.environ, _Warnings(), cancel)
+    _encodable(sys.stdout)
+    _print(done.text)
+    return done.code
 
 
 def _call(arguments: BuildArguments, call: CallArguments) -> int:
@@ -334,7 +350,7 @@ def _store_command(words: Sequence[str]) -> int:
 
 
 def _inputs(
-    arguments: BuildArguments, cancel: CancelToken
+    arguments: SourceArguments, cancel: CancelToken
 ) -> tuple[str | BinaryIO, str | bytes | None]:
     """The context and the Dockerfile; either may be standard input, not both."""
     context: str | BinaryIO = arguments.context
@@ -378,42 +394,6 @@ def _standard_output(cancel: CancelToken) -> BinaryIO:
     if sys.platform == "win32":  # nothing there can wait for a pipe
         return stream
     return cast("BinaryIO", CancellableOutput(number, cancel))
-
-
-def _write_files(arguments: BuildArguments, result: BuildResult) -> None:
-    if arguments.iidfile:
-        _write(arguments.iidfile, result.digest)
-    if arguments.metadata_file:
-        metadata: dict[str, Any] = {
-            "containerimage.descriptor": _described(result),
-            "containerimage.digest": result.digest,
-            "image.name": ",".join(result.names),
-        }
-        if not result.is_index:
-            metadata["containerimage.config.digest"] = result.config_digest
-        _write(arguments.metadata_file, json.dumps(metadata, indent=2) + "\n")
-
-
-def _described(result: BuildResult) -> dict[str, Any]:
-    """The descriptor as buildx writes it, with the platform of what is no index."""
-    described = descriptor_as_json(result.descriptor)
-    if not result.is_index:
-        described["platform"] = platform_as_json(result.platform)
-    return described
-
-
-def _remove_stale(path: str | None) -> None:
-    """A build that fails must not leave the digest of an earlier one; /dev/stdout stays."""
-    with suppress(OSError):
-        if path and Path(path).is_file() and not Path(path).is_symlink():
-            Path(path).unlink()
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f'can\'t write "{path}": {error.strerror or error}') from error
 
 
 def _progress_mode(arguments: BuildArguments) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from pybuild.arguments import BackendArguments, BuildArguments
+from pybuild.arguments import BackendArguments, BuildArguments, SourceArguments
 from pybuild.backends import DEFAULT_BACKEND
 from pybuild.errors import UsageError
 from pybuild.export.outputs import (
@@ -144,6 +144,11 @@ def registry_of(
     """What pushes, if anything is pushed: with the logins of ``docker login``."""
     if not any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs):
         return None
+    return open_registry(arguments, environ)
+
+
+def open_registry(arguments: BackendArguments, environ: Mapping[str, str]) -> RegistryClient:
+    """A client with the logins of ``docker login`` and the mirrors of this machine."""
     from pybuild.oci.auth import DockerCredentials  # noqa: PLC0415  (few builds push)
     from pybuild.oci.hosts import load_hosts  # noqa: PLC0415
     from pybuild.oci.registry import RegistryClient  # noqa: PLC0415
@@ -153,7 +158,12 @@ def registry_of(
     return RegistryClient(hosts, credentials, proxies=proxies_of(environ))
 
 
-def build_args_of(arguments: BuildArguments, environ: Mapping[str, str]) -> dict[str, str]:
+def locked_by(arguments: BuildArguments) -> str | bool:
+    """The path of the lock file, True for that beside the Dockerfile, False for none."""
+    return False if arguments.locked is None else arguments.locked or True
+
+
+def build_args_of(arguments: SourceArguments, environ: Mapping[str, str]) -> dict[str, str]:
     """The build args, those of files too. Raises UsageError."""
     values: dict[str, str] = {}
     for path in arguments.build_arg_files:
@@ -162,7 +172,7 @@ def build_args_of(arguments: BuildArguments, environ: Mapping[str, str]) -> dict
     return values | dict(arguments.build_args)
 
 
-def secrets_of(arguments: BuildArguments, environ: Mapping[str, str]) -> dict[str, Secret]:
+def secrets_of(arguments: SourceArguments, environ: Mapping[str, str]) -> dict[str, Secret]:
     """The secrets by their ids, read where they are. Raises UsageError."""
     found: dict[str, Secret] = {}
     for secret in arguments.secrets:
@@ -186,7 +196,7 @@ def _read(path: str, what: str) -> bytes:
         raise UsageError(f'can\'t read {what} "{path}": {error.strerror or error}') from error
 
 
-def remote_options(arguments: BuildArguments, environ: Mapping[str, str]) -> RemoteOptions:
+def remote_options(arguments: SourceArguments, environ: Mapping[str, str]) -> RemoteOptions:
     """How sources on the network are fetched."""
     return RemoteOptions(
         proxies=proxies_of(environ),

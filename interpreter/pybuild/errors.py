@@ -13,6 +13,7 @@
     │   ├── ExpansionError
     │   ├── StageNotFound
     │   └── StageCycle
+    ├── LockError             exit 2    the lock file, or what isn't in it
     ├── ContextError          exit 3    the build context
     ├── FetchFailed           exit 3    a source on the network
     ├── ImageError            exit 3
@@ -147,6 +148,12 @@ class StageNotFound(DockerfileError):
 
 class StageCycle(DockerfileError):
     """Stages depend on each other in a circle."""
+
+
+class LockError(PybuildError):
+    """The lock file can't be read, or lacks what the Dockerfile asks for."""
+
+    exit_code = 2
 
 
 class ContextError(PybuildError):

@@ -13,6 +13,7 @@ from pybuild.errors import BackendUnavailable, SourceRange
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
+from pybuild.plan.contexts import LayoutContext
 from pybuild.plan.resolve import ImageName, Resolve
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.layers import releasing
@@ -37,6 +38,15 @@ def looked_up(backend: Backend, policy: PullPolicy) -> Lookup:
     return look_up
 
 
+def laid_out(name: LayoutContext, platform: Platform) -> BaseImage:
+    """The image in a layout, without its layers' bytes. Raises as :func:`.open_layout`."""
+    from pybuild.files.layout import open_layout  # noqa: PLC0415  (as above)
+
+    with open_layout(name.path) as layout:
+        image = layout.find(platform, tag=name.tag, digest=name.digest)
+    return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+
+
 class LazyLookup:
     """Looks images up in a backend that is opened for the first of them, if it can be."""
 
@@ -59,11 +69,7 @@ class LazyLookup:
 
     def __call__(self, name: ImageName, platform: Platform, activity: StepActivity) -> BaseImage:
         if not isinstance(name, Reference):
-            from pybuild.files.layout import open_layout  # noqa: PLC0415  (as above)
-
-            with open_layout(name.path) as layout:
-                image = layout.find(platform, tag=name.tag, digest=name.digest)
-            return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
+            return laid_out(name, platform)
         with self._lock:
             self._open()
             if self._backend is None:

@@ -41,16 +41,18 @@ def wants_index(platforms: Sequence[Platform], build_args: Mapping[str, str]) ->
     return len(platforms) > 1 or text.lower() in {"1", "t", "true"}
 
 
-def pull_policy(pull: PullPolicy | str | bool) -> PullPolicy:
-    """The policy that `pull` says; True is always, False missing. Raises UsageError."""
-    if isinstance(pull, PullPolicy):
-        return pull
+def pull_policy(pull: PullPolicy | str | bool, *, locked: bool = False) -> PullPolicy:
+    """The policy that `pull` says; True is always, False missing. Raises UsageError.
+
+    Of `locked` images the digests are known, so that asking again could tell nothing new.
+    """
     if isinstance(pull, bool):
-        return PullPolicy.ALWAYS if pull else PullPolicy.MISSING
+        pull = PullPolicy.ALWAYS if pull else PullPolicy.MISSING
     try:
-        return PullPolicy(pull)
+        policy = PullPolicy(pull)
     except ValueError:
         raise UsageError(f'the pull policy "{pull}" is not missing, always or never') from None
+    return PullPolicy.MISSING if locked and policy is PullPolicy.ALWAYS else policy
 
 
 def run_defaults(  # noqa: PLR0917 - what the command line says of RUN, in its order

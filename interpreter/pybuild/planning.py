@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.instructions import Dockerfile
@@ -21,6 +21,9 @@ from pybuild.remotes.fetching import Remotes
 from pybuild.run.activity import CancelToken, Events
 from pybuild.run.events import LintReported
 from pybuild.run.inputs import Inputs, read_inputs
+
+if TYPE_CHECKING:
+    from pybuild.lockfile import Lock
 
 Context = str | Path | BinaryIO | None
 DockerfileSource = str | Path | bytes | None
@@ -97,15 +100,27 @@ def plan_all(
     source: BuildSource,
     requests: Sequence[PlanRequest],
     lookup: Lookup,
+    lock: Lock | None = None,
     *,
     events: Events,
     cancel: CancelToken,
     max_workers: int | None = None,
 ) -> Plan:
-    """Plan the build. Raises DockerfileError also where a check found what counts as an error."""
+    """Plan the build, with what is in `lock` if there is one.
+
+    Raises DockerfileError also where a check found what counts as an error; LockError.
+    """
+    if lock is not None:
+        from pybuild.pinning import pinned_lookup  # noqa: PLC0415 - few builds are locked
+
+        lookup = pinned_lookup(lookup, lock)
     with resolving(lookup, events, cancel, max_workers) as (resolve, executor):
         plan = make_plans(source.dockerfile, requests, resolve, executor=executor, lint=source.lint)
     source.lint.refuse()
+    if lock is not None:
+        from pybuild.pinning import pinned_plan  # noqa: PLC0415 - as above
+
+        plan = pinned_plan(plan, lock)
     return plan
 
 

@@ -148,6 +148,7 @@ def test_every_option_is_read() -> None:
         target="t",
         platforms=("linux/arm64",),
         pull="always",
+        locked=None,
         no_cache=True,
         labels={"l": "v", "empty": ""},
         annotations={"x": "y=z", "m": "n", "both": "1", "odd:z": "2"},
@@ -191,6 +192,8 @@ def test_every_option_is_read() -> None:
     ("words", "member", "value"),
     [
         (["--pull", "."], "pull", "always"),
+        (["--locked", "."], "locked", ""),
+        (["--locked=f", "."], "locked", "f"),
         (["--pull=true", "."], "pull", "always"),
         (["--pull=false", "."], "pull", "missing"),
         (["--pull=never", "."], "pull", "never"),

@@ -33,6 +33,10 @@ def test_the_public_names_are_exactly_these() -> None:
         "InvalidImage",
         "LintReported",
         "LintWarning",
+        "Lock",
+        "LockChange",
+        "LockError",
+        "LockedImage",
         "Network",
         "Outline",
         "OutlineArg",
@@ -69,9 +73,11 @@ def test_the_public_names_are_exactly_these() -> None:
         "backend_names",
         "build",
         "check",
+        "lock_images",
         "open_backend",
         "outline",
         "plan_build",
+        "read_lock",
         "targets",
     ]
 

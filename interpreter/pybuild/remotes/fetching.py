@@ -81,6 +81,15 @@ class Remotes:
                 tree = self._checkouts[location] = made.tree
         return tree
 
+    def commit(self, location: GitLocation, activity: Activity) -> str:
+        """The id of the commit that the repository has there now; its files aren't fetched.
+
+        Raises FetchFailed, BuildCancelled.
+        """
+        from pybuild.remotes.git import find_commit  # noqa: PLC0415 - as above
+
+        return find_commit(location, self._options, self._secrets, activity)
+
     def close(self) -> None:
         """Remove everything that was fetched. Idempotent."""
         with self._lock:

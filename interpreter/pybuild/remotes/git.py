@@ -91,6 +91,19 @@ def check_out(
         raise
 
 
+def find_commit(
+    location: GitLocation,
+    options: RemoteOptions,
+    secrets: Mapping[str, Secret],
+    activity: Activity,
+) -> str:
+    """The id of the commit that `location` names now. Fetches nothing; raises as check_out."""
+    with tempfile.TemporaryDirectory(prefix="pybuild-git-") as folder:
+        environment = _environment(location, options, secrets, Path(folder))
+        command = _Command(environment, Path(folder))
+        return _Repository(location, options, command, activity).find()
+
+
 class _Command:
     """The git command in one working tree, with one environment."""
 
@@ -150,11 +163,15 @@ class _Repository:
         self._work = command.work
         self._name = ""  # of the ref that was found
 
-    def fetch(self) -> str:
-        """Get the commit's objects; the commit's id."""
+    def find(self) -> str:
+        """The commit's id, as far as the ref tells it, or a tag's."""
         if self._options.public_only:
             self._require(_PINNING)
-        remote, wanted = self._location.remote, self._resolve()
+        return self._resolve()
+
+    def fetch(self) -> str:
+        """Get the commit's objects; the commit's id."""
+        remote, wanted = self._location.remote, self.find()
         hashes = "sha256" if len(wanted) == 64 else "sha1"
         self._run("init", "--quiet", f"--object-format={hashes}")
         self._run("remote", "add", "--", "origin", remote)
