@@ -23,9 +23,9 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
-from pybuild.errors import BackendUnavailable, ImageError, ImageNotFound, InvalidImage
+from pybuild.errors import BackendError, BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
-from pybuild.imagestore import ImageStore
+from pybuild.imagestore import ImageStore, usual_ceiling
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.http import NoActivity
@@ -33,6 +33,7 @@ from pybuild.oci.image_config import parse_config
 from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.sandbox.mapping import Kind
+from pybuild_embedded.ceiling import keep_below
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.flights import Flights
 from pybuild_embedded.images import Images
@@ -103,6 +104,7 @@ class EmbeddedBackend(Backend):
             lambda layer: self._space.mend_blob(layer, NoActivity()),
         )
         self._space = Space(store, machine, files, fetcher, Flights(store))
+        self._max_size = options.max_size
         self._lock = threading.Lock()
         self._closed = False
 
@@ -171,7 +173,8 @@ class EmbeddedBackend(Backend):
                 f"{familiar(reference)} has {len(image.layers)} layers, "
                 f"but its config names {len(config.diff_ids)}"
             )
-        self._store.origins.record(reference, image.layers)
+        # by its config, what was pulled is told from what was built on it
+        self._store.origins.record(reference, [*image.layers, image.config])
         self._images.record((reference,), image.target, image.descriptor, image.config.digest)
         layers = tuple(map(LayerDiff, config.diff_ids, image.layers))
         return BaseImage(reference, image.descriptor.digest, config, layers)
@@ -304,5 +307,15 @@ class EmbeddedBackend(Backend):
         with contextlib.ExitStack() as stack:
             stack.callback(self._store.close)
             stack.callback(self._space.machine.close)
+            stack.callback(self._keep_below_ceiling)
             stack.callback(self._space.fetcher.close)
             stack.callback(self._space.tidy)
+
+    def _keep_below_ceiling(self) -> None:
+        machine, root = self._space.machine, self._store.root
+        if isinstance(self._max_size, int):
+            ceiling = self._max_size
+        else:
+            ceiling = usual_ceiling(root, self._max_size)
+        with contextlib.suppress(BackendError):  # the next build does it
+            keep_below(self._store, ceiling, machine.remove, machine.measure)

@@ -16,6 +16,7 @@ from typing import BinaryIO, Self
 from pybuild.errors import BackendFailed, ImageNotFound, InvalidImage
 from pybuild.oci.descriptor import is_digest
 from pybuild_embedded.database import Database
+from pybuild_embedded.growth import Growth
 from pybuild_embedded.rootfolder import failing, sync_folder
 from pybuild_embedded.sessions import Part, Session
 
@@ -23,10 +24,11 @@ from pybuild_embedded.sessions import Part, Session
 class Blobs:
     """All blobs of a store. Safe in threads."""
 
-    def __init__(self, root: Path, database: Database, session: Session) -> None:
+    def __init__(self, root: Path, database: Database, session: Session, growth: Growth) -> None:
         self.folder = root / "blobs" / "sha256"
         self._database = database
         self._session = session
+        self._growth = growth
 
     def path(self, digest: str) -> Path:
         """Where the blob is, if it is here. Raises InvalidImage for what is no digest."""
@@ -105,6 +107,7 @@ class Blobs:
             finally:
                 os.close(descriptor)
             self._rename(path, self.path(digest))
+        self._growth.add(size)
 
     def _rename(self, path: Path, target: Path) -> None:
         # pinned already: a blob that appears while garbage is removed stays

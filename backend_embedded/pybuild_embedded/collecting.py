@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from pybuild.imagestore import Pruned, PruneRequest
+from pybuild_embedded.growth import remember
 from pybuild_embedded.origins import forget_origins
 from pybuild_embedded.references import Node, References
 from pybuild_embedded.rootfolder import RESERVE, keep_reserve, release_reserve
@@ -46,7 +47,10 @@ def prune(
     store.trash.empty(remove)
     store.database.shorten_log()
     keep_reserve(store.root)
-    left = look(store.root, store.database, measure).total
+    after = look(store.root, store.database, measure)
+    remember(store.database, after)
+    store.database.shorten_log()
+    left = after.total
     # on a full disk there was no reserve before
     gained = measure_plainly([store.root / RESERVE])[0] - reserve
     return Pruned(max(before.total - left + gained, 0), left, removed)
@@ -112,12 +116,17 @@ def _candidates(
 
     What only goes together is in one list: the images of an index.
     """
-    query = "SELECT image FROM targets JOIN names USING (target)"
+    # what has names by digest alone was asked for so, and can be again
+    query = "SELECT image FROM targets JOIN names USING (target) WHERE name NOT LIKE '%@%'"
     named = {digest for (digest,) in connection.execute(query)}
+    fetchable = _fetchable(connection) if request.unattended else set()
     ranks: dict[Node, int] = {}
     for node in references.entries:
         if node[0] is not Part.IMAGE:
             ranks[node] = 0
+        elif request.unattended:
+            if node[1] not in named or node[1] in fetchable:
+                ranks[node] = 0
         elif node[1] not in named and (request.images or request.all_images):
             ranks[node] = 1
         elif request.all_images:
@@ -132,6 +141,16 @@ def _candidates(
         one += other
         groups |= dict.fromkeys(other, one)
     return list({id(group): group for group in groups.values()}.values())
+
+
+def _fetchable(connection: sqlite3.Connection) -> set[str]:
+    """The images that were pulled, and have got no other name since."""
+    query = (
+        "SELECT images.digest FROM images JOIN origins ON origins.digest=config"
+        " WHERE NOT EXISTS (SELECT 1 FROM targets JOIN names USING (target)"
+        " WHERE targets.image=images.digest AND name<>origins.image AND name NOT LIKE '%@%')"
+    )
+    return {digest for (digest,) in connection.execute(query)}
 
 
 def _in_one_index(connection: sqlite3.Connection) -> Iterator[tuple[Node, Node]]:

@@ -59,13 +59,15 @@ TABLES = {
         "digest TEXT PRIMARY KEY, image TEXT NOT NULL, media_type TEXT NOT NULL,"
         " size INTEGER NOT NULL"
     ),
+    # what was measured: the store as a whole, without its indexes, and cache mounts by name
+    "sizes": "part TEXT NOT NULL, ident TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (part, ident)",
     # what a session uses; a pin of a session that isn't alive means nothing
     "pins": (
         "session TEXT NOT NULL, part TEXT NOT NULL, ident TEXT NOT NULL,"
         " PRIMARY KEY (session, part, ident)"
     ),
 }
-_VERSION = 2  # 1 had no origins
+_VERSION = 3  # 1 had no origins, 2 no sizes
 _INDEXES = ("CREATE INDEX IF NOT EXISTS unsettled ON folders (synced, boot)",)
 
 

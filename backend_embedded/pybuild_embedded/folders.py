@@ -21,6 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pybuild_embedded.database import DamagedDatabase, Database
+from pybuild_embedded.growth import Growth
 from pybuild_embedded.rootfolder import NoRoom, failing
 from pybuild_embedded.sessions import Part, Session
 from pybuild_embedded.trash import Trash
@@ -57,13 +58,16 @@ class LayerFolder:
 class Folders:
     """The unpacked layers and cache mounts of a store. Safe in threads."""
 
-    def __init__(self, root: Path, database: Database, session: Session, trash: Trash) -> None:
+    def __init__(
+        self, root: Path, database: Database, session: Session, trash: Trash, growth: Growth
+    ) -> None:
         self._root = root
         self._layers = root / "layers"
         self._caches = root / "cachemounts"
         self._database = database
         self._session = session
         self._trash = trash
+        self._growth = growth
         self._boot = boot_id()
         # settled ones that this session has pinned, which stay
         self._known: dict[tuple[str, str], LayerFolder] = {}
@@ -92,6 +96,7 @@ class Folders:
                     " WHERE ident=?",
                     (chain, flavour, size, int(time.time()), folder.ident),
                 )
+                self._growth.add(size or 0)
             winner = found or folder
             self._session.pin(connection, Part.FOLDER, winner.ident)
         self._known[chain, flavour] = winner
@@ -153,6 +158,7 @@ class Folders:
             self._session.pin(connection, Part.CACHE, name)
             row = (name, int(time.time()))
             connection.execute("INSERT OR REPLACE INTO caches VALUES (?, ?)", row)
+        self._growth.use_cache(name)
         folder = LayerFolder(name, self._caches / name)
         folder.make()
         return folder

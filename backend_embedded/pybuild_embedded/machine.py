@@ -132,7 +132,7 @@ class Machine:
 
     def measure(self, folders: Sequence[Path]) -> list[int]:
         """What folders of the store take up on the disk, in bytes."""
-        if self.probe().mapping is not None:
+        if folders and self.probe().mapping is not None:
             return self.workers().measure(folders)
         return measure_plainly(folders)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from pybuild.errors import UsageError
+from pybuild.imagestore import parse_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class Options:
     ``root`` is the store's folder, by default platformdirs' cache folder of this user.
     ``hosts_dir`` is of containerd's ``certs.d`` form, ``docker_config`` the path of Docker's
     config.json, ``proxies`` maps a URL's scheme to its proxy (``no`` lists what needs none).
+    ``max_size`` is what the store may take up when a build has ended, in bytes, or as a share
+    of the disk (``15%``); by default :func:`pybuild.imagestore.usual_ceiling`.
     ``runner`` is "auto" or "sandbox", which are the same here. ``user_namespace`` False lets
     root run steps in the machine's own user namespace.
     """
@@ -24,6 +27,7 @@ class Options:
     hosts_dir: Path | None = None
     docker_config: Path | None = None
     proxies: Mapping[str, str] = field(default_factory=dict)
+    max_size: int | str | None = None
     runner: str = "auto"
     user_namespace: bool = True
 
@@ -49,6 +53,8 @@ def _checked(name: str, value: object) -> object:
         return Path(value)
     if name == "runner" and value in ("auto", "sandbox"):
         return value
+    if name == "max_size" and _is_size(value):
+        return value
     if name == "user_namespace" and isinstance(value, bool):
         return value
     if name == "proxies" and isinstance(value, Mapping):
@@ -56,3 +62,9 @@ def _checked(name: str, value: object) -> object:
         if all(isinstance(part, str) for pair in pairs.items() for part in pair):
             return pairs
     raise UsageError(f"the embedded backend's option {name} has the unfit value {value!r}")
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, str):
+        return parse_share(value) is not None
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -56,6 +56,12 @@ class Session:
         rows = [(self.ident, part, ident) for ident in idents]
         connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", rows)
 
+    def let_go(self, database: Database) -> None:
+        """Pin nothing any more, and drop the files that aren't finished."""
+        shutil.rmtree(self.ingest, ignore_errors=True)
+        with database.writing() as connection:
+            connection.execute("DELETE FROM pins WHERE session=?", (self.ident,))
+
     def new_file(self) -> Path:
         """A path for a file that isn't finished; it vanishes with the session."""
         with failing(self.ingest):
@@ -89,6 +95,9 @@ class Session:
             return
         remove_unheld(self._folder.parent / "locks")
         unfinished = end_sessions(database, dead)
+        with database.writing() as connection:
+            # nobody knows what they added
+            connection.execute("DELETE FROM sizes")
         for folder in unfinished:
             trash.put(folder)
         for ident in dead:

@@ -19,7 +19,7 @@ was to be there after; what it had begun is removed by the next that opens the s
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +31,7 @@ from pybuild_embedded.blobs import Blobs, BlobWriter
 from pybuild_embedded.chains import CachedStep, Chains
 from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.folders import Folders, LayerFolder
+from pybuild_embedded.growth import Growth
 from pybuild_embedded.locks import holding
 from pybuild_embedded.origins import Origins
 from pybuild_embedded.rootfolder import (
@@ -62,11 +63,13 @@ class Store:
         self.session = session
         self.database = database
         self.trash = Trash(root)
-        self.blobs = Blobs(root, database, session)
+        self.growth = Growth()
+        """What this session has added."""
+        self.blobs = Blobs(root, database, session, self.growth)
         self.origins = Origins(database)
         """Where blobs can be fetched from, if they are missing."""
         self._chains = Chains(database, self.blobs, session)
-        self._folders = Folders(root, database, session, self.trash)
+        self._folders = Folders(root, database, session, self.trash, self.growth)
         self._closed = False
 
     @classmethod
@@ -122,6 +125,10 @@ class Store:
         finally:
             self.database.close()
             self.session.end()
+
+    def let_go(self) -> None:
+        """Use nothing any more: what this session alone keeps may go."""
+        self.session.let_go(self.database)
 
     def __enter__(self) -> Self:
         return self
@@ -240,8 +247,16 @@ class Store:
 
         Raises BuildCancelled if the build is cancelled while it waits for others.
         """
+        with self.alone(name, activity.raise_if_cancelled):
+            yield
+
+    @contextmanager
+    def alone(
+        self, name: str, while_waiting: Callable[[], object] = lambda: None
+    ) -> Iterator[None]:
+        """As :meth:`single_flight`; `while_waiting` is called many times a second."""
         path = self.root / "locks" / sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
         with ExitStack() as stack:
             with failing(path):
-                stack.enter_context(holding(path, activity.raise_if_cancelled))
+                stack.enter_context(holding(path, while_waiting))
             yield

@@ -26,7 +26,8 @@ from pybuild.export.outputs import (
     RegistryOutput,
     TarOutput,
 )
-from pybuild.flagvalues import parse_build_arg_file
+from pybuild.flagvalues import parse_build_arg_file, parse_size
+from pybuild.imagestore import parse_share
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.inputs import read_limited
 from pybuild.secrets import Secret
@@ -63,10 +64,26 @@ def backend_options(
             options = registries | _containerd_options(arguments, environ)
         case "embedded":
             root = arguments.root or environ.get("PYBUILD_ROOT")
-            options = registries | {"root": root, "runner": arguments.runner}
+            options = registries | {
+                "root": root,
+                "runner": arguments.runner,
+                "max_size": _max_size(environ.get("PYBUILD_MAX_SIZE")),
+            }
         case _:
             return {}
     return {name: value for name, value in options.items() if value is not None and value != ""}
+
+
+def _max_size(text: str | None) -> int | str | None:
+    """In bytes, or as a share of the disk. Raises UsageError."""
+    if not text or parse_share(text) is not None:
+        return text
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise UsageError(
+            f'PYBUILD_MAX_SIZE: "{text}" is no size', hint="write it like 20g, or 15% of the disk"
+        ) from error
 
 
 def _containerd_options(

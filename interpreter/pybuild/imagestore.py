@@ -7,6 +7,7 @@ on the same store, in this process or in others: nothing is removed that a runni
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from pathlib import Path
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.reference import Reference
+
+USUAL_SHARE = 10
+"""Percent of its disk that a store may take up where nothing else is said."""
+_LEAST = 2_000_000_000
+_SHARE = re.compile(r"(\d{1,3})%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +73,15 @@ class PruneRequest:
 
     Without ``max_size`` everything that is not an image's goes. With ``images`` unnamed
     images go as well, with ``all_images`` named ones too. ``unused_for`` spares, in seconds,
-    what was used since.
+    what was used since. ``unattended`` is what builds do by themselves: unnamed images go
+    as all else does, and so do those that can be pulled again.
     """
 
     max_size: int | None = None
     images: bool = False
     all_images: bool = False
     unused_for: int | None = None
+    unattended: bool = False
     dry_run: bool = False
 
 
@@ -144,3 +152,21 @@ class ImageStore(ABC):
 
         With `repair`, what is damaged is removed, so that it will be made or fetched again.
         """
+
+
+def parse_share(text: str) -> int | None:
+    """The percents of ``15%``; None where the text is something else, or more than all."""
+    found = _SHARE.fullmatch(text)
+    return int(found[1]) if found and int(found[1]) <= 100 else None
+
+
+def usual_ceiling(folder: Path, share: str | None = None) -> int:
+    """How many bytes the store in `folder` may take up, as a share of its disk.
+
+    Without `share`, as ``15%``, it is the usual one, and 2 GB at least.
+    """
+    import shutil  # noqa: PLC0415 - for a build that adds something
+
+    total = shutil.disk_usage(folder).total
+    percent = parse_share(share) if share else None
+    return max(total * USUAL_SHARE // 100, _LEAST) if percent is None else total * percent // 100

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +23,16 @@ from pybuild.arguments import (
 )
 from pybuild.errors import BackendFailed, UsageError
 from pybuild.flagvalues import parse_size
-from pybuild.imagestore import ImageStore, ListedImage, PruneRequest
+from pybuild.imagestore import (
+    USUAL_SHARE,
+    ImageStore,
+    ListedImage,
+    PruneRequest,
+    parse_share,
+    usual_ceiling,
+)
 from pybuild.oci.image_config import serialize_config
 from pybuild.oci.reference import familiar, parse_reference, with_default_tag
-
-DEFAULT_SHARE = 10
-"""Percent of the disk that a store may take up, where ``--max-size`` says nothing else."""
 
 _DURATION = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -230,13 +233,11 @@ def _prune(store: ImageStore, given: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _ceiling(text: str | None, store: ImageStore) -> int:
-    share = re.fullmatch(r"(\d{1,3})%", text or f"{DEFAULT_SHARE}%")
-    if share is None:
-        return parse_size(text or "")
-    percent = int(share[1])
-    if percent > 100:
-        raise UsageError(f'--max-size "{text}" is more than the disk')
-    return shutil.disk_usage(store.location()).total * percent // 100
+    if text is None or parse_share(text) is not None:
+        return usual_ceiling(store.location(), text)
+    if text.endswith("%"):
+        raise UsageError(f'--max-size "{text}" is no share of the disk', hint="as in 15%")
+    return parse_size(text)
 
 
 def _duration(text: str) -> int:
@@ -290,7 +291,7 @@ def _add_prune(parser: argparse._ArgumentGroup) -> None:
         "--max-size",
         dest="own_max_size",
         metavar="SIZE",
-        help=f"how much may stay, as 20g or 15%% of the disk (default: {DEFAULT_SHARE}%%)",
+        help=f"how much may stay, as 20g or 15%% of the disk (default: {USUAL_SHARE}%%)",
     )
     add("--all", dest="own_all", action="store_true", help="remove all that no image needs")
     add("--dangling", dest="own_dangling", action="store_true", help="unnamed images too")
