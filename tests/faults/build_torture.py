@@ -1,5 +1,7 @@
 """Builds beside each other on one embedded store, killed at random; then all must be well.
 
+Whatever they leave is more than the store may hold, so that they also make room all the time.
+
 Run as a program of one thread with the folder to use, so that it can make processes by fork:
 starting Python anew for each would take most of the time. It ends with 0, or with what went
 wrong. As the reaper of all below it, it sees every process that a killed build leaves.
@@ -24,6 +26,8 @@ from storing import images_of
 
 KILLS = 200
 BUILDERS = 8
+# less than the image they all begin with, so that each removes all that no other one uses
+MAX_SIZE = "1m"
 DOCKERFILES = (
     """\
 FROM busybox
@@ -158,7 +162,9 @@ def main(folder: Path) -> None:
     stores = Stores(folder)
     root = stores.new()
     expected = digests(folder, stores.new())
+    os.environ["PYBUILD_MAX_SIZE"] = MAX_SIZE
     torture(folder, root)
+    del os.environ["PYBUILD_MAX_SIZE"]
     wait_for_all_to_end()
     assert digests(folder, root) == expected
     assert digests(folder, root, "--no-cache") == expected
