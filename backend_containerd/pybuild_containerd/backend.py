@@ -158,8 +158,8 @@ class ContainerdBackend(Backend):
         self._lock = threading.Lock()
         # blobs that are known to be here and to be kept by the session's lease
         self._kept: set[str] = set()
-        # what pulled images' records will point to, once their layers are here
-        self._unrecorded: dict[str, _Unrecorded] = {}
+        # what pulled images' records will point to, once the layers of these manifests are here
+        self._unrecorded: dict[str, list[_Unrecorded]] = {}
 
     def executes(self, platform: Platform) -> bool | None:
         # another machine's kernel can't be asked
@@ -333,27 +333,29 @@ class ContainerdBackend(Backend):
         config = parse_config(image.config_bytes)
         base = base_image(reference, image.descriptor.digest, image.manifest, config)
         with self._lock:
-            self._unrecorded[base.digest] = _Unrecorded(
-                reference, image.target, image.platform or config.platform
+            self._unrecorded.setdefault(base.digest, []).append(
+                _Unrecorded(reference, image.target, image.platform or config.platform)
             )
         return base
 
     def _fetch_missing(self, base: BaseImage, activity: Activity) -> None:
-        """Have every layer's blob in the store, and the record of an image that was pulled."""
+        """Have every layer's blob in the store, and the records of an image that was pulled."""
         with self._lock:
-            unrecorded = self._unrecorded.get(base.digest)
+            unrecorded = tuple(self._unrecorded.get(base.digest, ()))
         missing = self._missing(base)
-        if missing and unrecorded is not None and self._transfer is not None:
-            self._transfer.pull(self._wanted(unrecorded, missing), activity)
+        if missing and unrecorded and self._transfer is not None:
+            self._transfer.pull(self._wanted(unrecorded[0], missing), activity)
             missing = self._missing(base)
         if missing:
             self._puller.fetch_layers(base.reference, missing, activity)
             with self._lock:
                 self._kept.update(blob.digest for blob in missing)
-        if unrecorded is not None:
-            self._images.record(str(unrecorded.reference), unrecorded.target, {})
+        for image in unrecorded:
+            self._images.record(str(image.reference), image.target, {})
+        if unrecorded:
             with self._lock:
-                self._unrecorded.pop(base.digest, None)
+                left = self._unrecorded.get(base.digest, [])
+                self._unrecorded[base.digest] = [one for one in left if one not in unrecorded]
 
     def _missing(self, base: BaseImage) -> list[Descriptor]:
         """The blobs of layers that aren't in the store, each once."""
