@@ -207,14 +207,15 @@ class _Reader:
     def read(self, content: bytes) -> Lock:
         table = ""
         # not splitlines(), which knows more ends of lines than TOML does
-        for number, raw in enumerate(content.split(b"\n"), start=1):
+        for number, whole in enumerate(content.split(b"\n"), start=1):
+            raw = whole.strip(b" \t\r")
+            if not raw or raw.startswith(b"#"):
+                continue
             with located(SourceRange(self._name, number, number)):
                 try:
-                    line = raw.decode().strip(" \t\r")
+                    line = raw.decode()
                 except UnicodeDecodeError:
                     raise LockError("this line of the lock file is no UTF-8 text") from None
-                if not line or line.startswith("#"):
-                    continue
                 if match := _TABLE.fullmatch(line):
                     table = self._begin(match[1])
                 elif not table:

@@ -48,6 +48,15 @@ def build_twice_with_one_backend(archive: bytes) -> None:
         pybuild.build(None, dockerfile=b"FROM scratch\n", backend=backend, pull="never")
 
 
+def build_with_a_lock(folder: Path) -> bool:
+    lock = pybuild.lock_images(folder, platform=["linux/amd64"], target="app")
+    assert_type(lock, pybuild.Lock)
+    assert_type([image.index for image in lock.images.values()], list[str | None])
+    pybuild.build(folder, locked=lock)
+    pybuild.build(folder, locked=True)
+    return pybuild.read_lock(folder / "pybuild.lock") == lock
+
+
 def look_without_building(folder: Path) -> bool:
     result = pybuild.check(folder, build_args={"A": "b"}, target="test")
     for warning in result.warnings:
