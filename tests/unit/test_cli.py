@@ -120,6 +120,19 @@ def parsed(*words: str, environ: Any = None) -> BuildArguments:
 # Words
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("20g", 20 << 30), ("15%", "15%"), ("5", 5), ("", None)]
+)
+def test_the_environment_says_how_large_a_store_may_be(text: str, size: object) -> None:
+    found = backend_options(parsed("--backend=embedded", "."), {"PYBUILD_MAX_SIZE": text})
+    assert found.get("max_size") == size
+
+
+def test_call_and_locked_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="--locked is for builds"):
+        parsed("--check", "--locked", ".")
+
+
 def test_every_option_is_read() -> None:
     found = parsed(
         "build", "-f", "D", "-t", "a:1", "--tag=b", "--build-arg", "A=1", "--build-arg=B",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from pybuild.backend import Image
-from pybuild.imagestore import PruneRequest, Usage, UsageKind
+from pybuild.errors import UsageError
+from pybuild.imagestore import PruneRequest, Usage, UsageKind, usual_ceiling
 from pybuild.oci.descriptor import LayerDiff, digest_of
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import parse_reference
 from pybuild_embedded.images import Images
+from pybuild_embedded.options import parse_options
 from pybuild_embedded.store import Store
 from storing import (
     FLAVOUR,
@@ -333,3 +336,32 @@ class TestPrune:
         Images(store, remove).prune(EVERYTHING)
         assert len(removed) == 2
         assert all(path.parent == store.root / "trash" for path in removed)
+
+
+class TestCeiling:
+    def test_the_usual_one_is_a_tenth_of_the_disk_and_two_gigabytes_at_least(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for total, ceiling in ((10**12, 10**11), (10**10, 2 * 10**9)):
+            usage = shutil.disk_usage(tmp_path)._replace(total=total)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+            assert usual_ceiling(tmp_path) == ceiling
+            assert usual_ceiling(tmp_path, "25%") == total // 4
+
+    @pytest.mark.parametrize("value", [0, 1 << 40, "0%", "100%"])
+    def test_it_is_a_number_of_bytes_or_a_share(self, value: int | str) -> None:
+        assert parse_options({"max_size": value}).max_size == value
+
+    @pytest.mark.parametrize("value", [-1, "20g", "101%", "", True, 1.5])
+    def test_what_is_neither_is_refused(self, value: object) -> None:
+        with pytest.raises(UsageError, match="max_size"):
+            parse_options({"max_size": value})
+
+    def test_images_by_digest_alone_count_as_unnamed(self, store: Store, images: Images) -> None:
+        manifest = put_image(store, f"base@{digest_of(b'other')}", comment="by digest")
+        store.close()
+        with Store.open(store.root) as later:
+            pruned = images_of(later).prune(PruneRequest(images=True))
+            assert f"image docker.io/library/base@{digest_of(b'other')}" in pruned.removed
+            assert later.blobs.size(manifest.digest) is None
+            assert len(images_of(later).images()) == 2
