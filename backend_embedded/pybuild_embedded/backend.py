@@ -102,6 +102,7 @@ class EmbeddedBackend(Backend):
             store.index_folder,
             store.scratch_folder,
             lambda layer: self._space.mend_blob(layer, NoActivity()),
+            store.growth.add,
         )
         self._space = Space(store, machine, files, fetcher, Flights(store))
         self._max_size = options.max_size

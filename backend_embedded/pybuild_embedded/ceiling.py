@@ -24,13 +24,13 @@ def keep_below(store: Store, ceiling: int, remove: RemoveTrees, measure: Measure
         return
     folders = [store.root / "cachemounts" / ident for ident in growth.caches]
     caches = dict(zip(growth.caches, measure(folders), strict=True)) if folders else {}
-    size = grown(store.database, growth.size, caches, store.index_folder)
+    size = grown(store.database, growth.size, caches)
     if size is not None and size <= ceiling:
         return
     store.let_go()
     with store.alone(_LOCK):
         # whoever was first may have made room enough
-        size = grown(store.database, 0, {}, store.index_folder)
+        size = grown(store.database, 0, {})
         if size is not None and size <= ceiling:
             return
         found = look(store.root, store.database, measure)

@@ -59,7 +59,7 @@ TABLES = {
         "digest TEXT PRIMARY KEY, image TEXT NOT NULL, media_type TEXT NOT NULL,"
         " size INTEGER NOT NULL"
     ),
-    # what was measured: the store as a whole, without its indexes, and cache mounts by name
+    # what was measured: the store as a whole, and cache mounts by name
     "sizes": "part TEXT NOT NULL, ident TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (part, ident)",
     # what a session uses; a pin of a session that isn't alive means nothing
     "pins": (

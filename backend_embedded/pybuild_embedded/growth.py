@@ -6,11 +6,8 @@ that died may have made more than it could say, so its death makes the size unkn
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 
 from pybuild_embedded.database import Database
 from pybuild_embedded.sessions import Part
@@ -52,19 +49,17 @@ class Growth:
 def remember(database: Database, found: OnDisk) -> None:
     """Keep what was found when all of the store was looked at."""
     caches = {ident: size for (part, ident), size in found.parts.items() if part is Part.CACHE}
-    indexes = sum(size for (part, _), size in found.parts.items() if part is Part.INDEX)
     rows = [(Part.CACHE, ident, size) for ident, size in caches.items()]
     with database.writing() as connection:
         connection.execute("DELETE FROM sizes")
-        connection.execute("INSERT INTO sizes VALUES (?, ?, ?)", (*_STORE, found.total - indexes))
+        connection.execute("INSERT INTO sizes VALUES (?, ?, ?)", (*_STORE, found.total))
         connection.executemany("INSERT INTO sizes VALUES (?, ?, ?)", rows)
 
 
-def grown(database: Database, size: int, caches: Mapping[str, int], indexes: Path) -> int | None:
+def grown(database: Database, size: int, caches: Mapping[str, int]) -> int | None:
     """What the store takes up after it got `size` more bytes; None where that isn't known.
 
-    `caches` are what cache mounts take up now. `indexes` is the folder of the indexes, which
-    are few enough to be looked at.
+    `caches` are what cache mounts take up now.
     """
     with database.writing() as connection:
         query = "SELECT ident, size FROM sizes WHERE part=?"
@@ -76,13 +71,4 @@ def grown(database: Database, size: int, caches: Mapping[str, int], indexes: Pat
         connection.execute(statement, (more, *_STORE))
         query = "SELECT size FROM sizes WHERE part=? AND ident=?"
         row = connection.execute(query, _STORE).fetchone()
-    return None if row is None else int(row[0]) + _files_size(indexes)
-
-
-def _files_size(folder: Path) -> int:
-    total = 0
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                total += -(-entry.stat(follow_symlinks=False).st_size // _BLOCK) * _BLOCK
-    return total
+    return None if row is None else int(row[0])

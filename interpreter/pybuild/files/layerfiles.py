@@ -42,7 +42,8 @@ class LayerFiles:
     Indexes are kept in `cache` (a private folder, None for none) by diff id. Contents come
     from uncompressed copies of the layers, made in `folder` when the first file of a layer
     is read; the caller removes them with the folder. `mend` is told of a layer whose blob
-    can't be read, and whether that is another now.
+    can't be read, and whether that is another now. `kept` is told the size, in bytes, of each
+    index that is written.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class LayerFiles:
         cache: Path | None,
         folder: Path,
         mend: Callable[[LayerDiff], bool] = lambda _: False,
+        kept: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._open_blob = open_blob
         self._mend = mend
+        self._kept = kept
         self._cache = cache
         self._lock = threading.Lock()
         self._locks = KeyedLocks()
@@ -165,6 +168,7 @@ class LayerFiles:
         with self._locks.holding(diff_id):
             path.replace(place)
             self._filed[diff_id] = place
+            self._kept(place.stat().st_size)
 
     def check(self, layer: LayerDiff) -> None:
         """Raise InvalidImage for a layer that no daemon should unpack."""
@@ -250,8 +254,9 @@ class LayerFiles:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-                file.write(index.to_bytes())
+                size = file.write(index.to_bytes())
             os.replace(temporary, path)  # noqa: PTH105 - pairs with mkstemp
+            self._kept(size)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108 - pairs with mkstemp
