@@ -313,6 +313,18 @@ def test_those_used_least_recently_go_first(store: Cached) -> None:
     assert store.has_blob(own[0].digest)
 
 
+def test_a_build_that_recorded_steps_ends_within_the_limits(
+    store: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StepCache.shrink
+    monkeypatch.setattr(StepCache, "shrink", lambda steps: real(steps, most_steps=1))
+    with store.open() as backend, Workbench(backend, "") as bench:
+        for number in range(3):
+            bench.put(bench.scratch(), file(b"f", b"%d" % number), key=f"limited {number}")
+    with store.open() as backend:
+        assert len(backend._space.steps.records()) == 1
+
+
 def test_what_a_build_has_found_outlives_its_entry(store: Cached) -> None:
     with store.open() as backend, Workbench(backend, "") as bench:
         bench.put(bench.scratch(), file(b"a", b"kept"), key="key")
