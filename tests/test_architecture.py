@@ -36,6 +36,7 @@ LAYERS = {
 LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
+    "values": set[str](),
     "backends": {"errors", "backend"},  # those of its table are loaded by name
     "diagnostics": {"errors", "remotes", "run"},
     "options": {"errors", "oci", "backend", "plan", "export", "lendingflags"},
@@ -144,7 +145,7 @@ BANNED = {
     "os.system": set[str](),
     "os.popen": set[str](),
     "eval": set[str](),
-    "exec": set[str](),
+    "exec": {"pybuild.values"},
     "pickle.load": set[str](),
     "pickle.loads": set[str](),
     "tempfile.mktemp": set[str](),
@@ -245,7 +246,7 @@ def _part_of(name: str) -> str | None:
 
 @each_module
 def test_imports_go_down_only(module: Module) -> None:
-    allowed = LAYERS[module.part] | {module.part}
+    allowed = LAYERS[module.part] | {module.part, "values"}
     for imported in imports(module):
         part = _part_of(imported.name)
         if part is None or part in allowed:
@@ -276,6 +277,16 @@ def test_heavy_packages_are_imported_when_needed(module: Module) -> None:
             continue
         allowed = HEAVY_MODULES.get(package, set())
         assert module.name in allowed, f"line {imported.line} imports {package} at once"
+
+
+@each_module
+def test_dataclasses_are_those_that_cost_next_to_nothing(module: Module) -> None:
+    if module.name == "pybuild.values" or module.is_testkit:
+        return
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "dataclasses":
+            ours = {"dataclass", "field", "replace"} & {alias.name for alias in node.names}
+            assert not ours, f"line {node.lineno}: pybuild.values has {', '.join(ours)}"
 
 
 @each_module

@@ -7,11 +7,11 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pybuild.errors import BackendUnavailable, UsageError
+from pybuild.values import dataclass
 
 _SYSTEM = (
     "run/containerd/containerd.sock",

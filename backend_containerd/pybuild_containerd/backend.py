@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,6 +38,7 @@ from pybuild.oci.registry import RegistryClient
 from pybuild.oci.repack import is_packed, repack
 from pybuild.sandbox import emulation
 from pybuild.sandbox.profile import possible_capabilities, thermal_counters
+from pybuild.values import dataclass
 from pybuild_containerd import moby
 from pybuild_containerd.address import choose_address
 from pybuild_containerd.cachestore import CacheStore

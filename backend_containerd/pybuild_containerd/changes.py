@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +18,7 @@ from pybuild.files.upperdir import OverlayNotPlain, upper_entries
 from pybuild.oci.descriptor import OCI_LAYER_GZIP, Descriptor, LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.layertar import read_index
+from pybuild.values import dataclass, replace
 from pybuild_containerd import rpcs
 from pybuild_containerd.mountpoints import untouched_stubs
 from pybuild_containerd.snapshots import Mount, layer_folders

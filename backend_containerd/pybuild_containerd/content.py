@@ -12,11 +12,11 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Self, cast
 
 from pybuild.backend import Activity
 from pybuild.errors import BackendError, BackendFailed, InvalidImage, PybuildError
+from pybuild.values import dataclass, field
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import COMMIT, WRITE, Client, Stream
 from pybuild_containerd.errors_table import AlreadyExists, Locked, NotFound

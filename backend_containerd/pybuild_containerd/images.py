@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pybuild.backend import BaseImage, ImageSpec, IndexSpec
 from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch
@@ -24,6 +23,7 @@ from pybuild.oci.manifest import (
 )
 from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference, familiar
+from pybuild.values import dataclass, field
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore, gc_labels, index_gc_labels

@@ -7,7 +7,6 @@ import itertools
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +19,7 @@ from pybuild.oci.layertar import write_layer
 from pybuild.sandbox.client import Sandbox
 from pybuild.sandbox.process import name_files, run_process, run_spec
 from pybuild.sandbox.spec import Overlay
+from pybuild.values import dataclass, replace
 from pybuild_containerd.changes import changes_of
 from pybuild_containerd.lentfiles import refuse_for_task, with_secret_variables
 from pybuild_containerd.mountpoints import resolve_cwd

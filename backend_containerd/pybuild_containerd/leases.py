@@ -15,12 +15,12 @@ import os
 import secrets
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
 
 from pybuild.errors import BackendError
+from pybuild.values import dataclass
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.errors_table import (

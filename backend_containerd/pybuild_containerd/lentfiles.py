@@ -12,11 +12,11 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from pybuild.backend import CacheMount, Mount, Process, SecretMount, SshMount
 from pybuild.errors import BackendFailed, StepFailed
+from pybuild.values import replace
 from pybuild_containerd.workfolder import WorkFolder
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - made by the kernel's mount, and checked

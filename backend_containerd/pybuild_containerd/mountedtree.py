@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import BinaryIO
 
 from pybuild.files.trees import MemoryTree, Tree
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import replace
 
 _EMPTY = MemoryTree(())
 

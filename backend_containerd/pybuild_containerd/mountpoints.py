@@ -12,13 +12,13 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pybuild.errors import PybuildError, StepFailed
 from pybuild.files import trees
 from pybuild.files.trees import Tree
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import dataclass
 from pybuild_containerd.mountedtree import MountedTree
 
 _SYSTEM = (b"proc", b"dev", b"sys")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from pybuild.errors import UsageError
+from pybuild.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ _NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "pull", "runner", "u
 
 def parse_options(options: Mapping[str, object]) -> Options:
     """Check names and types. None means the default. Raises UsageError."""
-    known = {option.name for option in fields(Options)}
+    known = Options.__match_args__
     for name in options:
         if name not in known:
             raise UsageError(

@@ -7,12 +7,12 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pybuild.errors import BackendUnavailable
 from pybuild.oci.platform import Platform
+from pybuild.values import dataclass
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.errors_table import CallFailed, NotFound, Unimplemented

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pybuild.values import dataclass, field
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.errors_table import NotFound

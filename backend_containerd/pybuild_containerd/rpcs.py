@@ -6,8 +6,9 @@ so that only one that hangs reaches it. None is for calls that last as long as a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

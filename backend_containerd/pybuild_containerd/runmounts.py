@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +33,7 @@ from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import write_layer
+from pybuild.values import dataclass, replace
 from pybuild_containerd.cachefolders import CacheFolders
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from pybuild.backend import Network, Process, Ulimit
@@ -18,6 +17,7 @@ from pybuild.sandbox.profile import (
     MASKED,
     READ_ONLY,
 )
+from pybuild.values import dataclass, replace
 from pybuild_containerd.seccomp import default_profile
 
 _MOST_CPUS = 256

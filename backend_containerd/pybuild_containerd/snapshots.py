@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pybuild.errors import StepFailed
+from pybuild.values import dataclass, field
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import ACTIVE, COMMITTED, VIEW, Client
 from pybuild_containerd.errors_table import AlreadyExists, NotFound

@@ -21,12 +21,12 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of, is_digest
 from pybuild.oci.manifest import LAYER_TYPES
+from pybuild.values import dataclass
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore, check_labels, label_chunks

@@ -6,11 +6,11 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pybuild.backend import Activity
 from pybuild.errors import BackendError, BackendFailed
+from pybuild.values import dataclass
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client, PendingCall
 from pybuild_containerd.errors_table import CallFailed, FailedPrecondition, NotFound

@@ -16,7 +16,6 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pybuild.backend import Activity
@@ -26,6 +25,7 @@ from pybuild.oci.hosts import Hosts
 from pybuild.oci.http import is_loopback
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference, familiar
+from pybuild.values import dataclass, field
 from pybuild_containerd import rpcs
 from pybuild_containerd._proto import enum_value, message_class
 from pybuild_containerd.client import Client, PendingCall, Stream, encode

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
 
 from pybuild.oci.descriptor import Descriptor, LayerDiff, chain_id
 from pybuild.oci.manifest import LAYER_TYPES
+from pybuild.values import dataclass
 from pybuild_embedded.blobs import Blobs
 from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.sessions import Part, Session

@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -23,9 +22,10 @@ from pybuild.imagestore import Fault
 from pybuild.oci.descriptor import chain_id, is_digest
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.manifest import MAX_CONFIG_SIZE, MAX_MANIFEST_SIZE, parse_manifest
+from pybuild.values import dataclass
 from pybuild_embedded.collecting import forget_image
 from pybuild_embedded.database import DamagedDatabase
-from pybuild_embedded.folders import LayerFolder
+from pybuild_embedded.folders import LayerFolder, folder_in
 from pybuild_embedded.references import References
 from pybuild_embedded.rootfolder import locked
 from pybuild_embedded.salvage import mend_database
@@ -147,7 +147,7 @@ def _folders(store: Store) -> Iterator[_Damage]:
         " WHERE session IS NULL"
     )
     for ident, chain, diff_id in _rows(store, query):
-        folder = LayerFolder(ident, store.root / "layers" / ident)
+        folder = folder_in(store.root / "layers", ident)
         problem = _folder_problem(folder, store.index_folder / str(diff_id).replace(":", "-"))
         if problem is not None:
             yield _Damage(f"unpacked layer {chain}", problem, partial(_drop_folder, store, folder))

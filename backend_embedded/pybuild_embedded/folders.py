@@ -15,11 +15,10 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+from pybuild.values import dataclass
 from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.growth import Growth
 from pybuild_embedded.rootfolder import NoRoom, failing
@@ -29,16 +28,13 @@ from pybuild_embedded.trash import Trash
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LayerFolder:
     """A folder for overlayfs: ``fs`` is what it gets as a lower or upper, ``work`` its workdir."""
 
     ident: str
     path: Path
-
-    @cached_property
-    def fs(self) -> Path:
-        return self.path / "fs"
+    fs: Path
 
     @property
     def work(self) -> Path:
@@ -53,6 +49,12 @@ class LayerFolder:
                 self.fs.mkdir(exist_ok=True)
                 # it becomes the root of a file system, which all may enter, whatever the umask
                 self.fs.chmod(0o755)
+
+
+def folder_in(parent: Path, ident: str) -> LayerFolder:
+    """The one called `ident` in `parent`; nothing is made on the disk."""
+    path = parent / ident
+    return LayerFolder(ident, path, path / "fs")
 
 
 class Folders:
@@ -80,7 +82,7 @@ class Folders:
                 "INSERT INTO folders VALUES (?, NULL, NULL, ?, NULL, ?, 0, 0)",
                 (ident, self._session.ident, self._boot),
             )
-        folder = LayerFolder(ident, self._layers / ident)
+        folder = folder_in(self._layers, ident)
         folder.make()
         return folder
 
@@ -159,7 +161,7 @@ class Folders:
             row = (name, int(time.time()))
             connection.execute("INSERT OR REPLACE INTO caches VALUES (?, ?)", row)
         self._growth.use_cache(name)
-        folder = LayerFolder(name, self._caches / name)
+        folder = folder_in(self._caches, name)
         folder.make()
         return folder
 
@@ -192,7 +194,7 @@ class Folders:
         row = connection.execute(query, (chain, flavour)).fetchone()
         if row is None:
             return None
-        folder = LayerFolder(row[0], self._layers / row[0])
+        folder = folder_in(self._layers, row[0])
         if folder.fs.is_dir():
             return folder
         connection.execute("DELETE FROM folders WHERE ident=?", row)

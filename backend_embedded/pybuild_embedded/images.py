@@ -7,7 +7,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from pybuild.oci.manifest import (
 )
 from pybuild.oci.platform import Platform, host_platform, matches, rank
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
+from pybuild.values import dataclass
 from pybuild_embedded.references import References
 from pybuild_embedded.sessions import Part
 from pybuild_embedded.store import Store

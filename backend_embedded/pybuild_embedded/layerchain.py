@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pybuild.oci.descriptor import LayerDiff, chain_id
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

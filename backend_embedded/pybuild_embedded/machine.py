@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from pybuild.sandbox.mapping import (
     RootAttempt,
     RootKind,
 )
+from pybuild.values import dataclass
 from pybuild_embedded.usage import measure_plainly
 
 if TYPE_CHECKING:
@@ -197,6 +197,8 @@ class Machine:
             return None  # nothing known, which a probe mends
 
     def _remember(self, found: _Found) -> None:
+        from dataclasses import asdict  # noqa: PLC0415 - once a boot
+
         probed, refusal = found.probe, found.refusal
         mapping = probed.mapping and asdict(probed.mapping) | {"kind": probed.mapping.kind.value}
         refused = [(each.kind.value, each.reason, each.hint) for each in probed.refused]

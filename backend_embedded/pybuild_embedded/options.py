@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from pybuild.errors import UsageError
 from pybuild.imagestore import parse_share
+from pybuild.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ _PATHS = frozenset({"root", "hosts_dir", "docker_config"})
 
 def parse_options(options: Mapping[str, object]) -> Options:
     """Check names and types. None means the default. Raises UsageError."""
-    known = [option.name for option in fields(Options)]
+    known = Options.__match_args__
     for name in options:
         if name not in known:
             raise UsageError(

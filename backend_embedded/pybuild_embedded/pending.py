@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import datetime
 
 from pybuild.backend import Activity
 from pybuild.oci.descriptor import LayerDiff
+from pybuild.values import dataclass, field
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.space import Space

@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pybuild.errors import (
 from pybuild.files.upperdir import OverlayNotPlain
 from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import Descriptor, LayerDiff
+from pybuild.values import dataclass
 
 _LENGTH = struct.Struct("<Q")
 _ERRORS: dict[str, type[PybuildError]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from pybuild.oci import http
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.reference import Reference
 from pybuild.sandbox.mapping import Kind
+from pybuild.values import dataclass, field
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.flights import Flights
 from pybuild_embedded.machine import Machine

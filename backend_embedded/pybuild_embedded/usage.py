@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from pybuild.imagestore import Usage, UsageKind
+from pybuild.values import dataclass
 from pybuild_embedded.database import Database
 from pybuild_embedded.references import Node, References
 from pybuild_embedded.rootfolder import NOTES, RESERVE

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -36,6 +35,7 @@ from pybuild.lendingflags import (
     parse_entitlements,
     parse_ssh,
 )
+from pybuild.values import dataclass
 
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")

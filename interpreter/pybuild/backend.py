@@ -41,7 +41,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -62,6 +61,7 @@ from pybuild.oci.manifest import (
 )
 from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference
+from pybuild.values import dataclass, field
 
 
 class Capability(StrEnum):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from pybuild.backend import Backend, PullPolicy
 from pybuild.dockerfile.frontend import SYNTAX_ARG
@@ -29,6 +28,7 @@ from pybuild.run.contexts import ContextValue, named_contexts
 from pybuild.run.events import Reporter
 from pybuild.run.inputs import Inputs
 from pybuild.secrets import Secret
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pybuild.backend import Backend
 from pybuild.backends import backend_names, open_backend
 from pybuild.errors import PybuildError
 from pybuild.oci.platform import host_platform
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,6 +30,7 @@ from pybuild.imagestore import parse_share
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.inputs import read_limited
 from pybuild.secrets import Secret
+from pybuild.values import replace
 
 if TYPE_CHECKING:
     from pybuild.oci.registry import RegistryClient

@@ -37,8 +37,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import ClassVar
+
+from pybuild.values import dataclass
 
 EXIT_BUG = 70
 

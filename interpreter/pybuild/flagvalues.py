@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
+from pybuild.values import dataclass
 
 _CALLS = {"check": "check", "lint": "check", "outline": "outline", "targets": "targets"}
 _ANNOTATED = frozenset({"manifest", "index", "manifest-descriptor", "index-descriptor"})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.reference import Reference
+from pybuild.values import dataclass
 
 USUAL_SHARE = 10
 """Percent of its disk that a store may take up where nothing else is said."""

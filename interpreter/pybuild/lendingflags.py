@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pybuild.errors import UsageError
+from pybuild.values import dataclass
 
 _ENTITLEMENTS = ("network.host", "security.insecure", "device")
 

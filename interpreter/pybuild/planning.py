@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,6 +20,7 @@ from pybuild.remotes.fetching import Remotes
 from pybuild.run.activity import CancelToken, Events
 from pybuild.run.events import LintReported
 from pybuild.run.inputs import Inputs, read_inputs
+from pybuild.values import dataclass, replace
 
 if TYPE_CHECKING:
     from pybuild.lockfile import Lock

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pybuild.arguments import (
     BackendArguments,
@@ -17,6 +16,7 @@ from pybuild.arguments import (
 from pybuild.backend import Network, PullPolicy
 from pybuild.errors import UsageError
 from pybuild.flagvalues import parse_build_args, parse_pull_policy
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

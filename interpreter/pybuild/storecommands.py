@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +32,7 @@ from pybuild.imagestore import (
 )
 from pybuild.oci.image_config import serialize_config
 from pybuild.oci.reference import familiar, parse_reference, with_default_tag
+from pybuild.values import dataclass
 
 _DURATION = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pybuild.errors import InvalidImage
 from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 
 from pybuild.dockerfile.words import SPACE
 from pybuild.errors import DockerfileSyntaxError
+from pybuild.values import dataclass
 
 _BLANKS = re.compile(r"[\t\v\f\r ]+")
 _NOT_BLANKS = re.compile(r"[^\t\v\f\r ]+")

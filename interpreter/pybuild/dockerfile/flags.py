@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from pybuild.dockerfile.arguments import Word, suggestion
 from pybuild.dockerfile.lines import LogicalLine
 from pybuild.errors import DockerfileSyntaxError, SourceRange
+from pybuild.values import dataclass
 
 
 class Kind(Enum):

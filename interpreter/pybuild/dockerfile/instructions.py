@@ -8,9 +8,9 @@ of RUN, CMD, ENTRYPOINT and HEALTHCHECK, an element of a JSON array) are final.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from pybuild.errors import SourceRange
+from pybuild.values import dataclass
 
 _LEADING_TABS = re.compile(r"(?m)^\t+")
 

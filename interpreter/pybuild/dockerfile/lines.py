@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from pybuild.dockerfile.arguments import json_array, split_flags, split_keyword
 from pybuild.dockerfile.instructions import Directives, Heredoc
@@ -27,6 +26,7 @@ from pybuild.errors import (
     SourceRange,
     located,
 )
+from pybuild.values import dataclass, replace
 
 MAX_SIZE = 16 << 20
 MAX_LINE = 65535

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 
 from pybuild.dockerfile.arguments import closest
 from pybuild.dockerfile.instructions import Directives
 from pybuild.dockerfile.rules import Rule
 from pybuild.errors import DockerfileError, SourceRange, UsageError, located
+from pybuild.values import dataclass
 
 CHECK_ARG = "BUILDKIT_DOCKERFILE_CHECK"
 """The build arg that says which rules count."""

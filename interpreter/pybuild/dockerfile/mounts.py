@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from pybuild.dockerfile.arguments import Word, suggestion
 from pybuild.errors import DockerfileSyntaxError, SourceRange, located
+from pybuild.values import dataclass, replace
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")

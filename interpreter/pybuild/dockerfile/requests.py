@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypedDict
 
 from pybuild.dockerfile.arguments import Word, json_array, split_blanks, split_flags, split_quoted
@@ -11,6 +10,7 @@ from pybuild.dockerfile.flags import Flags, Kind, parse_flags
 from pybuild.dockerfile.instructions import Command
 from pybuild.dockerfile.lines import LogicalLine
 from pybuild.errors import DockerfileSyntaxError, SourceRange
+from pybuild.values import dataclass
 
 
 class Common(TypedDict):

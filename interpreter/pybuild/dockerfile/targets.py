@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pybuild.dockerfile.instructions import Dockerfile, From
 from pybuild.errors import SourceRange
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

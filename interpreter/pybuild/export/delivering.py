@@ -5,8 +5,6 @@ Loaded by the first build that asks for one of them.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pybuild.backend import Activity
 from pybuild.export.folder import write_folder as write_rootfs_folder
 from pybuild.export.images import TargetImages, WantedImages
@@ -23,6 +21,7 @@ from pybuild.export.rootfs import write_rootfs, write_rootfs_each
 from pybuild.oci.blobs import image_blobs
 from pybuild.oci.push import push_image
 from pybuild.oci.registry import RegistryClient
+from pybuild.values import replace
 
 
 def push(

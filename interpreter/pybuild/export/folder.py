@@ -13,7 +13,6 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 
 from pybuild.backend import Activity
 from pybuild.errors import ExportFailed, InvalidImage, UsageError
@@ -21,6 +20,7 @@ from pybuild.export.newfiles import translated
 from pybuild.export.rootfs import PROGRESS_ITEM
 from pybuild.files.trees import Tree, parent_of, shown, walk
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import dataclass
 
 _PIECE = 1 << 18
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from pybuild.backend import Activity, Backend, Image, ImageSpec, IndexSpec, ROLayer
@@ -13,6 +12,7 @@ from pybuild.oci.manifest import Documents
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference, parse_reference, with_default_tag
 from pybuild.run.result import BuiltImage
+from pybuild.values import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)

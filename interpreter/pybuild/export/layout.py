@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from pybuild.oci.manifest import (
 from pybuild.oci.platform import Platform, platform_as_json
 from pybuild.oci.reference import Reference, familiar
 from pybuild.oci.tarformat import BLOCK, Member, header
+from pybuild.values import dataclass
 
 _CONTAINERD_NAME = "io.containerd.image.name"
 _OCI_NAME = "org.opencontainers.image.ref.name"

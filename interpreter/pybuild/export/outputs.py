@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import BinaryIO
 
 from pybuild.errors import UsageError
 from pybuild.oci.compression import Compression, Packing
+from pybuild.values import dataclass, field
 
 DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
 

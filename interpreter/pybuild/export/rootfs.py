@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -14,6 +13,7 @@ from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import write_layer
+from pybuild.values import replace
 
 PROGRESS_ITEM = "files"
 

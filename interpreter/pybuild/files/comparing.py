@@ -15,7 +15,6 @@ import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from pybuild.files.foundentries import FoundEntries, same_attributes
 from pybuild.files.safepath import Listed, Root
 from pybuild.files.trees import NewEntry, Tree, join
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import dataclass
 
 _AT_EMPTY_PATH, _STATX_BTIME = 0x1000, 0x800
 _SHORT = 0.001

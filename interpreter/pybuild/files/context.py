@@ -13,7 +13,6 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -29,6 +28,7 @@ from pybuild.oci.compression import detect
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import allowed_xattrs
 from pybuild.oci.tarformat import Limits, is_header
+from pybuild.values import replace
 
 _MAX_TEXT = 16 * 1024 * 1024
 _KINDS = {

@@ -7,7 +7,6 @@ file is opened when the layer is written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 
 from pybuild.errors import CopyFailed, InvalidImage
@@ -19,6 +18,7 @@ from pybuild.files.spool import Spool
 from pybuild.files.staging import Staging
 from pybuild.files.trees import MemoryTree, NewEntry, Tree, join, parent_of, resolve, shown
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import dataclass, replace
 
 _FOLDER_MODE = 0o755
 

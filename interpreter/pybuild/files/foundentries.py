@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
@@ -14,6 +13,7 @@ from pybuild.files.safepath import Listed, Root
 from pybuild.files.trees import NewEntry, shown
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.oci.layertar import allowed_xattrs
+from pybuild.values import replace
 
 _LONGEST = 4096  # PATH_MAX: what is deeper can't be unpacked anywhere
 _KINDS = {

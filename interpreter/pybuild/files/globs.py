@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pybuild.errors import CopyFailed
 from pybuild.files.trees import Tree, join
 from pybuild.oci.layerindex import Kind
+from pybuild.values import dataclass
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from pybuild.errors import InvalidImage
 from pybuild.files.trees import Tree, parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.values import dataclass, replace
 
 OpenFile = Callable[[int, Entry, int], BinaryIO]
 """Opens a FILE: the layer's position (0 is the bottom), the entry that has the content, and

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +33,7 @@ from pybuild.oci.manifest import (
 )
 from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import DEFAULT_TAG, Reference
+from pybuild.values import dataclass, replace
 
 _CHUNK = 1 << 20
 _DEEPEST_INDEX = 4

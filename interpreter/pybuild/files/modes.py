@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from pybuild.errors import CopyFailed
+from pybuild.values import dataclass
 
 _SET_UID, _SET_GID, _STICKY = 0o4000, 0o2000, 0o1000
 _STANDARD = _SET_UID | _SET_GID | 0o777

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 from pybuild.errors import StepFailed
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import replace
 
 TOP = b"m"
 """What the source is called in that layer."""

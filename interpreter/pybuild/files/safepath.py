@@ -17,11 +17,11 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 from pybuild.errors import ContextError
 from pybuild.files.trees import shown
+from pybuild.values import dataclass
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from 3.12 on

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from pybuild.errors import CopyFailed
 from pybuild.files.trees import NewEntry, Tree, parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import dataclass, replace
 
 _MAX_NAME = 255
 _MAX_PATH = 4095

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import BinaryIO
 
 from pybuild.errors import CopyFailed
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import dataclass, replace
 
 _MAX_LINKS = 40
 """Symlinks followed in one path, Linux's own limit (path_resolution(7))."""

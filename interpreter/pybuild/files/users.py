@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pybuild.errors import StepFailed
 from pybuild.files.trees import Tree, resolve
 from pybuild.oci.layerindex import Kind
+from pybuild.values import dataclass
 
 _MAX_FILE = 10 * 1024 * 1024
 _MAX_ID = 2**31 - 1

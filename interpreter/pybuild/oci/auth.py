@@ -12,11 +12,11 @@ import re
 import subprocess
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pybuild.errors import RegistryError, UsageError
+from pybuild.values import dataclass, field
 
 _MAX_CONFIG = 1 << 20
 _MAX_ANSWER = 64 << 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
@@ -14,6 +13,7 @@ from pybuild.errors import BackendFailed, InvalidImage
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
 from pybuild.oci.manifest import Documents
+from pybuild.values import dataclass
 
 _PIECE = 1 << 16  # what a slow line sends before a socket's timeout
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePath
 from typing import Any
 
 from pybuild.errors import UsageError
 from pybuild.oci.http import DEFAULT_TLS, TlsOptions, is_loopback, split_url
+from pybuild.values import dataclass, field
 
 _MAX_FILE = 1 << 20
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m)")

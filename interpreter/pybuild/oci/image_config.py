@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.descriptor import is_digest
 from pybuild.oci.platform import Platform
+from pybuild.values import dataclass, field
 
 # The OCI specification sets no limit; containerd and Docker refuse larger ones in practice.
 MAX_CONFIG_SIZE = 8 * 1024 * 1024

@@ -8,10 +8,10 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from pybuild.errors import InvalidImage
+from pybuild.values import dataclass
 
 
 class Kind(Enum):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -13,6 +12,7 @@ from pybuild.oci.compression import Compression, Decompressed, Packing, compress
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.tarformat import BLOCK, Limits, Member, TarReader, header
+from pybuild.values import dataclass, replace
 
 if TYPE_CHECKING:
     from pybuild.files.trees import NewEntry

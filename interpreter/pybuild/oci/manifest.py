@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pybuild.errors import InvalidImage, PlatformMismatch
@@ -35,6 +34,7 @@ from pybuild.oci.descriptor import (
 )
 from pybuild.oci.image_config import ImageConfig, serialize_config
 from pybuild.oci.platform import Platform, normalise, platform_as_json, rank
+from pybuild.values import dataclass, field, replace
 
 MAX_MANIFEST_SIZE = 4 << 20  # the distribution specification's limit; for indexes too
 MAX_CONFIG_SIZE = 8 << 20

@@ -6,9 +6,9 @@ import platform as host
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pybuild.errors import UsageError
+from pybuild.values import dataclass
 
 _OSES = frozenset(
     # Word lists: one name a line would hide the module.

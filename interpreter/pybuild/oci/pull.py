@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import Protocol, Self
@@ -27,6 +26,7 @@ from pybuild.oci.reference import Reference, familiar
 from pybuild.oci.registry import BlobStream, RegistryClient
 from pybuild.oci.session import wait
 from pybuild.oci.transfers import in_parallel
+from pybuild.values import dataclass, replace
 
 _PROGRESS_EACH = 1 << 20
 

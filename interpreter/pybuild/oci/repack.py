@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha256
 from typing import BinaryIO
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.compression import CHUNK, Decompressed, Packing, compression_of, compressor
 from pybuild.oci.descriptor import Descriptor, LayerDiff
+from pybuild.values import replace
 
 
 def is_packed(layer: LayerDiff, wanted: Packing) -> bool:

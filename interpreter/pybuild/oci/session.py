@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode, urljoin
 
 from pybuild.errors import (
@@ -40,6 +39,7 @@ from pybuild.oci.tokens import (
     parse_token,
     token_request,
 )
+from pybuild.values import dataclass, replace
 
 _MAX_REDIRECTS = 10
 _MAX_DIAGNOSTIC = 64 << 10

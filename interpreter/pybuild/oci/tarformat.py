@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from pybuild.errors import InvalidImage
+from pybuild.values import dataclass, field
 
 BLOCK = 512
 _READ = 256 * 1024

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from pybuild.errors import InvalidImage, RegistryError
 from pybuild.oci.auth import Credential
 from pybuild.oci.http import Request, is_loopback, shown, split_url
 from pybuild.oci.manifest import parse_json_object
+from pybuild.values import dataclass
 
 MAX_TOKEN_ANSWER = 1 << 20
 _MAX_HEADER = 8192

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +34,7 @@ from pybuild.oci.http import (
     shown,
     split_url,
 )
+from pybuild.values import dataclass
 
 # A registry answers an upload once it has stored, and perhaps hashed, all of it.
 _STORING_SECONDS = 300.0

@@ -7,7 +7,6 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 from pybuild.backend import BaseImage
 from pybuild.dockerfile.checks import keyword_of
@@ -52,6 +51,7 @@ from pybuild.plan.scope import expand, global_variables
 from pybuild.plan.state import StageState
 from pybuild.plan.steps import PlanRequest
 from pybuild.remotes.locations import is_git, is_url
+from pybuild.values import replace
 
 _SECRET = re.compile(
     r"(?:_|\A)(?:apikey|auth|credentials?|key|password|passwd|pword|secret|token)(?:_|\Z)",

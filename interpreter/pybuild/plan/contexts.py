@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pybuild.errors import UsageError
 from pybuild.oci.descriptor import is_digest
 from pybuild.oci.platform import Platform, parse_platform
 from pybuild.oci.reference import familiar, parse_reference
+from pybuild.values import dataclass
 
 _IMAGE = "docker-image://"
 _LAYOUT = "oci-layout://"

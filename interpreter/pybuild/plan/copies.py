@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pybuild.dockerfile.instructions import Add, Copy, Heredoc
 from pybuild.errors import DockerfileError, UsageError
@@ -21,6 +20,7 @@ from pybuild.remotes.locations import (
     redacted,
     with_checksum,
 )
+from pybuild.values import replace
 
 _SYMBOLIC_MODE = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*")
 

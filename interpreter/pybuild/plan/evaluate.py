@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
 
 from pybuild.backend import BaseImage
 from pybuild.dockerfile.instructions import (
@@ -67,6 +66,7 @@ from pybuild.plan.steps import (
     StageSource,
     WorkdirStep,
 )
+from pybuild.values import dataclass, replace
 
 
 def make_plan(

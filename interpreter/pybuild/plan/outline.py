@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from posixpath import basename
 
 from pybuild.dockerfile.instructions import Arg, Dockerfile, Env, Pair, Run
@@ -16,6 +15,7 @@ from pybuild.plan.resolve import Resolve, Resolved, resolve_stages
 from pybuild.plan.scope import Scope, global_variables
 from pybuild.plan.stages import ImageOrigin, Stage, StageOrigin, build_graph
 from pybuild.plan.steps import PlanRequest
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from itertools import chain
 
 from pybuild.backend import BaseImage
@@ -31,6 +30,7 @@ from pybuild.plan.stages import (
     reachable,
     refuse_cycles,
 )
+from pybuild.values import dataclass
 
 ImageName = Reference | LayoutContext
 """How an image is asked for: by its name at a registry, or by its place in a layout."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pybuild.backend import Network
 from pybuild.dockerfile.instructions import Heredoc, Run
@@ -23,6 +22,7 @@ from pybuild.plan.steps import (
     RunDefaults,
     RunStep,
 )
+from pybuild.values import replace
 
 _LONE_HEREDOC = re.compile(r"\d*+<<-?\s*+([^<]++)")
 _SCRIPTS = "/dev/pipes/"

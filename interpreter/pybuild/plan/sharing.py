@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pybuild.errors import SourceRange
 from pybuild.oci.platform import Platform
 from pybuild.plan.steps import Plan, PlannedStage, PlanTarget
+from pybuild.values import replace
 
 
 class SharedStages:

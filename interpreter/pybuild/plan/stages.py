@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from pybuild.dockerfile.arguments import suggestion
 from pybuild.dockerfile.instructions import Copy, Dockerfile, From, Instruction, Run
@@ -32,6 +31,7 @@ from pybuild.plan.contexts import (
     find_context,
 )
 from pybuild.plan.scope import expand
+from pybuild.values import dataclass
 
 SCRATCH = "scratch"
 

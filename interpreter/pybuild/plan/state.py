@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from pybuild.dockerfile.instructions import Instruction, Run
 from pybuild.errors import DockerfileError, SourceRange
@@ -23,6 +22,7 @@ from pybuild.plan.steps import (
     Step,
     WorkdirStep,
 )
+from pybuild.values import replace
 
 # What all values of a plan may hold together, in words of eight bytes: about 80 MB. Without
 # it a hostile file of a megabyte, each line repeating what came before, fills any memory

@@ -6,14 +6,13 @@ pattern matches, the numbers behind a user's name) is left to the run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from pybuild.backend import BaseImage, Capability, HostEntry, Network, Sharing, Ulimit
 from pybuild.errors import SourceRange
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.platform import Platform
 from pybuild.plan.contexts import NamedContext
 from pybuild.remotes.locations import Location
+from pybuild.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

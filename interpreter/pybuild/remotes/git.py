@@ -17,7 +17,6 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -29,6 +28,7 @@ from pybuild.remotes.locations import GitLocation, is_commit
 from pybuild.remotes.options import RemoteOptions
 from pybuild.remotes.web import header_value
 from pybuild.secrets import Secret
+from pybuild.values import dataclass
 
 _PROTOCOLS = "http:https:git:ssh"
 _PORTS = {"http": 80, "https": 443}

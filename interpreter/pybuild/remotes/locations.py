@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pybuild.errors import UsageError
 from pybuild.oci.http import split_url
+from pybuild.values import dataclass, field, replace
 
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 _SCP_STYLE = re.compile(r"([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):(.*)", re.DOTALL)

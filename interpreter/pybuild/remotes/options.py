@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from pybuild.values import dataclass, field
 
 _GIB = 1 << 30
 

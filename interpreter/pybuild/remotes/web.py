@@ -8,7 +8,6 @@ import time
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import BinaryIO
 
@@ -21,6 +20,7 @@ from pybuild.oci.session import Retry, redirected, wait
 from pybuild.remotes.locations import WebLocation
 from pybuild.remotes.options import RemoteOptions
 from pybuild.secrets import Secret
+from pybuild.values import dataclass
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

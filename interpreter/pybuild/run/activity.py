@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
 
 from pybuild.errors import BackendFailed, BuildCancelled, PybuildError, SourceRange
 from pybuild.run.events import (
@@ -19,6 +18,7 @@ from pybuild.run.events import (
     Warned,
 )
 from pybuild.run.output import OutputTail
+from pybuild.values import dataclass, field
 
 _PROGRESS_INTERVAL = 0.1
 

@@ -6,13 +6,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 
 from pybuild.plan.steps import Plan, PlannedStage, StageSource
 from pybuild.run.layers import SharedLayer, release_all
 from pybuild.run.schedule import sources
+from pybuild.values import dataclass
 
 StepIdentity = tuple[str, str]
 """The plan key, which includes the steps before, and a digest of the stages that all read."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
@@ -11,6 +10,7 @@ from pybuild.backend import Activity
 from pybuild.files.safepath import ExactReader
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import replace
 
 _CHUNK = 1 << 20
 

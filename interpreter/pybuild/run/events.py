@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from pybuild.dockerfile.lint import LintWarning
 from pybuild.errors import PybuildError, SourceRange
 from pybuild.run.result import BuildResult
+from pybuild.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import assert_never
 
 from pybuild.backend import (
@@ -50,6 +49,7 @@ from pybuild.run.activity import StepActivity
 from pybuild.run.certificates import certificate_mounts, certificate_variables
 from pybuild.run.digests import digested
 from pybuild.run.lending import Lent, secret_mount, secret_variable, ssh_mount, with_own_sockets
+from pybuild.values import dataclass, replace
 
 _SCRIPT = b"script"
 _WRONG_PROCESSOR = (

@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -28,6 +27,7 @@ from pybuild.remotes.locations import (
     WebLocation,
     parse_context_location,
 )
+from pybuild.values import dataclass, replace
 
 DEFAULT_NAMES = ("Dockerfile", "Containerfile")
 MAX_DOCKERFILE = 16 * 1024 * 1024

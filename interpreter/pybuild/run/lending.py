@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pybuild.backend import Mount, SecretMount, SshMount
@@ -12,6 +11,7 @@ from pybuild.errors import StepFailed, UsageError
 from pybuild.plan.steps import Plan, PlannedSecret, PlannedSsh, RunStep
 from pybuild.remotes.fetching import OpenAgent
 from pybuild.secrets import Secret
+from pybuild.values import dataclass, field, replace
 
 _LONGEST_SECRET = 500 * 1024  # as in BuildKit
 

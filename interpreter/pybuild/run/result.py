@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pybuild.errors import SourceRange
 from pybuild.oci.descriptor import INDEX_TYPES, Descriptor
 from pybuild.oci.platform import Platform
+from pybuild.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

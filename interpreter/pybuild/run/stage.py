@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pybuild.backend import Backend, BaseImage, ROLayer
@@ -37,6 +36,7 @@ from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
 from pybuild.run.lending import Lent
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
+from pybuild.values import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)

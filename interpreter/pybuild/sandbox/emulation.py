@@ -13,8 +13,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from pybuild.values import dataclass
 
 BINFMT_MISC = Path("/proc/sys/fs/binfmt_misc")
 INSTALL_HINT = (

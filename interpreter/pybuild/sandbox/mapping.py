@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from enum import Enum
+
+from pybuild.values import dataclass
 
 # where programs with rights of their own are, whatever PATH a caller has
 _FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin", "/usr/sbin")

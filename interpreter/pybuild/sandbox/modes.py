@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from pybuild.sandbox.mapping import (
     system_program,
 )
 from pybuild.sandbox.spec import FuseOverlay, Overlay, Plain, Root, RunSpec
+from pybuild.values import dataclass
 
 IDS = 65536
 """How many ids an image may use: those of Docker's user namespaces, and of a line of /etc/subuid."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from pybuild.errors import UsageError
 from pybuild.sandbox import profile
+from pybuild.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TextIO, assert_never
 
 from pybuild.run.events import (
@@ -19,6 +18,7 @@ from pybuild.run.events import (
 )
 from pybuild.run.output import LineBuffer, without_escapes
 from pybuild.run.progress.lint import lint_lines
+from pybuild.values import dataclass, field
 
 _SECONDS_BETWEEN = 5.0
 _SHARE_BETWEEN = 0.05

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TextIO, assert_never
 
@@ -30,6 +29,7 @@ from pybuild.run.events import (
 from pybuild.run.output import LineBuffer, cut, without_escapes
 from pybuild.run.progress.lint import lint_lines
 from pybuild.run.progress.plain import finish_text, unit_title, warning_text
+from pybuild.values import dataclass, field
 
 _TICK = 0.2
 _SMALLEST_BAR = 1_000_000
