@@ -121,9 +121,11 @@ class EmbeddedBackend(Backend):
             self._space.machine.mapping()
 
     def executes(self, platform: Platform) -> bool | None:
+        if super().executes(platform):
+            return True
         from pybuild.sandbox import emulation  # noqa: PLC0415 - for a foreign RUN
 
-        return super().executes(platform) or emulation.executes(platform.architecture)
+        return emulation.executes(platform.architecture)
 
     def resolve(
         self,

@@ -8,9 +8,7 @@ caught before that is told by the boot id in its row, and dropped.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -76,7 +74,7 @@ class Folders:
 
     def new(self) -> LayerFolder:
         """An empty folder, this session's."""
-        ident = secrets.token_hex(16)
+        ident = os.urandom(16).hex()
         with self._database.writing() as connection:
             connection.execute(
                 "INSERT INTO folders VALUES (?, NULL, NULL, ?, NULL, ?, 0, 0)",
@@ -210,6 +208,8 @@ def boot_id() -> str:
 
 
 def _sync_file_system(path: Path) -> None:
+    import ctypes  # noqa: PLC0415 - after a RUN
+
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,6 +125,8 @@ class Machine:
         if self.probe().mapping is not None:
             self.workers().remove(folders)
             return
+        import shutil  # noqa: PLC0415 - seldom needed
+
         for folder in folders:  # without a sandbox, nothing in them can be another's
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -198,6 +198,7 @@ class Machine:
 
     def _remember(self, found: _Found) -> None:
         from dataclasses import asdict  # noqa: PLC0415 - once a boot
+        from tempfile import mkstemp  # noqa: PLC0415 - as above
 
         probed, refusal = found.probe, found.refusal
         mapping = probed.mapping and asdict(probed.mapping) | {"kind": probed.mapping.kind.value}
@@ -207,7 +208,7 @@ class Machine:
             [self._circumstances(), mapping, probed.reason, probed.hint, refused, overlay]
         )
         with contextlib.suppress(OSError):  # then the next build probes again
-            number, name = tempfile.mkstemp(dir=self._folder, prefix=".machine-")
+            number, name = mkstemp(dir=self._folder, prefix=".machine-")
             with open(number, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
                 file.write(text)
             os.replace(name, self._note)  # noqa: PTH105 - pairs with mkstemp

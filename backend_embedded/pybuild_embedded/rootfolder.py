@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,6 +131,8 @@ def keep_reserve(root: Path) -> None:
 
 def release_reserve(root: Path) -> None:
     """Give the room back."""
+    import shutil  # noqa: PLC0415 - on a full disk
+
     shutil.rmtree(root / RESERVE, ignore_errors=True)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
-import shutil
 import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
@@ -41,7 +39,7 @@ class Session:
 
     def __init__(self, root: Path) -> None:
         """Begin one. The store's lock must be held."""
-        self.ident = secrets.token_hex(16)
+        self.ident = os.urandom(16).hex()
         self.ingest = root / "ingest" / self.ident
         self._folder = root / "sessions"
         self._path = self._folder / self.ident
@@ -66,7 +64,7 @@ class Session:
         """A path for a file that isn't finished; it vanishes with the session."""
         with failing(self.ingest):
             self.ingest.mkdir(mode=0o700, exist_ok=True)
-        return self.ingest / secrets.token_hex(16)
+        return self.ingest / os.urandom(16).hex()
 
     def others(self) -> set[str]:
         """The sessions that live besides this one."""
@@ -101,7 +99,7 @@ class Session:
         for folder in unfinished:
             trash.put(folder)
         for ident in dead:
-            shutil.rmtree(self.ingest.parent / ident, ignore_errors=True)
+            _remove_folder(self.ingest.parent / ident)
             # last, so that a kill before it has all this done again
             (self._folder / ident).unlink(missing_ok=True)
 
@@ -109,11 +107,19 @@ class Session:
         """Remove the session's files. Idempotent."""
         if self._lock < 0:
             return
-        shutil.rmtree(self.ingest, ignore_errors=True)
+        _remove_folder(self.ingest)
         with suppress(OSError):
             self._path.unlink()
         os.close(self._lock)
         self._lock = -1
+
+
+def _remove_folder(path: Path) -> None:
+    """Remove a folder with all in it, if it is there; most sessions have none."""
+    if path.exists():
+        import shutil  # noqa: PLC0415 - seldom needed
+
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def end_sessions(database: Database, idents: Iterable[str]) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ class Trash:
     def put(self, path: Path) -> None:
         """Take a file or folder of the store out of sight; one that isn't there is fine."""
         with failing(path), suppress(FileNotFoundError):
-            path.rename(self._folder / secrets.token_hex(16))
+            path.rename(self._folder / os.urandom(16).hex())
 
     def empty(self, remove: RemoveTrees) -> None:
         """Remove all that is there; `remove` gets the folders."""

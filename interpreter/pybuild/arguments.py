@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from pybuild.backend import HostEntry, Ulimit
@@ -224,6 +223,8 @@ def parse_words(
     found, extra = parser.parse_known_args([*spelled, *words[end:]])
     unknown = next((word for word in extra if word.startswith("-") and word != "-"), None)
     if unknown is not None:
+        from difflib import get_close_matches  # noqa: PLC0415  (for a wrong flag only)
+
         name = unknown.partition("=")[0]
         flags = [flag for action in parser._actions for flag in action.option_strings]  # noqa: SLF001  (argparse has no public list)
         near = get_close_matches(name, [flag for flag in flags if flag.startswith("--")], n=1)

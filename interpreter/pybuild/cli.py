@@ -16,7 +16,6 @@ import queue
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _build(arguments)
     except PybuildError as error:
         if debug:
-            _complain(traceback.format_exc())
+            _complain(_traceback())
         from pybuild.diagnostics import describe_error  # noqa: PLC0415  (no good build needs it)
 
         _complain(describe_error(error, error.files, with_output=not shows_output))
@@ -99,9 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads the result
         return EXIT_CANCELLED
     except Exception:  # noqa: BLE001  # whatever it is, the user can't have meant it
-        _complain(traceback.format_exc())
+        _complain(_traceback())
         _complain("error: this is a bug in pybuild; please report it with the lines above")
         return EXIT_BUG
+
+
+def _traceback() -> str:
+    import traceback  # noqa: PLC0415 - for errors alone
+
+    return traceback.format_exc()
 
 
 def _complain(text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
@@ -135,6 +134,8 @@ def parse_ulimit(text: str) -> Ulimit:
     """``name=soft[:hard]``; -1 is no limit."""
     name, _, value = text.partition("=")
     if name not in _ULIMITS:
+        from difflib import get_close_matches  # noqa: PLC0415  (for a wrong name only)
+
         near = get_close_matches(name, _ULIMITS, n=1)
         raise UsageError(
             f'--ulimit "{text}": there is no limit "{name}"',

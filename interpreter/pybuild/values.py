@@ -1,8 +1,9 @@
 """Dataclasses that cost next to nothing until they are used.
 
 :mod:`dataclasses` compiles six functions for each class when it is made, and loads
-:mod:`inspect` to do so: 90 of the 200 ms that a build took which had nothing to do. Here what
-is the same for all classes is shared, and ``__init__`` is compiled for a class's first value.
+:mod:`inspect` to do so: 90 of the 200 ms that a build took which had nothing to do. Here
+what is the same for all classes is shared, and only one with many values gets an ``__init__``
+of its own, which takes half as long as the standard library's.
 To a type checker these are the standard library's own, and to whoever asks the classes:
 :func:`dataclasses.fields`, ``replace``, ``asdict`` and ``is_dataclass`` take them.
 
@@ -22,6 +23,8 @@ __all__ = ["dataclass", "field", "replace"]
 _MISSING: Any = object()
 _OWN_FIELDS = "__pybuild_fields__"
 _REFUSED = ("ClassVar", "InitVar", "KW_ONLY", "typing.", "dataclasses.")
+_FEW = 20
+"""Values of a class that cost less without a compiled ``__init__`` than compiling it does."""
 _Class = type[Any]
 
 
@@ -37,6 +40,44 @@ class _Field:
         self.default = default
         self.factory = factory
         self.shown = shown
+
+
+class _Init:
+    """The ``__init__`` of a class, until it is worth to be compiled or somebody looks at it."""
+
+    __slots__ = ("_cls", "_fields", "_left")
+
+    def __init__(self, cls: _Class, fields: Sequence[_Field]) -> None:
+        self._cls = cls
+        self._fields = fields
+        self._left = _FEW
+
+    def __get__(self, instance: object, owner: _Class) -> Callable[..., None]:
+        self._left -= 1
+        if instance is not None and self._left >= 0:
+            return partial(self._set, instance)
+        setattr(self._cls, "__init__", _compiled_init(self._cls))  # noqa: B010 - mypy minds the other way
+        made: Callable[..., None] = getattr(owner if instance is None else instance, "__init__")  # noqa: B009 - as above
+        return made
+
+    def _set(self, instance: object, /, *args: Any, **words: Any) -> None:
+        if not self._set_all(instance, args, words):
+            # Python itself says what is wrong with the arguments
+            _compiled_init(self._cls)(instance, *args, **words)
+
+    def _set_all(self, instance: object, args: Sequence[Any], words: dict[str, Any]) -> bool:
+        positional = [each.name for each in self._fields if not each.kw_only]
+        given = dict(zip(positional, args, strict=False)) | words
+        if len(given) != len(args) + len(words):
+            return False
+        for each in self._fields:
+            value = given.pop(each.name, _MISSING)
+            if value is _MISSING:
+                value = each.default if each.factory is None else each.factory()
+            if value is _MISSING:
+                return False
+            object.__setattr__(instance, each.name, value)
+        return not given
 
 
 class _Later:
@@ -107,7 +148,7 @@ def _finished(cls: _Class, *, frozen: bool, kw_only: bool) -> _Class:
     metaclass: Callable[..., _Class] = type(cls)
     made = metaclass(cls.__name__, cls.__bases__, namespace)
     made.__qualname__ = cls.__qualname__
-    made.__init__ = _Later(made, "__init__", _compiled_init)
+    setattr(made, "__init__", _Init(made, fields))  # noqa: B010 - mypy minds the other way
     for name in ("__dataclass_fields__", "__dataclass_params__"):
         setattr(made, name, _Later(made, name, partial(_of_the_library, name)))
     return made

@@ -26,7 +26,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
     os.mkfifo(top / "d" / "pipe")
     with Root(top) as opened:
         if request.param == "components":
-            opened._openat2 = None
+            opened._has_openat2 = False
         yield opened
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +43,7 @@ def written(dest: Destination) -> Iterator[Sink]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Callable[[memoryview], int]]:
-    temporary = path.with_name(f".pybuild-{secrets.token_hex(8)}")
+    temporary = path.with_name(f".pybuild-{os.urandom(8).hex()}")
     # Unbuffered: closing a full buffer on a full disk would fail once more.
     file = temporary.open("xb", buffering=0)
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import BinaryIO
 
 from pybuild.errors import UsageError
@@ -144,6 +142,8 @@ def parse_output(text: str) -> Output:
     ``type=TYPE,key=value,…`` as a line of CSV, a folder, or ``-`` for a tar archive on
     standard output, whose destination here is :data:`STANDARD_OUTPUT`. Raises UsageError.
     """
+    import csv  # noqa: PLC0415  (most builds name no output)
+
     try:
         fields = next(csv.reader([text], strict=True), [])
     except csv.Error as error:
@@ -295,5 +295,7 @@ _PARSERS: Mapping[str, Callable[[_Members], Output]] = {
 
 
 def _near(word: str | None, known: Mapping[str, object] | Sequence[str]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415  (for a wrong word only)
+
     near = get_close_matches(word or "", list(known), n=1)
     return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"

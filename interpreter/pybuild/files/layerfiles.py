@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -249,9 +248,11 @@ class LayerFiles:
             self._filed[diff_id] = path
 
     def _write(self, path: Path, index: LayerIndex) -> None:
+        from tempfile import mkstemp  # noqa: PLC0415 - for a new layer
+
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # complete or not there: another build may look at any moment
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        descriptor, temporary = mkstemp(dir=path.parent, prefix=".new-")
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
                 size = file.write(index.to_bytes())

@@ -8,7 +8,6 @@ component is opened by itself with O_NOFOLLOW.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import os
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from 3.12 on
 
 _HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
-_SYS_OPENAT2 = 437  # the same on every architecture
-_RESOLVE = 0x02 | 0x04 | 0x08  # no magic links, no symlinks, beneath the folder
 _MAX_CALL = 4000  # bytes of path in one call: PATH_MAX less some room
-_RETRIES = 64
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = os.O_RDONLY | _CLOEXEC | _NOFOLLOW | getattr(os, "O_DIRECTORY", 0)
@@ -55,14 +51,6 @@ class Listed:
     xattrs: tuple[tuple[str, bytes], ...] = ()
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
-
-
 class Root:
     """A folder of this machine; paths below it are bytes, relative, without ``..``.
 
@@ -76,7 +64,8 @@ class Root:
         self._fd = -1
         if _HAS_DIR_FD:
             self._fd = os.open(path, _FOLDER & ~_NOFOLLOW)
-        self._openat2 = _load_openat2() if _HAS_DIR_FD else None
+        self._openat2: Callable[[int, bytes, int], int] | None = None
+        self._has_openat2 = sys.platform == "linux"
         self._closing = weakref.finalize(self, _close, self._fd)
 
     def close(self) -> None:
@@ -166,14 +155,19 @@ class Root:
 
     def _open_piece(self, here: int, piece: bytes, flags: int) -> int:
         """Open `piece`, which fits into one call, below the folder `here`."""
-        if self._openat2 is None:
+        if b"/" not in piece or not self._has_openat2:
             return _open_each(here, piece.split(b"/"), flags)
+        if self._openat2 is None:
+            from pybuild.files.openat2 import load_openat2  # noqa: PLC0415 - a flat context needs none
+
+            self._openat2 = load_openat2()
         try:
             return self._openat2(here, piece, flags)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
-        self._openat2 = None  # an old kernel, or a seccomp filter that doesn't know the call
+        # an old kernel, or a seccomp filter that doesn't know the call
+        self._has_openat2 = False
         return self._open_piece(here, piece, flags)
 
     def _by_name(self, path: bytes) -> bytes:
@@ -258,29 +252,6 @@ def _open_each(here: int, parts: list[bytes], flags: int) -> int:
                 os.close(fd)
         fd = inner
     return fd
-
-
-def _load_openat2() -> Callable[[int, bytes, int], int] | None:
-    """openat2(2) beneath a folder, without any symlink; None where there is no such call."""
-    if sys.platform != "linux":
-        return None
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    syscall.restype = ctypes.c_long
-    size = ctypes.sizeof(_OpenHow)
-
-    def openat2(folder: int, path: bytes, flags: int) -> int:
-        how = _OpenHow(flags, 0, _RESOLVE)
-        code = 0
-        for _ in range(_RETRIES):
-            fd = syscall(_SYS_OPENAT2, folder, path, ctypes.byref(how), ctypes.c_size_t(size))
-            if fd >= 0:
-                return int(fd)
-            code = ctypes.get_errno()
-            if code not in (errno.EAGAIN, errno.EINTR):
-                break
-        raise OSError(code, os.strerror(code), shown(path))
-
-    return openat2
 
 
 def _read_xattrs(folder: int, name: bytes) -> tuple[tuple[str, bytes], ...]:

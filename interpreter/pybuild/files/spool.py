@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import threading
 import weakref
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
@@ -16,7 +15,9 @@ class Spool:
     """Written once from its beginning, then read in slices. A context manager over `close`."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
+        from tempfile import TemporaryFile  # noqa: PLC0415 - few contexts are archives
+
+        self._file = TemporaryFile()  # noqa: SIM115  (closed by close)
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, self._file.close)
         """Give the disk space back. Idempotent, and done at the latest with the last reader."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 import threading
 from contextlib import suppress
 from hashlib import sha256
@@ -70,10 +69,12 @@ class StatCache:
             if len(rows) > _MOST_ROWS:
                 rows = self._used
             body = b"".join(_ROW.pack(*identity, digest) for identity, digest in rows.items())
+        from tempfile import mkstemp  # noqa: PLC0415 - where something was learned
+
         with suppress(OSError):
             folder = self._path.parent
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            number, name = tempfile.mkstemp(dir=folder, prefix=".new-")
+            number, name = mkstemp(dir=folder, prefix=".new-")
             try:
                 with open(number, "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
                     file.write(_MAGIC + sha256(body).digest() + body)

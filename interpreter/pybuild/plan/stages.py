@@ -5,7 +5,6 @@ Every algorithm here is iterative: a file may have a hundred thousand stages.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pybuild.dockerfile.arguments import suggestion
@@ -162,9 +161,9 @@ class StageGraph:
         """The stage whose name is nearly `name`, if there is one."""
         if len(name) > _LONGEST_SLIP:
             return None
-        return next(
-            iter(difflib.get_close_matches(name.lower(), list(self.names)[:1000], n=1)), None
-        )
+        from difflib import get_close_matches  # noqa: PLC0415 - for a wrong name only
+
+        return next(iter(get_close_matches(name.lower(), list(self.names)[:1000], n=1)), None)
 
     def mount_origin(self, name: str) -> Origin:
         """What ``RUN --mount=from=`` names: a stage, scratch, a context or an image."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from enum import Enum
 
 from pybuild.values import dataclass
@@ -91,4 +90,6 @@ class RootAttempt:
 
 def system_program(name: str) -> str | None:
     """The path of a program of the system; None if it isn't installed."""
+    import shutil  # noqa: PLC0415 - once a boot
+
     return shutil.which(name, path=os.pathsep.join(_FOLDERS))
