@@ -30,7 +30,7 @@ _ULIMITS = frozenset(
         "stack",
     ]
 )
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
+_SIZE = r"(?i)(\d{1,15}(?:\.\d{1,6})?)\s*([kmgtp]?)i?b?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def parse_host(text: str) -> HostEntry:
 
 def parse_size(text: str) -> int:
     """A size with an optional unit, in bytes: ``64m``, ``1.5g``, ``65536``; units are binary."""
-    found = _SIZE.fullmatch(text.strip())
+    found = re.fullmatch(_SIZE, text.strip())
     if found is None:
         raise UsageError(f'"{text}" is no size', hint="write it like 64m or 1g")
     power = " kmgtp".index(found[2].lower() or " ")

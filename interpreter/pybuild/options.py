@@ -15,7 +15,7 @@ from pybuild.oci.platform import Platform, parse_platform
 from pybuild.oci.reference import Reference
 from pybuild.plan.steps import RunDefaults
 
-_CGROUP = re.compile(r"/?(?!\.+(?:/|$))[\w.@:-]+(?:/(?!\.+(?:/|$))[\w.@:-]+)*/?", re.ASCII)
+_CGROUP = r"(?a)/?(?!\.+(?:/|$))[\w.@:-]+(?:/(?!\.+(?:/|$))[\w.@:-]+)*/?"
 
 
 def asked_platforms(
@@ -68,7 +68,7 @@ def run_defaults(  # noqa: PLR0917 - what the command line says of RUN, in its o
         chosen = Network(network or Network.DEFAULT)
     except ValueError:
         raise UsageError(f'the network "{network}" is not default, none or host') from None
-    if cgroup is not None and not _CGROUP.fullmatch(cgroup):
+    if cgroup is not None and not re.fullmatch(_CGROUP, cgroup):
         raise UsageError(f'the control group "{cgroup}" is no path of one', hint="as in /builds/a")
     return RunDefaults(
         chosen,

@@ -11,7 +11,7 @@ SYNTAX_ARG = "BUILDKIT_SYNTAX"
 """The build arg that replaces the directive."""
 
 # A mirror's copy is the same frontend; the name is never fetched in any case.
-_BUILT_IN = re.compile(
+_BUILT_IN = (
     r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?docker/dockerfile(-upstream)?(:[^@]*)?(@.*)?|dockerfile\.v0"
 )
 
@@ -22,7 +22,7 @@ def check_frontend(directives: Directives, override: str | None, file: str) -> N
     `override` is the value of :data:`SYNTAX_ARG`.
     """
     name = (override or directives.syntax or "").strip().split(" ", 1)[0]
-    if name and not _BUILT_IN.fullmatch(name):
+    if name and not re.fullmatch(_BUILT_IN, name):
         line = 1 if override else directives.syntax_line
         raise DockerfileError(
             f"unknown syntax {name[:200]!r}",

@@ -31,7 +31,7 @@ _ALLOWED_TYPES = {
 }
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
-_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20}) ?(b|[kmgtp](?:i?b)?)?", re.ASCII)
+_SIZE = r"(?a)([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20}) ?(b|[kmgtp](?:i?b)?)?"
 _MAX_SIZE = (1 << 63) - 1
 
 
@@ -254,7 +254,7 @@ def _number(key: str, value: str | None, base: int, where: SourceRange) -> int:
 
 
 def _size(value: str, where: SourceRange) -> int:
-    match = _SIZE.fullmatch(value.lower())
+    match = re.fullmatch(_SIZE, value.lower())
     if match is not None:
         unit = (match[2] or "b")[0]
         whole, _, fraction = match[1].partition(".")

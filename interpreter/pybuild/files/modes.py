@@ -12,8 +12,8 @@ _STANDARD = _SET_UID | _SET_GID | 0o777
 _WHO = {"u": _SET_UID | 0o700, "g": _SET_GID | 0o070, "o": 0o007, "a": _STANDARD}
 _BITS = {"r": 0o444, "w": 0o222, "x": 0o111}
 _SHIFTS = {"u": 6, "g": 3, "o": 0}
-_CLAUSE = re.compile(r"([augo]*)((?:[-+=][rwxXstugo]*)+)")
-_ACTION = re.compile(r"([-+=])([rwxXstugo]*)")
+_CLAUSE = r"([augo]*)((?:[-+=][rwxXstugo]*)+)"
+_ACTION = r"([-+=])([rwxXstugo]*)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ def parse_mode(text: str) -> Mode:
         )
     actions = []
     for clause in text.split(","):
-        found = _CLAUSE.fullmatch(clause)
+        found = re.fullmatch(_CLAUSE, clause)
         if found is None:
             raise CopyFailed(f"invalid chmod parameter: '{text}'")
         who = 0
         for letter in found[1]:
             who |= _WHO[letter]
-        actions += [_Action(who, op, letters) for op, letters in _ACTION.findall(found[2])]
+        actions += [_Action(who, op, letters) for op, letters in re.findall(_ACTION, found[2])]
     return Mode(actions=tuple(actions))
 
 

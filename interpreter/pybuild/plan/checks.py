@@ -53,11 +53,8 @@ from pybuild.plan.steps import PlanRequest
 from pybuild.remotes.locations import is_git, is_url
 from pybuild.values import replace
 
-_SECRET = re.compile(
-    r"(?:_|\A)(?:apikey|auth|credentials?|key|password|passwd|pword|secret|token)(?:_|\Z)",
-    re.IGNORECASE,
-)
-_NO_SECRET = re.compile(r"(?:_|\A)(?:file|public|version)(?:_|\Z)", re.IGNORECASE)
+_TELLING = r"(?i)(?:_|\A)(?:apikey|auth|credentials?|key|password|passwd|pword|secret|token)(?:_|\Z)"
+_HARMLESS = r"(?i)(?:_|\A)(?:file|public|version)(?:_|\Z)"
 
 
 def check_stage_heads(
@@ -238,7 +235,7 @@ class StageChecks:
 
     def _check_secrets(self, word: str, names: list[str]) -> None:
         for name in names:
-            if _SECRET.search(name) and not _NO_SECRET.search(name):
+            if re.search(_TELLING, name) and not re.search(_HARMLESS, name):
                 self._report(
                     SECRETS_USED_IN_ARG_OR_ENV,
                     "Do not use ARG or ENV instructions for sensitive data "

@@ -22,7 +22,7 @@ from pybuild.remotes.locations import (
 )
 from pybuild.values import replace
 
-_SYMBOLIC_MODE = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*")
+_SYMBOLIC_MODE = r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*"
 
 
 def plan_copy(copy: Copy, state: StageState) -> None:
@@ -138,7 +138,7 @@ def _chmod(word: str | None, state: StageState) -> str | None:
     mode = _expanded(word, state)
     if mode is None or re.fullmatch("0*[0-7]{1,4}", mode):
         return mode
-    if _SYMBOLIC_MODE.fullmatch(mode):
+    if re.fullmatch(_SYMBOLIC_MODE, mode):
         return mode
     raise DockerfileError(
         f"invalid chmod parameter: '{mode}'. it should be octal string and between 0 and 07777"

@@ -16,12 +16,12 @@ from pybuild.values import dataclass, field, replace
 
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 _SCP_STYLE = re.compile(r"([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):(.*)", re.DOTALL)
-_HEX = re.compile(r"[0-9a-f]{4,64}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_HEX = r"[0-9a-f]{4,64}"
+_DIGEST = r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}"
+_COMMIT = r"[0-9a-f]{40}|[0-9a-f]{64}"
 # git-check-ref-format(1), and nothing that could be an option
-_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[-/.]|[/.]$|\.lock(/|$)")
-_LOGIN = re.compile(r"(https?://)[^/?#\s]*@", re.IGNORECASE)
+_NO_REF = r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[-/.]|[/.]$|\.lock(/|$)"
+_LOGIN = r"(?i)(https?://)[^/?#\s]*@"
 _UNNAMED = "__unnamed__"
 _LONGEST = 4096
 _SWITCHES = frozenset({"keep-git-dir", "submodules", "fetch-by-commit"})
@@ -84,7 +84,7 @@ Location = WebLocation | GitLocation
 
 def is_commit(text: str) -> bool:
     """Whether `text` is a commit id, whole and in lower case."""
-    return _COMMIT.fullmatch(text) is not None
+    return re.fullmatch(_COMMIT, text) is not None
 
 
 def is_git(source: str) -> bool:
@@ -120,7 +120,7 @@ def parse_context_location(text: str) -> Location | None:
 
 def parse_web(text: str, checksum: str = "") -> WebLocation:
     """The file that an URL names. Raises UsageError."""
-    if checksum and not _DIGEST.fullmatch(checksum):
+    if checksum and not re.fullmatch(_DIGEST, checksum):
         raise UsageError(
             f'invalid checksum "{checksum[:200]}"',
             hint="it is sha256:, sha384: or sha512: and the hexadecimal digits",
@@ -146,7 +146,7 @@ def parse_git(text: str) -> GitLocation:
     ref, _, subdir = fragment.partition(":")
     location = GitLocation(remote, login, ref, _relative(subdir))
     location = _with_query(location, query, text)
-    if location.ref and _NO_REF.search(location.ref):
+    if location.ref and re.search(_NO_REF, location.ref):
         raise _invalid(text, f'"{location.ref}" is no name of a branch, tag or commit')
     if location.fetch_by_commit and not (location.is_commit or is_commit(location.checksum)):
         raise _invalid(text, "fetch-by-commit needs a whole commit id")
@@ -157,7 +157,7 @@ def with_checksum(location: GitLocation, checksum: str) -> GitLocation:
     """`location`, whose commit id must begin with `checksum`. Raises UsageError."""
     if location.checksum and location.checksum != checksum.lower():
         raise UsageError(f'checksum mismatch: "{checksum}" and "{location.checksum}"')
-    if not _HEX.fullmatch(checksum.lower()):
+    if not re.fullmatch(_HEX, checksum.lower()):
         raise UsageError(
             f'invalid checksum "{checksum[:200]}" for a git repository',
             hint="it is the beginning of a commit's id, in hexadecimal digits",
@@ -167,16 +167,18 @@ def with_checksum(location: GitLocation, checksum: str) -> GitLocation:
 
 def redacted(text: str) -> str:
     """`text` without what stands before the @ of http URLs in it."""
-    return _LOGIN.sub(r"\1xxxxx:xxxxx@", text)
+    return re.sub(_LOGIN, r"\1xxxxx:xxxxx@", text)
 
 
 def masked(text: str) -> str:
     """As :func:`redacted`, in as many characters as `text` has."""
-    return _LOGIN.sub(lambda found: f"{found[1]}{'x' * (len(found[0]) - len(found[1]) - 1)}@", text)
+    return re.sub(
+        _LOGIN, lambda found: f"{found[1]}{'x' * (len(found[0]) - len(found[1]) - 1)}@", text
+    )
 
 
 def _without_login(url: str) -> tuple[str, str]:
-    found = _LOGIN.match(url)
+    found = re.match(_LOGIN, url)
     if found is None:
         return url, ""
     login = url[len(found[1]) : found.end() - 1]

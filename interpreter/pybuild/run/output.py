@@ -14,13 +14,9 @@ _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 20
 
 # CSI and OSC sequences go as a whole; any other escape loses its first byte and does nothing.
-_ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x9b[0-?]*[ -/]*[@-~]"
-)
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-_BREAKS = re.compile(r"\r\n|\n|\r")
+_ESCAPES = r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x9b[0-?]*[ -/]*[@-~]"
+_HIDDEN = "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+_BREAKS = r"\r\n|\n|\r"
 
 
 def without_escapes(text: str) -> str:
@@ -30,7 +26,7 @@ def without_escapes(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return _HIDDEN.sub("", _ESCAPES.sub("", text))
+    return re.sub(_HIDDEN, "", re.sub(_ESCAPES, "", text))
 
 
 def width(text: str) -> int:
@@ -81,7 +77,7 @@ class LineBuffer:
         lines: list[str] = []
         text = self._decoder.decode(data, final)
         start = 0
-        for found in _BREAKS.finditer(text):
+        for found in re.finditer(_BREAKS, text):
             self._add(text[start : found.start()], lines)
             start = found.end()
             if found.group() == "\r":
