@@ -101,6 +101,11 @@ BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 FOR_TYPES_ONLY = {
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
     ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
+    ("pybuild.backend", "pybuild.files.layout"),  # once an image is taken from one
+    ("pybuild.files.context", "pybuild.files.archives"),  # once a context is one
+    ("pybuild.files.context", "pybuild.files.spool"),
+    ("pybuild.files.context", "pybuild.oci.tarformat"),
+    ("pybuild.files.copying", "pybuild.files.archives"),  # once one is unpacked
     ("pybuild.api", "pybuild.oci.registry"),  # once something is pushed
     ("pybuild.api", "pybuild.lockfile"),  # once a lock file is used
     ("pybuild.planning", "pybuild.lockfile"),

@@ -115,8 +115,12 @@ class Session:
 
 
 def _remove_folder(path: Path) -> None:
-    """Remove a folder with all in it, if it is there; most sessions have none."""
-    if path.exists():
+    """Remove a folder with all in it, if it is there; most are empty."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError:
         import shutil  # noqa: PLC0415 - seldom needed
 
         shutil.rmtree(path, ignore_errors=True)

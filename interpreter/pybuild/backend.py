@@ -44,10 +44,9 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 from pybuild.errors import UnsupportedByBackend
-from pybuild.files.layout import LayoutImage
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
@@ -62,6 +61,9 @@ from pybuild.oci.manifest import (
 from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference
 from pybuild.values import dataclass, field
+
+if TYPE_CHECKING:
+    from pybuild.files.layout import LayoutImage
 
 
 class Capability(StrEnum):

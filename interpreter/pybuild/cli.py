@@ -46,13 +46,10 @@ from pybuild.environment import (
 from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
 from pybuild.flagvalues import CallArguments
 from pybuild.lentvalues import find_agents, read_certificates
-from pybuild.pipes import CancellableInput, CancellableOutput
 from pybuild.resultfiles import remove_stale, write_result_files
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, LintReported, Reporter, Warned
 from pybuild.run.inputs import read_limited
-from pybuild.run.progress.lint import short_text
-from pybuild.run.progress.plain import PlainReporter, warning_text
 
 if TYPE_CHECKING:
     from pybuild.checks import CheckResult, OutlineResult, TargetsResult
@@ -380,6 +377,8 @@ def _standard_input(cancel: CancelToken) -> BinaryIO:
         number = stream.fileno()
     except OSError:  # a replaced stream
         return stream
+    from pybuild.pipes import CancellableInput  # noqa: PLC0415  (most contexts are folders)
+
     return cast("BinaryIO", io.BufferedReader(CancellableInput(number, cancel)))
 
 
@@ -398,6 +397,8 @@ def _standard_output(cancel: CancelToken) -> BinaryIO:
         return stream
     if sys.platform == "win32":  # nothing there can wait for a pipe
         return stream
+    from pybuild.pipes import CancellableOutput  # noqa: PLC0415  (few outputs go there)
+
     return cast("BinaryIO", CancellableOutput(number, cancel))
 
 
@@ -437,6 +438,8 @@ def _reporter(arguments: BuildArguments, cancel: CancelToken) -> Iterator[Report
         with TtyReporter(sys.stderr) as reporter:
             yield _UntilBroken(reporter, cancel)
     else:
+        from pybuild.run.progress.plain import PlainReporter  # noqa: PLC0415  (one of three)
+
         yield _UntilBroken(PlainReporter(_encodable(sys.stderr)), cancel)
 
 
@@ -452,6 +455,9 @@ class _Warnings:
     """Shows the warnings and nothing else."""
 
     def report(self, event: Event) -> None:
+        from pybuild.run.progress.lint import short_text  # noqa: PLC0415  (no build needs it)
+        from pybuild.run.progress.plain import warning_text  # noqa: PLC0415  (as above)
+
         if isinstance(event, Warned):
             _complain(f"warning: {warning_text(event)}")
         elif isinstance(event, LintReported):

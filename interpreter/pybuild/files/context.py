@@ -15,20 +15,20 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from pybuild.errors import ContextError, InvalidImage, PybuildError
-from pybuild.files.archives import ArchiveTree, open_archive
 from pybuild.files.ignore import IgnoreMatcher
 from pybuild.files.safepath import ExactReader, Listed, Root
-from pybuild.files.spool import Spool
 from pybuild.files.statcache import StatCache
 from pybuild.files.trees import Tree, join, parent_of, resolve, shown
-from pybuild.oci.compression import detect
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import allowed_xattrs
-from pybuild.oci.tarformat import Limits, is_header
 from pybuild.values import replace
+
+if TYPE_CHECKING:
+    from pybuild.files.archives import ArchiveTree
+    from pybuild.files.spool import Spool
+    from pybuild.oci.tarformat import Limits
 
 _MAX_TEXT = 16 * 1024 * 1024
 _KINDS = {
@@ -109,6 +109,9 @@ def open_context_tar(
     Reads `stream` to its end. Raises ContextError for what is no tar, is broken, or has
     names that lead out of it.
     """
+    from pybuild.files.archives import open_archive  # noqa: PLC0415 - most contexts are folders
+    from pybuild.files.spool import Spool  # noqa: PLC0415 - as above
+
     spool = Spool()
     try:
         tree: ContextTree = _Archive(spool, open_archive(stream, spool, limits))
@@ -126,6 +129,9 @@ def is_archive(head: bytes) -> bool:
 
     512 bytes suffice.
     """
+    from pybuild.oci.compression import detect  # noqa: PLC0415 - most contexts are folders
+    from pybuild.oci.tarformat import is_header  # noqa: PLC0415 - as above
+
     return detect(head) is not None or is_header(head[:512])
 
 
@@ -269,9 +275,15 @@ class _Directory(ContextTree):
             mtime=_seconds(status),
             link=link,
             device=device,
-            xattrs=allowed_xattrs(item.xattrs) if item.xattrs else (),
+            xattrs=_allowed(item.xattrs) if item.xattrs else (),
             digest=self._digest(kind, link, status),
         )
+
+
+def _allowed(xattrs: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, bytes], ...]:
+    from pybuild.oci.layertar import allowed_xattrs  # noqa: PLC0415 - few files have any
+
+    return allowed_xattrs(xattrs)
 
 
 def _seconds(status: os.stat_result) -> int:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pybuild.errors import CopyFailed, InvalidImage
-from pybuild.files.archives import ArchiveTree, is_archive_content, open_archive
 from pybuild.files.globs import expand, has_wildcards, literal
 from pybuild.files.ignore import IgnoreMatcher
 from pybuild.files.modes import Mode, parse_mode
-from pybuild.files.spool import Spool
 from pybuild.files.staging import Staging
 from pybuild.files.trees import MemoryTree, NewEntry, Tree, join, parent_of, resolve, shown
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.values import dataclass, replace
+
+if TYPE_CHECKING:
+    from pybuild.files.archives import ArchiveTree
 
 _FOLDER_MODE = 0o755
 
@@ -278,6 +280,12 @@ class _Copy:
 
     def _unpack(self, path: bytes) -> bool:
         """Unpack the source into the destination if it is a tar; False if it is none."""
+        from pybuild.files.archives import (  # noqa: PLC0415 - for ADD
+            is_archive_content,
+            open_archive,
+        )
+        from pybuild.files.spool import Spool  # noqa: PLC0415 - as above
+
         real = resolve(self._source, path)
         entry = self._source.get(real)
         if entry is None or entry.kind is not Kind.FILE:

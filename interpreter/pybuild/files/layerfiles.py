@@ -16,11 +16,8 @@ from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import Tree
-from pybuild.oci.compression import Decompressed
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex
-from pybuild.oci.layertar import read_index
-from pybuild.oci.tarformat import Limits
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
@@ -198,6 +195,8 @@ class LayerFiles:
             return read(layer)
 
     def _uncompress(self, layer: LayerDiff) -> Path:
+        from pybuild.oci.compression import Decompressed  # noqa: PLC0415 - for a layer's content
+
         path = self._folder / _file_name(layer.diff_id)
         path.unlink(missing_ok=True)  # what a broken transfer left
         digest = sha256()
@@ -216,6 +215,9 @@ class LayerFiles:
         return path
 
     def _read(self, layer: LayerDiff) -> LayerIndex:
+        from pybuild.oci.layertar import read_index  # noqa: PLC0415 - for a layer not yet indexed
+        from pybuild.oci.tarformat import Limits  # noqa: PLC0415 - as above
+
         with self._open_blob(layer.blob.digest) as blob:
             diff_id, index = read_index(blob, Limits(compressed_size=layer.blob.size))
         if diff_id != layer.diff_id:

@@ -5,9 +5,7 @@ Compressed bytes are deterministic: one level, no name and no time in the header
 
 from __future__ import annotations
 
-import bz2
 import io
-import lzma
 import zlib
 from enum import Enum
 from types import TracebackType
@@ -165,10 +163,14 @@ class Decompressed:
                 self._reader = cast("BinaryIO", zstd.ZstdFile(self._source, "rb"))
                 self._broken = (EOFError, zstd.ZstdError)
             case "bzip2" if archive:
+                import bz2  # noqa: PLC0415  (few archives need it)
+
                 # bz2 and lzma say OSError and ValueError for broken input as well
                 self._reader = cast("BinaryIO", bz2.BZ2File(cast("BinaryIO", self._source)))
                 self._broken = (EOFError, OSError, ValueError)
             case "xz" if archive:
+                import lzma  # noqa: PLC0415  (as above)
+
                 opened = lzma.open(cast("BinaryIO", self._source))  # noqa: SIM115  (closed by close)
                 self._reader = cast("BinaryIO", opened)
                 self._broken = (EOFError, lzma.LZMAError, ValueError)

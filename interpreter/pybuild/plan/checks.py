@@ -53,7 +53,9 @@ from pybuild.plan.steps import PlanRequest
 from pybuild.remotes.locations import is_git, is_url
 from pybuild.values import replace
 
-_TELLING = r"(?i)(?:_|\A)(?:apikey|auth|credentials?|key|password|passwd|pword|secret|token)(?:_|\Z)"
+_TELLING = (
+    r"(?i)(?:_|\A)(?:apikey|auth|credentials?|key|password|passwd|pword|secret|token)(?:_|\Z)"
+)
 _HARMLESS = r"(?i)(?:_|\A)(?:file|public|version)(?:_|\Z)"
 
 

@@ -46,7 +46,6 @@ from pybuild.plan.steps import (
 )
 from pybuild.remotes.locations import Location, WebLocation
 from pybuild.run.activity import StepActivity
-from pybuild.run.certificates import certificate_mounts, certificate_variables
 from pybuild.run.digests import digested
 from pybuild.run.lending import Lent, secret_mount, secret_variable, ssh_mount, with_own_sockets
 from pybuild.values import dataclass, replace
@@ -100,7 +99,7 @@ def prepare(
     """
     match step:
         case RunStep():
-            return _prepare_run(step, layer.tree(), open_source, lent)
+            return _prepare_run(step, layer, open_source, lent)
         case CopyStep():
             return PreparedFiles(_prepare_copy(step, layer.tree(), open_source, created))
         case WorkdirStep():
@@ -159,7 +158,7 @@ def _is_format_error(line: str) -> bool:
     return line.lower().endswith("exec format error")
 
 
-def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource, lent: Lent) -> PreparedRun:
+def _prepare_run(step: RunStep, layer: ROLayer, open_source: OpenSource, lent: Lent) -> PreparedRun:
     wanted = [mount for mount in step.mounts if isinstance(mount, PlannedSecret)]
     variables = [secret_variable(mount, lent) for mount in wanted]
     secret_env = {pair[0]: pair for pair in variables if pair is not None}
@@ -167,11 +166,16 @@ def _prepare_run(step: RunStep, tree: Tree, open_source: OpenSource, lent: Lent)
     env = tuple(pair for pair in step.env if pair[0] not in secret_env)
     mounts = [_mount(mount, open_source, lent) for mount in step.mounts]
     if lent.ca is not None:
-        mounts += certificate_mounts(lent.ca, tree)
+        from pybuild.run.certificates import (  # noqa: PLC0415 - seldom lent
+            certificate_mounts,
+            certificate_variables,
+        )
+
+        mounts += certificate_mounts(lent.ca, layer.tree())
         env += certificate_variables(env)
 
     def process() -> Process:
-        identity = resolve_user(tree, step.user)
+        identity = resolve_user(layer.tree(), step.user)
         return Process(
             args=step.args,
             env=env,
