@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pybuild.files import statcache
 from pybuild.files.context import ContextTree, open_context_directory
 from pybuild.files.ignore import IgnoreMatcher
-from pybuild.files.statcache import StatCache
+from pybuild.files.statcache import KnownFile, StatCache
 from pybuild.files.trees import walk
 from pybuild.run.digests import digested
 
@@ -100,10 +100,11 @@ def test_what_was_changed_two_seconds_before_the_look_is_kept(context: Path, not
     changed = max(status.st_mtime_ns, status.st_ctime_ns)
     for since, kept in ((2 * 10**9, False), (2 * 10**9 + 1, True)):
         cache = StatCache(notes, context.lstat(), changed + since)
-        cache.record(status, digest(b"first"))
+        cache.record(status, is_plain=True, digest=digest(b"first"))
         cache.save()
         again = StatCache(notes, context.lstat(), changed)
-        assert again.find(status) == (digest(b"first") if kept else None)
+        file = KnownFile(digest(b"first"), is_plain=True)
+        assert again.find(status) == (file if kept else None)
 
 
 def same_size(path: Path) -> None:

@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -188,13 +188,10 @@ class _Directory(ContextTree):
             self._digests = StatCache(folder, self._status, self._began)
             for listed in self._folders.values():
                 for name, (entry, status) in listed.items():
-                    known = replace(entry, digest=self._digest(entry.kind, entry.link, status))
-                    listed[name] = known, status
-
-    def _digest(self, kind: Kind, link: bytes, status: os.stat_result) -> str | None:
-        if self._digests is None or kind is not Kind.FILE or link:
-            return None
-        return self._digests.find(status)
+                    if entry.kind is Kind.FILE and not entry.link:
+                        known = self._digests.find(status)
+                        digest = None if known is None else known.digest
+                        listed[name] = replace(entry, digest=digest), status
 
     def get(self, path: bytes) -> Entry | None:
         if not path:
@@ -203,7 +200,10 @@ class _Directory(ContextTree):
         return None if found is None else found[0]
 
     def children(self, path: bytes) -> Sequence[bytes]:
-        return sorted(self._folder(path))
+        return list(self._folder(path))
+
+    def listed(self, path: bytes) -> Iterable[tuple[bytes, Entry]]:
+        return [(name, entry) for name, (entry, _) in self._folder(path).items()]
 
     def open(self, path: bytes) -> BinaryIO:
         found = self._found(path)
@@ -216,7 +216,8 @@ class _Directory(ContextTree):
         except OSError as error:
             raise ContextError(f"can't open {shown(path)}: {error.strerror}") from error
         if self._digests is not None and isinstance(stream, ExactReader):
-            stream.on_digest = partial(self._digests.record, found[1])
+            entry, status = found
+            stream.on_digest = partial(self._digests.record, status, not entry.xattrs)
         return stream
 
     def _found(self, path: bytes) -> tuple[Entry, os.stat_result] | None:
@@ -224,7 +225,7 @@ class _Directory(ContextTree):
         return self._folder(folder).get(name)
 
     def _folder(self, path: bytes) -> dict[bytes, tuple[Entry, os.stat_result]]:
-        """What is in the folder; empty if it is none. From the nearest known parent down."""
+        """What is in the folder, sorted; empty if it is none. From the nearest known parent down."""
         known = self._folders.get(path)
         if known is not None:
             return known
@@ -246,7 +247,7 @@ class _Directory(ContextTree):
 
     def _scan(self, path: bytes) -> dict[bytes, tuple[Entry, os.stat_result]]:
         try:
-            listed = self._root.listed(path)
+            listed = self._root.listed(path, known=self._digests)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ContextError(f"can't read the folder {shown(path)}: {reason}") from error
@@ -276,7 +277,7 @@ class _Directory(ContextTree):
             link=link,
             device=device,
             xattrs=_allowed(item.xattrs) if item.xattrs else (),
-            digest=self._digest(kind, link, status),
+            digest=None if link else item.digest,
         )
 
 
@@ -366,6 +367,12 @@ class _Filtered(ContextTree):
             return ()
         names = self._inner.children(path)
         return [name for name in names if self._is_visible(join(path, name))]
+
+    def listed(self, path: bytes) -> Iterable[tuple[bytes, Entry]]:
+        if not self._is_visible(path):
+            return ()
+        found = self._inner.listed(path)
+        return [(name, entry) for name, entry in found if self._is_visible(join(path, name))]
 
     def open(self, path: bytes) -> BinaryIO:
         if not self._is_visible(path):

@@ -162,12 +162,9 @@ class _Copy:
         pending: list[tuple[bytes, bytes, _Delayed | None]] = [(b"", target, None)]
         while pending:
             below, folder, delayed = pending.pop()
-            for name in self._source.children(join(real, below) if below else real):
+            for name, entry in self._source.listed(join(real, below) if below else real):
                 inside = join(below, name)
                 path, goal = join(real, inside), join(folder, name)
-                entry = self._source.get(path)
-                if entry is None:
-                    continue
                 included = include is None or include.selects(inside)
                 excluded = self._excluded(inside)
                 if included and not excluded:

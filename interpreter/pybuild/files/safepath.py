@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 from pybuild.errors import ContextError
+from pybuild.files.statcache import StatCache
 from pybuild.files.trees import shown
 from pybuild.values import dataclass
 
@@ -43,12 +44,16 @@ _FILE = (
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A name in a folder and its lstat. ``xattrs`` are all that this process may read."""
+    """A name in a folder and its lstat. ``xattrs`` are all that this process may read.
+
+    ``digest`` is that of its content, where it is known.
+    """
 
     name: bytes
     status: os.stat_result
     target: bytes = b""
     xattrs: tuple[tuple[str, bytes], ...] = ()
+    digest: str | None = None
 
 
 class Root:
@@ -79,23 +84,32 @@ class Root:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def listed(self, path: bytes, *, with_xattrs: bool = True) -> list[Listed]:
-        """What is in the folder `path`, in no order. Names that vanish meanwhile are left out."""
+    def listed(
+        self, path: bytes, *, with_xattrs: bool = True, known: StatCache | None = None
+    ) -> list[Listed]:
+        """What is in the folder `path`, in no order. Names that vanish meanwhile are left out.
+
+        What `known` says of regular files isn't looked up again.
+        """
         if not _HAS_DIR_FD:
-            return self._list_by_name(path)
+            return self._list_by_name(path, known)
         found = []
         with self._opened(path, _FOLDER) as fd, os.scandir(fd) as names:
             for item in names:
                 try:
                     status = item.stat(follow_symlinks=False)
                     name = os.fsencode(item.name)
-                    target = b""
+                    target, file = b"", None
+                    if known is not None and stat.S_ISREG(status.st_mode):
+                        file = known.find(status)
                     if stat.S_ISLNK(status.st_mode):
                         target = os.readlink(name, dir_fd=fd)
-                    xattrs = _read_xattrs(fd, name) if with_xattrs else ()
+                    is_plain = file is not None and file.is_plain
+                    xattrs = _read_xattrs(fd, name) if with_xattrs and not is_plain else ()
                 except FileNotFoundError:
                     continue
-                found.append(Listed(name, status, target, xattrs))
+                digest = None if file is None else file.digest
+                found.append(Listed(name, status, target, xattrs, digest))
         return found
 
     def status(self, path: bytes) -> Listed:
@@ -179,14 +193,18 @@ class Root:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), shown(path))
         return here
 
-    def _list_by_name(self, path: bytes) -> list[Listed]:
+    def _list_by_name(self, path: bytes, known: StatCache | None) -> list[Listed]:
         found = []
         with os.scandir(self._by_name(path)) as names:
             for item in names:
                 status = os.lstat(item.path)
                 is_link = stat.S_ISLNK(status.st_mode)
                 target = os.readlink(item.path) if is_link else b""  # noqa: PTH115  (bytes)
-                found.append(Listed(item.name, status, target))
+                file = None
+                if known is not None and stat.S_ISREG(status.st_mode):
+                    file = known.find(status)
+                digest = None if file is None else file.digest
+                found.append(Listed(item.name, status, target, digest=digest))
         return found
 
 

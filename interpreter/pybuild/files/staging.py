@@ -8,17 +8,11 @@ from typing import BinaryIO
 from pybuild.errors import CopyFailed
 from pybuild.files.trees import NewEntry, Tree, parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.values import dataclass, replace
+from pybuild.values import replace
 
 _MAX_NAME = 255
 _MAX_PATH = 4095
 _WHITEOUT = b".wh."
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    new: NewEntry
-    group: object | None
 
 
 class Staging(Tree):
@@ -26,19 +20,24 @@ class Staging(Tree):
 
     def __init__(self, below: Tree) -> None:
         self._below = below
-        self._staged: dict[bytes, _Staged] = {}
+        # with what tells the names of one file
+        self._staged: dict[bytes, tuple[NewEntry, object | None]] = {}
         self._hiding: set[bytes] = set()
+        # folders that were put where there was nothing: nothing is in them below either
+        self._new: set[bytes] = set()
 
     def get(self, path: bytes) -> Entry | None:
         staged = self._staged.get(path)
         if staged is not None:
-            return staged.new.entry
+            return staged[0].entry
         if self._hiding:
             above = path
             while above:
                 above = parent_of(above)
                 if above in self._hiding:
                     return None
+        if path.rpartition(b"/")[0] in self._new:
+            return None
         return self._below.get(path)
 
     def children(self, path: bytes) -> Sequence[bytes]:
@@ -50,9 +49,10 @@ class Staging(Tree):
         staged = self._staged.get(path)
         if staged is None:
             return self._below.open(path)
-        if staged.new.content is None:
+        content = staged[0].content
+        if content is None:
             raise CopyFailed(f"{shown(path)} is not a regular file")
-        return staged.new.content()
+        return content()
 
     def put(self, new: NewEntry, group: object | None = None) -> None:
         """Add or replace an entry; files of one `group` become hard links of each other.
@@ -70,7 +70,9 @@ class Staging(Tree):
         if before is not None and (before.kind is Kind.DIRECTORY) != is_folder:
             self._forget_below(entry.path)
             self._hiding.add(entry.path)
-        self._staged[entry.path] = _Staged(new, group)
+        if is_folder and before is None:
+            self._new.add(entry.path)
+        self._staged[entry.path] = new, group
 
     def entries(self) -> list[NewEntry]:
         """What was put, sorted by path."""
@@ -79,7 +81,7 @@ class Staging(Tree):
         for path in sorted(self._staged):
             if path in self._hiding and self._replaced(path):
                 found.append(NewEntry(Entry(path, Kind.OPAQUE, mode=0)))
-            new, group = self._staged[path].new, self._staged[path].group
+            new, group = self._staged[path]
             if group is not None:
                 target = first.setdefault(id(group), path)
                 if target != path:
@@ -90,7 +92,7 @@ class Staging(Tree):
     def _replaced(self, path: bytes) -> bool:
         """Whether a folder stands where another one was, with something else in between."""
         before = self._below.get(path)
-        kinds = {self._staged[path].new.entry.kind, before.kind if before else None}
+        kinds = {self._staged[path][0].entry.kind, before.kind if before else None}
         return kinds == {Kind.DIRECTORY}
 
     def _forget_below(self, path: bytes) -> None:

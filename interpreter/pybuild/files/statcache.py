@@ -1,4 +1,4 @@
-"""Digests of files by what lstat(2) says of them, so that no unchanged file is read again."""
+"""What is known of files by what lstat(2) says of them, so that none is read again unchanged."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-_MAGIC = b"pybuild stat cache 1\n"
+from pybuild.values import dataclass
+
+_MAGIC = b"pybuild stat cache 2\n"
 _HEAD = len(_MAGIC) + sha256().digest_size
-_ROW = struct.Struct("<QQQqq32s")  # device, inode, size, mtime_ns, ctime_ns, digest
+_ROW = struct.Struct("<QQQqq32s?")  # device, inode, size, mtime_ns, ctime_ns, digest, plain
 _MOST_ROWS = 200_000
 _MOST_FILES = 64
 # the coarsest clock of a file system in use, FAT's, in nanoseconds
 _GRANULARITY = 2 * 10**9
 
 _Identity = tuple[int, int, int, int, int]
+_Row = tuple[bytes, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """A file's content, as ``sha256:…``, and whether it has no extended attribute that counts."""
+
+    digest: str
+    is_plain: bool
 
 
 class StatCache:
@@ -38,25 +49,29 @@ class StatCache:
         self._newest = began - _GRANULARITY
         self._lock = threading.Lock()
         self._known = _read(self._path)
-        self._used: dict[_Identity, bytes] = {}
+        self._used: dict[_Identity, _Row] = {}
         self._learned = False
 
-    def find(self, status: os.stat_result) -> str | None:
-        """The digest, as ``sha256:…``, of a file with this lstat; None where it isn't known."""
+    def find(self, status: os.stat_result) -> KnownFile | None:
+        """What is known of a regular file with this lstat."""
         identity = _identity(status)
-        digest = self._known.get(identity)
-        if digest is None:
+        row = self._known.get(identity)
+        if row is None:
             return None
-        self._used[identity] = digest
-        return f"sha256:{digest.hex()}"
+        self._used[identity] = row
+        return KnownFile(f"sha256:{row[0].hex()}", row[1])
 
-    def record(self, status: os.stat_result, digest: str) -> None:
-        """Keep the digest of a file that was read after it had this lstat."""
+    def record(self, status: os.stat_result, is_plain: bool, digest: str) -> None:
+        """Keep what was found out about a file after it had this lstat; see :class:`KnownFile`.
+
+        Its attributes were looked at after that as well.
+        """
         # on Windows the ctime is a file's birth
         if os.name == "nt" or max(status.st_mtime_ns, status.st_ctime_ns) >= self._newest:
             return
         with self._lock:
-            self._used[_identity(status)] = bytes.fromhex(digest.removeprefix("sha256:"))
+            row = bytes.fromhex(digest.removeprefix("sha256:")), is_plain
+            self._used[_identity(status)] = row
             self._learned = True
 
     def save(self) -> None:
@@ -68,7 +83,7 @@ class StatCache:
             rows = {**self._known, **self._used}
             if len(rows) > _MOST_ROWS:
                 rows = self._used
-            body = b"".join(_ROW.pack(*identity, digest) for identity, digest in rows.items())
+            body = b"".join(_ROW.pack(*identity, *row) for identity, row in rows.items())
         from tempfile import mkstemp  # noqa: PLC0415 - where something was learned
 
         with suppress(OSError):
@@ -85,7 +100,7 @@ class StatCache:
             _forget_oldest(folder)
 
 
-def _read(path: Path) -> dict[_Identity, bytes]:
+def _read(path: Path) -> dict[_Identity, _Row]:
     """What is kept there; nothing of what is damaged."""
     try:
         content = path.read_bytes()
@@ -94,7 +109,7 @@ def _read(path: Path) -> dict[_Identity, bytes]:
     body = memoryview(content)[_HEAD:]
     if content[:_HEAD] != _MAGIC + sha256(body).digest() or len(body) % _ROW.size:
         return {}
-    return {row[:5]: row[5] for row in _ROW.iter_unpack(body)}
+    return {row[:5]: row[5:] for row in _ROW.iter_unpack(body)}
 
 
 def _identity(status: os.stat_result) -> _Identity:

@@ -36,6 +36,13 @@ class Tree(ABC):
     def children(self, path: bytes) -> Sequence[bytes]:
         """The names directly below the folder `path`, sorted; empty if it is no folder."""
 
+    def listed(self, path: bytes) -> Iterable[tuple[bytes, Entry]]:
+        """What is directly below the folder `path`: names, sorted, and the entries there."""
+        for name in self.children(path):
+            entry = self.get(join(path, name))
+            if entry is not None:
+                yield name, entry
+
     @abstractmethod
     def open(self, path: bytes) -> BinaryIO:
         """The content of the regular file at exactly `path`. The caller closes it.

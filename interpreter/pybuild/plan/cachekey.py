@@ -1,7 +1,8 @@
 """The only maker of cache keys.
 
 A key is the sha256, in hexadecimal, of canonical JSON that begins with a version tag and the
-name of what is hashed. Strings are never joined, so no two inputs share a text.
+name of what is hashed. Strings are never joined, so no two inputs share a text; files, of which
+there may be many, are rows of bytes with their lengths.
 
 When planning, every step gets a *plan key* (:func:`step_key`): the key of what it starts
 on, the instruction with all variables expanded, and the variables that its process sees.
@@ -85,23 +86,27 @@ def files_digest(files: Iterable[Entry]) -> str:
 
     Raises ValueError for a regular file whose digest isn't known.
     """
-    return _key("files", sorted(map(_entry, files)))
+    return _key("files", sha256(b"".join(sorted(map(_row, files)))).hexdigest())
 
 
-def _entry(entry: Entry) -> list[Any]:
-    if entry.kind is Kind.FILE and entry.digest is None and not entry.link:
-        raise ValueError(f"the digest of {entry.path!r} is not known")
-    return [
-        _bytes(entry.path),
-        entry.kind.value,
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        _bytes(entry.link),
-        list(entry.device),
-        entry.digest or "",
-        [[name, _bytes(value)] for name, value in entry.xattrs],
-    ]
+def _row(entry: Entry) -> bytes:
+    """Bytes that no other entry has, nor any that begins with them: all lengths come first."""
+    path, link, digest = entry.path, entry.link, (entry.digest or "").encode()
+    is_file = entry.kind is Kind.FILE
+    if is_file and not digest and not link:
+        raise ValueError(f"the digest of {path!r} is not known")
+    return b"%d:%b%d:%b%d:%b%b %d %d %d %d %d %d;%b" % (
+        *(len(path), path, len(link), link, len(digest), digest),
+        b"file" if is_file else entry.kind.value.encode(),
+        *(entry.mode, entry.uid, entry.gid, *entry.device),
+        len(entry.xattrs),
+        b"".join(map(_xattr, entry.xattrs)) if entry.xattrs else b"",
+    )
+
+
+def _xattr(xattr: tuple[str, bytes]) -> bytes:
+    name, value = xattr[0].encode("utf-8", "surrogateescape"), xattr[1]
+    return b"%d:%b%d:%b" % (len(name), name, len(value), value)
 
 
 def _run(step: RunStep) -> dict[str, Any]:
