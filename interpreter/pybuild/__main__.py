@@ -3,7 +3,7 @@
 import gc
 import sys
 
-_OBJECTS = 100_000
+_OBJECTS = 300_000
 
 
 def main() -> int:

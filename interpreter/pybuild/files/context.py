@@ -14,6 +14,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pybuild.files.spool import Spool
     from pybuild.oci.tarformat import Limits
 
+_IS_WINDOWS = os.name == "nt"
 _MAX_TEXT = 16 * 1024 * 1024
 _KINDS = {
     stat.S_IFREG: Kind.FILE,
@@ -175,7 +177,10 @@ class _Directory(ContextTree):
         top = root.status(b"")
         self._status = top.status
         self._top = Entry(
-            b"", Kind.DIRECTORY, stat.S_IMODE(top.status.st_mode), mtime=_seconds(top.status)
+            b"",
+            Kind.DIRECTORY,
+            stat.S_IMODE(top.status.st_mode),
+            mtime=top.status.st_mtime_ns // 10**9,
         )
 
     def close(self) -> None:
@@ -251,33 +256,37 @@ class _Directory(ContextTree):
         except OSError as error:
             reason = error.strerror or str(error)
             raise ContextError(f"can't read the folder {shown(path)}: {reason}") from error
-        listed.sort(key=lambda item: item.name)
+        listed.sort(key=attrgetter("name"))
         return {
             item.name: (self._entry(join(path, item.name), item), item.status) for item in listed
         }
 
     def _entry(self, path: bytes, item: Listed) -> Entry:
         status = item.status
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), Kind.SOCKET)
-        link = item.target
-        if kind is Kind.FILE and status.st_nlink > 1:
-            first = self._linked.setdefault((status.st_dev, status.st_ino), path)
-            link = first if first != path else b""
-        device = (0, 0)
-        if kind in (Kind.CHARACTER, Kind.BLOCK):
+        mode = status.st_mode
+        kind = _KINDS.get(stat.S_IFMT(mode), Kind.SOCKET)
+        link, size, device = item.target, 0, (0, 0)
+        if kind is Kind.FILE:
+            size = status.st_size
+            if status.st_nlink > 1:
+                first = self._linked.setdefault((status.st_dev, status.st_ino), path)
+                link = first if first != path else b""
+        elif kind is Kind.CHARACTER or kind is Kind.BLOCK:
             device = os.major(status.st_rdev), os.minor(status.st_rdev)
-        # Windows has no modes; BuildKit gives everything from there the bits of a program
-        mode = 0o755 if os.name == "nt" else stat.S_IMODE(status.st_mode)
+        # by their order, which takes half the time that names do: it tells with many files
         return Entry(
             path,
             kind,
-            mode,
-            size=status.st_size if kind is Kind.FILE else 0,
-            mtime=_seconds(status),
-            link=link,
-            device=device,
-            xattrs=_allowed(item.xattrs) if item.xattrs else (),
-            digest=None if link else item.digest,
+            # Windows has no modes; BuildKit gives everything from there the bits of a program
+            0o755 if _IS_WINDOWS else stat.S_IMODE(mode),
+            0,
+            0,
+            size,
+            status.st_mtime_ns // 10**9,
+            link,
+            device,
+            _allowed(item.xattrs) if item.xattrs else (),
+            None if link else item.digest,
         )
 
 
@@ -285,10 +294,6 @@ def _allowed(xattrs: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, bytes], 
     from pybuild.oci.layertar import allowed_xattrs  # noqa: PLC0415 - few files have any
 
     return allowed_xattrs(xattrs)
-
-
-def _seconds(status: os.stat_result) -> int:
-    return status.st_mtime_ns // 10**9
 
 
 class _Archive(ContextTree):

@@ -166,9 +166,10 @@ class _Copy:
                 inside = join(below, name)
                 path, goal = join(real, inside), join(folder, name)
                 included = include is None or include.selects(inside)
-                excluded = self._excluded(inside)
+                excluded = self._exclude is not None and self._excluded(inside)
                 if included and not excluded:
-                    self._make_delayed(delayed)
+                    if delayed is not None:
+                        self._make_delayed(delayed)
                     copied = True
                     if entry.kind is Kind.DIRECTORY:
                         self._put_folder(entry, goal)
@@ -214,7 +215,7 @@ class _Copy:
             raise CopyFailed(f"cannot copy to non-directory: /{shown(target)}")
         placed = self._placed(entry, target)
         if there != placed:
-            self.staging.put(NewEntry(placed))
+            self.staging.replace(there, NewEntry(placed))
 
     def _put_file(
         self, entry: Entry, path: bytes, target: bytes, links: dict[bytes, object]
@@ -226,10 +227,10 @@ class _Copy:
             raise CopyFailed(f"cannot replace to directory /{shown(target)} with file")
         placed = self._placed(entry, target)
         if entry.kind is not Kind.FILE:
-            self.staging.put(NewEntry(placed))
+            self.staging.replace(there, NewEntry(placed))
             return
         group = links.setdefault(entry.link or entry.path, object())
-        self.staging.put(NewEntry(placed, partial(self._source.open, path)), group)
+        self.staging.replace(there, NewEntry(placed, partial(self._source.open, path)), group)
 
     def _placed(self, entry: Entry, target: bytes) -> Entry:
         uid, gid = self._request.chown or (entry.uid, entry.gid)

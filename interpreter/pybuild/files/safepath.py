@@ -94,11 +94,13 @@ class Root:
         if not _HAS_DIR_FD:
             return self._list_by_name(path, known)
         found = []
+        # what os.fsencode does, which tells with many files
+        encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
         with self._opened(path, _FOLDER) as fd, os.scandir(fd) as names:
             for item in names:
                 try:
                     status = item.stat(follow_symlinks=False)
-                    name = os.fsencode(item.name)
+                    name = item.name.encode(encoding, errors)
                     target, file = b"", None
                     if known is not None and stat.S_ISREG(status.st_mode):
                         file = known.find(status)

@@ -59,13 +59,16 @@ class Staging(Tree):
 
         Raises CopyFailed for a name that no layer can hold.
         """
+        self.replace(self.get(new.entry.path), new, group)
+
+    def replace(self, before: Entry | None, new: NewEntry, group: object | None = None) -> None:
+        """As :meth:`put`, where `before` is what :meth:`get` finds at the path."""
         entry = new.entry
         name = entry.path.rpartition(b"/")[2]
         if name.startswith(_WHITEOUT):
             raise CopyFailed(f"{shown(entry.path)} can't be in an image: .wh. marks a removed file")
         if len(name) > _MAX_NAME or len(entry.path) > _MAX_PATH:
             raise CopyFailed(f"the path {shown(entry.path[:80])}… is longer than Linux allows")
-        before = self.get(entry.path)
         is_folder = entry.kind is Kind.DIRECTORY
         if before is not None and (before.kind is Kind.DIRECTORY) != is_folder:
             self._forget_below(entry.path)

@@ -54,6 +54,8 @@ class StatCache:
 
     def find(self, status: os.stat_result) -> KnownFile | None:
         """What is known of a regular file with this lstat."""
+        if not self._known:
+            return None
         identity = _identity(status)
         row = self._known.get(identity)
         if row is None:
