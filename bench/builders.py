@@ -73,6 +73,11 @@ class Buildah:
         command = [*self._command, "build", *options, "-t", _MADE, "-f", "-", str(context)]
         return _run(command, dockerfile)
 
+    def cached(self, context: Path, name: str) -> list[str]:
+        """The command of a build that takes from the cache what it can."""
+        options = ["--runtime=runc", "--layers", "--pull=never", "-q"]
+        return [*self._command, "build", *options, "-t", name, str(context)]
+
     def forget(self) -> None:
         for arguments in (["rmi", _MADE], ["rmi", "--prune"]):
             _call([*self._command, *arguments])
@@ -87,7 +92,7 @@ def pybuild_on_containerd(layout: Path, cache: Path) -> Iterator[Builder]:
 
 
 @contextmanager
-def buildah(layout: Path, storage: Path) -> Iterator[Builder]:
+def buildah(layout: Path, storage: Path) -> Iterator[Buildah]:
     """buildah on a storage of its own, with the image in `layout` as :data:`BASE`."""
     command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
     # by its name alone, as buildah makes a reference of the path, and few paths can be one

@@ -1,7 +1,8 @@
 """What a build costs that has nothing to do: processor time, and how much of pybuild is loaded.
 
 The smallest of several runs, start of the process included; others on the machine add to
-wall times, and to these least. Needs busybox, and root or user namespaces::
+wall times, and to these least. Needs busybox, and root or user namespaces; measures
+containerd and buildah too, where they are and this is root::
 
     .venv/bin/python bench/startup.py [--tiny] [--json FILE] [--strict]
 """
@@ -18,29 +19,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from builders import buildah, has_buildah
+
 from pybuild.testkit.baseimages import BUSYBOX_LARGE, busybox_layout
+from pybuild.testkit.containerd import private_containerd
+from pybuild.testkit.layouts import import_into_containerd
 
 STEPS = 20
 _COUNT = (
-    "import sys; from pybuild.cli import main\n"
-    "try: main(sys.argv[1:])\n"
+    "import sys; from pybuild.__main__ import main\n"
+    "try: main()\n"
     "except SystemExit: pass\n"
     "print(len(sys.modules))"
 )
 Command = Sequence[str]
+Environment = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command, its peers' by their names, and the milliseconds it should take at most."""
+    """What pybuild is told, its peers' commands by their names, and the milliseconds it may take."""
 
     name: str
     words: Command
-    peers: Mapping[str, Command]
+    environ: Environment
+    peers: Mapping[str, Command] = field(default_factory=dict)
     target: float | None = None
 
 
@@ -69,33 +76,80 @@ def write_context(folder: Path, files: int) -> None:
 
 
 @contextmanager
-def prepared(files: int) -> Iterator[tuple[dict[str, str], list[Case]]]:
-    """The environment and the cases, whose images are built."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
+def prepared(files: int) -> Iterator[list[Case]]:
+    """The cases, whose images are built."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         folder.chmod(0o711)
         layout = busybox_layout(folder / "layout", BUSYBOX_LARGE)
+        contexts = {count: folder / f"context-{count}" for count in (0, files)}
+        for count, context in contexts.items():
+            context.mkdir()
+            write_context(context, count)
+        time.sleep(2.1)  # what changed just now is read again
         environ = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        environ |= {"PYBUILD_BACKEND": "embedded", "PYBUILD_ROOT": str(folder / "store")}
+        embedded = environ | {"PYBUILD_BACKEND": "embedded", "PYBUILD_ROOT": str(folder / "store")}
         base = folder / "base"
         base.mkdir()
         (base / "Dockerfile").write_text("FROM laid\n")
         option = f"--build-context=laid=oci-layout://{layout}"
-        pybuild(environ, "-q", "-t", BUSYBOX_LARGE, option, str(base))
-        cases = [
-            Case("--version", ["--version"], {n: [n, "--version"] for n in ("docker", "buildah")})
+        pybuild(embedded, "-q", "-t", BUSYBOX_LARGE, option, str(base))
+        peers = (
+            {count: {} for count in contexts}
+            if not has_buildah()
+            else {
+                count: {"buildah": command}
+                for count, command in stack.enter_context(
+                    buildahs(layout, folder, contexts)
+                ).items()
+            }
+        )
+        versions = {name: [name, "--version"] for name in ("docker", "buildah")}
+        yield [
+            Case("--version", ["--version"], embedded, versions),
+            Case("--dry-run", ["--dry-run", str(contexts[0])], embedded),
+            rebuild("20 steps", contexts[0], embedded, peers[0], 100),
+            rebuild(f"{files} files", contexts[files], embedded, peers[files], 350),
+            *stack.enter_context(on_containerd(layout, contexts[0], environ)),
         ]
-        for title, count, target in (("20 steps", 0, 100), (f"{files} files", files, 350)):
-            context = folder / f"context-{count}"
-            context.mkdir()
-            write_context(context, count)
-            time.sleep(2.1)  # what changed just now is read again
-            words = ["-q", "-t", f"made:{count}", str(context)]
-            pybuild(environ, *words)
-            if not count:
-                cases.append(Case("--dry-run", ["--dry-run", str(context)], {}))
-            cases.append(Case(f"nothing new, {title}", words, {}, target))
-        yield environ, cases
+
+
+def rebuild(
+    title: str, context: Path, environ: Environment, peers: Mapping[str, Command], target: float
+) -> Case:
+    """A build of a context that was just built."""
+    words = ["-q", "-t", f"made:{context.name}", str(context)]
+    pybuild(environ, *words)
+    return Case(f"nothing new, {title}", words, environ, peers, target)
+
+
+@contextmanager
+def buildahs(
+    layout: Path, folder: Path, contexts: Mapping[int, Path]
+) -> Iterator[dict[int, Command]]:
+    """Buildah's commands to build the contexts again."""
+    with buildah(layout, folder / "buildah") as builder:
+        commands = {n: builder.cached(each, f"made:{each.name}") for n, each in contexts.items()}
+        for command in commands.values():
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        yield dict(commands)
+
+
+@contextmanager
+def on_containerd(layout: Path, context: Path, environ: Environment) -> Iterator[list[Case]]:
+    """The build of 20 steps on a containerd of its own, where there can be one."""
+    if os.geteuid() != 0 or not shutil.which("containerd"):
+        yield []
+        return
+    with private_containerd() as daemon:
+        import_into_containerd(layout, daemon.address)
+        there = {
+            **environ,
+            "PYBUILD_BACKEND": "containerd",
+            "CONTAINERD_ADDRESS": daemon.address,
+            "XDG_CACHE_HOME": str(daemon.folder / "cache"),
+        }
+        yield [rebuild("20 steps, containerd", context, there, {}, 250)]
 
 
 def pybuild(environ: Mapping[str, str], *words: str) -> None:
@@ -129,19 +183,19 @@ def main() -> int:
     files, rounds = (100, 2) if given.tiny else (20_000, 15)
     results: dict[str, dict[str, Cost]] = {}
     kept = True
-    print(f"{'milliseconds (least)':<32}{'wall':>8}{'cpu':>8}{'modules':>9}{'target':>8}")
-    with prepared(files) as (environ, cases):
+    print(f"{'milliseconds (least)':<36}{'wall':>8}{'cpu':>8}{'modules':>9}{'target':>8}")
+    with prepared(files) as cases:
         for case in cases:
-            found = cost([sys.executable, "-m", "pybuild", *case.words], environ, rounds)
-            own = Cost(found.wall, found.cpu, modules(case.words, environ))
+            found = cost([sys.executable, "-m", "pybuild", *case.words], case.environ, rounds)
+            own = Cost(found.wall, found.cpu, modules(case.words, case.environ))
             results[case.name] = {"pybuild": own}
             target = "-" if case.target is None else f"{case.target:.0f}"
-            print(f"{case.name:<32}{own.wall:>8.0f}{own.cpu:>8.0f}{own.modules:>9}{target:>8}")
+            print(f"{case.name:<36}{own.wall:>8.0f}{own.cpu:>8.0f}{own.modules:>9}{target:>8}")
             kept = kept and (case.target is None or own.wall <= case.target)
             for peer, command in case.peers.items():
                 if shutil.which(peer):
-                    theirs = results[case.name][peer] = cost(command, environ, rounds)
-                    print(f"{f'  {peer}':<32}{theirs.wall:>8.0f}{theirs.cpu:>8.0f}")
+                    theirs = results[case.name][peer] = cost(command, case.environ, rounds)
+                    print(f"{f'  {peer}':<36}{theirs.wall:>8.0f}{theirs.cpu:>8.0f}")
     if given.json:
         values = {name: {n: vars(c) for n, c in found.items()} for name, found in results.items()}
         machine = {"cpus": os.cpu_count(), "load": os.getloadavg()}
