@@ -112,6 +112,11 @@ FOR_TYPES_ONLY = {
     ("pybuild.environment", "pybuild.oci.registry"),
     ("pybuild.export.exporting", "pybuild.oci.registry"),
     ("pybuild.cli", "pybuild.checks"),  # once it is asked for
+    ("pybuild_containerd.backend", "pybuild.files.layout"),  # once something is pulled
+    ("pybuild_containerd.backend", "pybuild.oci.auth"),
+    ("pybuild_containerd.backend", "pybuild.oci.registry"),
+    ("pybuild_containerd.pulling", "pybuild.oci.pull"),
+    ("pybuild_containerd.pulling", "pybuild.oci.registry"),
     ("pybuild_embedded.backend", "pybuild.oci.registry"),  # once something is pulled
     ("pybuild_embedded.backend", "pybuild.files.layout"),
     ("pybuild_embedded.fetching", "pybuild.oci.registry"),

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.backend import (
     Activity,
@@ -24,19 +24,14 @@ from pybuild.backend import (
 )
 from pybuild.errors import BackendError, ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
-from pybuild.files.layout import LayoutImage
 from pybuild.imagestore import ImageStore
-from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.blobs import Blob
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
-from pybuild.oci.hosts import load_hosts
+from pybuild.oci.hosts import Hosts, load_hosts
 from pybuild.oci.image_config import parse_config
 from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
-from pybuild.oci.registry import RegistryClient
-from pybuild.oci.repack import is_packed, repack
-from pybuild.sandbox import emulation
 from pybuild.sandbox.profile import possible_capabilities, thermal_counters
 from pybuild.values import dataclass
 from pybuild_containerd import moby
@@ -62,6 +57,11 @@ from pybuild_containerd.transferring import TransferService, WantedImage
 from pybuild_containerd.unpack import Unpacker, chain_ids
 from pybuild_containerd.workfolder import WorkFolder
 from pybuild_containerd.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pybuild.files.layout import LayoutImage
+    from pybuild.oci.auth import DockerCredentials
+    from pybuild.oci.registry import RegistryClient
 
 
 def open_backend(options: Mapping[str, object]) -> Backend:
@@ -113,11 +113,9 @@ class ContainerdBackend(Backend):
         self._notes = options.cache_dir / "contexts" if options.cache_dir else None
         self._files = LayerFiles(self._content.open, indexes, folder.new_folder("layers"))
         # read by the first pull: a build without one needs no configuration of Docker
-        credentials = functools.cache(lambda: DockerCredentials(options.docker_config))
+        credentials = functools.cache(functools.partial(_logins, options))
         hosts = load_hosts(options.hosts_dir)
-        self._puller = Puller(
-            lambda: RegistryClient(hosts, credentials(), proxies=options.proxies), self._content
-        )
+        self._puller = Puller(lambda: _connected(hosts, credentials(), options), self._content)
         self._transfer = (
             TransferService(client, hosts, credentials, same_host=found.shared_fs)
             if _may_transfer(options, found)
@@ -164,9 +162,11 @@ class ContainerdBackend(Backend):
     def executes(self, platform: Platform) -> bool | None:
         # another machine's kernel can't be asked
         here = self._probe.shared_fs
-        return super().executes(platform) or (
-            emulation.executes(platform.architecture) if here else None
-        )
+        if super().executes(platform):
+            return True
+        from pybuild.sandbox import emulation  # noqa: PLC0415 - for a foreign RUN
+
+        return emulation.executes(platform.architecture) if here else None
 
     def resolve(
         self,
@@ -222,7 +222,7 @@ class ContainerdBackend(Backend):
 
     def lookup(self, key: str) -> ROLayer | None:
         step = self._space.steps.find(key)
-        if step is None or not all(self._has(layer.blob.digest) for layer in step.layers):
+        if step is None or not all(map(self._keeps, step.layers)):
             return None
         own = step.layers[-1] if step.own else None
         return ContainerdROLayer(self._space, step.layers, own, made=step.made)
@@ -282,6 +282,8 @@ class ContainerdBackend(Backend):
             self._images.record(record, target, labels)
 
     def recompress(self, layer: LayerDiff, wanted: Packing, activity: Activity) -> LayerDiff:
+        from pybuild.oci.repack import is_packed, repack  # noqa: PLC0415 - for some outputs
+
         if is_packed(layer, wanted):
             return layer
         with (
@@ -373,10 +375,17 @@ class ContainerdBackend(Backend):
         )
 
     def _has(self, digest: str) -> bool:
+        return self._is_kept(digest, self._content.exists)
+
+    def _keeps(self, layer: LayerDiff) -> bool:
+        """Whether the blob is here of a layer that was here when its step was recorded."""
+        return self._is_kept(layer.blob.digest, self._content.keep)
+
+    def _is_kept(self, digest: str, look: Callable[[str], bool]) -> bool:
         with self._lock:
             if digest in self._kept:
                 return True
-        if not self._content.exists(digest):
+        if not look(digest):
             return False
         with self._lock:
             self._kept.add(digest)
@@ -390,6 +399,18 @@ class _Unrecorded:
     reference: Reference
     target: Descriptor
     platform: Platform
+
+
+def _logins(options: Options) -> DockerCredentials:
+    from pybuild.oci.auth import DockerCredentials  # noqa: PLC0415 - for a pull
+
+    return DockerCredentials(options.docker_config)
+
+
+def _connected(hosts: Hosts, credentials: DockerCredentials, options: Options) -> RegistryClient:
+    from pybuild.oci.registry import RegistryClient  # noqa: PLC0415 - as above
+
+    return RegistryClient(hosts, credentials, proxies=options.proxies)
 
 
 def _may_transfer(options: Options, found: Probe) -> bool:

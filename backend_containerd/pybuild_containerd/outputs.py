@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +139,8 @@ class OutputFiles:
 
     def _read(self) -> None:
         """Pass on what is new. What the sink raises is kept in `_error`."""
+        import tarfile  # noqa: PLC0415 - for a task whose output isn't shared
+
         with self._packed() as blob:
             try:
                 with tarfile.open(fileobj=blob, mode="r|") as archive:

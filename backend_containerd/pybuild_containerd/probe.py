@@ -65,7 +65,7 @@ def probe(client: Client, snapshotter: str | None = None) -> Probe:
     the snapshotter isn't usable, with those that are.
     """
     plugins = client.call(rpcs.PLUGINS).plugins
-    usable = {found.name: found for found in usable_snapshotters(client)}
+    usable = {found.name: found for found in _usable(plugins)}
     chosen = usable.get(wanted := snapshotter or _namespace_default(client))
     if chosen is None:
         raise BackendUnavailable(
@@ -88,11 +88,14 @@ def probe(client: Client, snapshotter: str | None = None) -> Probe:
 
 def usable_snapshotters(client: Client) -> tuple[Snapshotter, ...]:
     """The snapshotters that were loaded without an error."""
-    plugins = client.call(rpcs.PLUGINS, filters=[f"type=={_SNAPSHOTTERS}"]).plugins
+    return _usable(client.call(rpcs.PLUGINS, filters=[f"type=={_SNAPSHOTTERS}"]).plugins)
+
+
+def _usable(plugins: Iterable[Any]) -> tuple[Snapshotter, ...]:
     return tuple(
         Snapshotter(plugin.id, frozenset(plugin.capabilities), plugin.exports.get("root", ""))
         for plugin in plugins
-        if not plugin.init_err.code
+        if plugin.type == _SNAPSHOTTERS and not plugin.init_err.code
     )
 
 

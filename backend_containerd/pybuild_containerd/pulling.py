@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pybuild.backend import Activity
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
-from pybuild.oci.pull import RemoteImage, download_all, fetch_image
 from pybuild.oci.reference import Reference
-from pybuild.oci.registry import RegistryClient
 from pybuild_containerd.content import BlobWriter, ContentStore, gc_labels
+
+if TYPE_CHECKING:
+    from pybuild.oci.pull import RemoteImage
+    from pybuild.oci.registry import RegistryClient
 
 _SOURCE_LABEL = "containerd.io/distribution.source"
 
@@ -29,6 +31,8 @@ class Puller:
 
         Raises as :func:`pybuild.oci.pull.fetch_image` does.
         """
+        from pybuild.oci.pull import fetch_image  # noqa: PLC0415 - no build of known images needs it
+
         image = fetch_image(self._registry.client(), reference, platform, activity)
         source = _source_label(reference)
         layers = tuple(layer.digest for layer in image.layers)
@@ -49,6 +53,8 @@ class Puller:
         self, reference: Reference, layers: Sequence[Descriptor], activity: Activity
     ) -> None:
         """Store these blobs, several at a time. Raises as `download_all` does."""
+        from pybuild.oci.pull import download_all  # noqa: PLC0415 - as above
+
         labels = _source_label(reference)
 
         def open_sink(blob: Descriptor) -> _StoreSink:

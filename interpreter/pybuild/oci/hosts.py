@@ -8,7 +8,6 @@ docker.io is fetched from registry-1.docker.io, and any other registry from itse
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path, PurePath
@@ -115,6 +114,8 @@ def parse_hosts(text: str, registry: str, folder: Path, name: str) -> tuple[Endp
 
     Relative paths are looked up in `folder`; `name` is for messages. Raises UsageError.
     """
+    import tomllib  # noqa: PLC0415  (few machines have such a file)
+
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
