@@ -10,7 +10,6 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from pybuild.arguments import build_parser, doctor_parser
@@ -18,6 +17,7 @@ from pybuild.errors import UsageError
 from pybuild.lockcommand import lock_parser
 from pybuild.runcommand import run_parser
 from pybuild.storecommands import COMMANDS, store_parser
+from pybuild.values import dataclass
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import platform as host
-
 import pytest
 
 from pybuild.errors import UsageError
@@ -62,12 +60,12 @@ def test_platforms_are_normalised_as_containerd_does(text: str, expected: Platfo
 def test_the_host_is_known_by_its_machine(
     machine: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "machine", lambda: machine)
+    monkeypatch.setattr("pybuild.oci.platform._machine", lambda: machine)
     assert str(host_platform()) == expected
 
 
 def test_what_a_platform_lacks_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "machine", lambda: "armv6l")
+    monkeypatch.setattr("pybuild.oci.platform._machine", lambda: "armv6l")
     assert str(parse_platform("linux")) == "linux/arm/v6"
     assert str(parse_platform("windows")) == "windows/arm/v6"
     assert str(parse_platform("arm64")) == "linux/arm64"

@@ -46,7 +46,7 @@ def test_ids_are_counted_from_zero_without_gaps(text: str, count: int) -> None:
 def _on_machine(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], *, tools: bool) -> None:
     monkeypatch.setattr(modes, "_read", lambda path: files.get(path, ""))
     found = (lambda tool, path: f"/usr/bin/{tool}") if tools else (lambda tool, path: None)
-    monkeypatch.setattr("pybuild.sandbox.mapping.shutil.which", found)
+    monkeypatch.setattr("shutil.which", found)
 
 
 def test_a_user_with_ranges_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:

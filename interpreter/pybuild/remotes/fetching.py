@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
@@ -17,6 +16,7 @@ from pybuild.oci.http import Activity
 from pybuild.remotes.locations import GitLocation, Location, WebLocation
 from pybuild.remotes.options import RemoteOptions
 from pybuild.secrets import Secret
+from pybuild.values import replace
 
 if TYPE_CHECKING:
     from pybuild.remotes.web import WebClient, WebFile
