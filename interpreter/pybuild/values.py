@@ -13,6 +13,7 @@ classes without ``slots``, and all other options of a class or a field.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -173,9 +174,10 @@ def _fields_of(cls: _Class, *, kw_only: bool) -> dict[str, _Field]:
 
 def _compiled_init(cls: _Class) -> Callable[..., None]:
     """The ``__init__`` of the class, which sets each slot by its own descriptor."""
+    fields: tuple[_Field, ...] = getattr(cls, _OWN_FIELDS)
     known: dict[str, Any] = {"_MISSING": _MISSING}
     positional, by_keyword, body = ["self"], ["*"], []
-    for each in getattr(cls, _OWN_FIELDS):
+    for each in fields:
         name = each.name
         known |= {f"_set_{name}": getattr(cls, name).__set__, f"_default_{name}": each.default}
         known[f"_make_{name}"] = each.factory
@@ -185,15 +187,20 @@ def _compiled_init(cls: _Class) -> Callable[..., None]:
         (by_keyword if each.kw_only else positional).append(
             f"{name}=_default_{name}" if optional else name
         )
-        body.append(f"\n    _set_{name}(self, {value})")
+        body.append(f"\n  _set_{name}(self, {value})")
     words = [*positional, *by_keyword] if by_keyword[1:] else positional
-    exec(f"def __init__({', '.join(words)}):{''.join(body) or ' pass'}", known)  # noqa: S102 - the words are names of fields
-    made: Callable[..., None] = known["__init__"]
-    made.__qualname__ = f"{cls.__qualname__}.__init__"
-    made.__annotations__ = {x.name: x.annotation for x in getattr(cls, _OWN_FIELDS)} | {
-        "return": None
-    }
-    return made
+    text = (
+        f"def make({', '.join(known)}):\n"
+        f" def __init__({', '.join(words)}):{''.join(body) or ' pass'}\n"
+        " return __init__"
+    )
+    made: dict[str, Any] = {}
+    # in the names of its module, as its annotations are of them
+    exec(text, sys.modules[cls.__module__].__dict__, made)  # noqa: S102 - the words are names of fields
+    init: Callable[..., None] = made["make"](**known)
+    init.__qualname__ = f"{cls.__qualname__}.__init__"
+    init.__annotations__ = {each.name: each.annotation for each in fields} | {"return": None}
+    return init
 
 
 def _of_the_library(name: str, cls: _Class) -> Any:

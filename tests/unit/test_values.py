@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import pytest
 
@@ -111,6 +111,22 @@ def test_a_class_behaves_as_the_standard_librarys_does(dataclass: Any, field: An
         cls()
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'wrong'"):
         cls(b"a", wrong=1)
+
+
+def test_the_hundredth_value_is_made_as_the_first_one() -> None:
+    cls = made(dataclass, field)
+    for number in range(100):
+        one = cls(b"a", number, content="d")
+        assert (one.path, one.mode, one.extra, one.content) == (b"a", number, [], "d")
+        with pytest.raises(TypeError, match=r"got multiple values for argument 'path'"):
+            cls(b"a", path=b"b")
+        with pytest.raises(TypeError, match=r"takes from 2 to 5 positional arguments but 6"):
+            cls(1, 2, 3, 4, 5)
+
+
+def test_the_types_of_the_arguments_are_told() -> None:
+    hints = get_type_hints(Derived.__init__)
+    assert hints == {"where": str, "text": str, "number": int, "return": type(None)}
 
 
 def test_equal_values_have_one_hash() -> None:
