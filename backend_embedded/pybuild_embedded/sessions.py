@@ -56,7 +56,7 @@ class Session:
 
     def let_go(self, database: Database) -> None:
         """Pin nothing any more, and drop the files that aren't finished."""
-        shutil.rmtree(self.ingest, ignore_errors=True)
+        _remove_folder(self.ingest)
         with database.writing() as connection:
             connection.execute("DELETE FROM pins WHERE session=?", (self.ident,))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +24,7 @@ from pybuild.lockfile import Lock, beside, changes, read_lock
 from pybuild.locking import lock_images
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Reporter
+from pybuild.values import dataclass
 
 EXIT_CHANGED = 1
 """How ``pybuild lock --check`` ends where something isn't as the lock file says."""

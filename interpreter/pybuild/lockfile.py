@@ -23,7 +23,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -32,6 +31,7 @@ from pybuild.oci.descriptor import is_digest
 from pybuild.oci.platform import parse_platform
 from pybuild.oci.reference import parse_reference
 from pybuild.remotes.locations import is_commit
+from pybuild.values import dataclass, field
 
 FILE = "pybuild.lock"
 HEAD = (

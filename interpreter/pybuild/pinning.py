@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pybuild.backend import BaseImage
 from pybuild.errors import InvalidImage, LockError, located
 from pybuild.lockfile import Lock
@@ -14,6 +12,7 @@ from pybuild.plan.resolve import ImageName
 from pybuild.plan.steps import CopyStep, Plan, PlannedRemote, Step
 from pybuild.remotes.locations import GitLocation, WebLocation
 from pybuild.run.activity import StepActivity
+from pybuild.values import replace
 
 
 def pinned_lookup(lookup: Lookup, lock: Lock) -> Lookup:
