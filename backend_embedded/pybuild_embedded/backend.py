@@ -25,7 +25,7 @@ from pybuild.backend import (
 )
 from pybuild.errors import BackendError, BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
-from pybuild.imagestore import ImageStore, usual_ceiling
+from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.http import NoActivity
@@ -33,7 +33,6 @@ from pybuild.oci.image_config import parse_config
 from pybuild.oci.platform import Platform, host_platform, matches
 from pybuild.oci.reference import Reference, familiar, with_default_tag
 from pybuild.sandbox.mapping import Kind
-from pybuild_embedded.ceiling import keep_below
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.flights import Flights
 from pybuild_embedded.images import Images
@@ -315,6 +314,11 @@ class EmbeddedBackend(Backend):
             stack.callback(self._space.tidy)
 
     def _keep_below_ceiling(self) -> None:
+        if self._store.growth.is_nothing:
+            return
+        from pybuild.imagestore import usual_ceiling  # noqa: PLC0415 - for what was added
+        from pybuild_embedded.ceiling import keep_below  # noqa: PLC0415 - as above
+
         machine, root = self._space.machine, self._store.root
         if isinstance(self._max_size, int):
             ceiling = self._max_size

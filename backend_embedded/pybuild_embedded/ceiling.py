@@ -20,7 +20,7 @@ def keep_below(store: Store, ceiling: int, remove: RemoveTrees, measure: Measure
     added nothing leaves everything as it is, and doesn't look.
     """
     growth = store.growth
-    if not growth.size and not growth.caches:
+    if growth.is_nothing:
         return
     folders = [store.root / "cachemounts" / ident for ident in growth.caches]
     caches = dict(zip(growth.caches, measure(folders), strict=True)) if folders else {}

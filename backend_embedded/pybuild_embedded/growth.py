@@ -36,6 +36,11 @@ class Growth:
             self._caches.add(ident)
 
     @property
+    def is_nothing(self) -> bool:
+        """Whether the session has added nothing, and let no process write to a cache mount."""
+        return not self._size and not self._caches
+
+    @property
     def size(self) -> int:
         """In bytes, but for cache mounts."""
         return self._size

@@ -278,3 +278,31 @@ def test_an_archive_keeps_nothing(notes: Path) -> None:
 
     Archive().keep_digests_in(notes)
     assert not notes.exists()
+
+
+@pytest.mark.usefixtures("aged")
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="no extended attributes here")
+def test_extended_attributes_of_known_files_are_seen(context: Path, notes: Path) -> None:
+    def attributes() -> dict[bytes, tuple[tuple[str, bytes], ...]]:
+        with open_context_directory(context) as tree:
+            tree.keep_digests_in(notes)
+            return {entry.path: entry.xattrs for entry in digested(tree, b"") if entry.xattrs}
+
+    try:
+        os.setxattr(context / "one", "user.kept", b"before")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    before = {b"one": (("user.kept", b"before"),)}
+    assert attributes() == before
+    assert attributes() == before
+    assert known(context, notes) == {b"one", b"inner/two"}
+    os.setxattr(context / "inner" / "two", "user.kept", b"later")
+    assert attributes() == before | {b"inner/two": (("user.kept", b"later"),)}
+
+
+def test_a_folder_is_listed_with_the_entries_that_are_found_one_by_one(context: Path) -> None:
+    for ignore in (None, IgnoreMatcher(["one"])):
+        with open_context_directory(context, ignore) as tree:
+            listed = list(tree.listed(b""))
+            assert [name for name, _ in listed] == list(tree.children(b""))
+            assert all(tree.get(name) == entry for name, entry in listed)

@@ -86,18 +86,16 @@ class StatCache:
             if len(rows) > _MOST_ROWS:
                 rows = self._used
             body = b"".join(_ROW.pack(*identity, *row) for identity, row in rows.items())
-        from tempfile import mkstemp  # noqa: PLC0415 - where something was learned
-
         with suppress(OSError):
             folder = self._path.parent
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            number, name = mkstemp(dir=folder, prefix=".new-")
+            new = folder / f".new-{os.urandom(16).hex()}"
             try:
-                with open(number, "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
+                with new.open("xb") as file:
                     file.write(_MAGIC + sha256(body).digest() + body)
-                os.replace(name, self._path)  # noqa: PTH105  (pairs with mkstemp)
+                new.replace(self._path)
             except BaseException:
-                os.unlink(name)  # noqa: PTH108  (as above)
+                new.unlink(missing_ok=True)
                 raise
             _forget_oldest(folder)
 
