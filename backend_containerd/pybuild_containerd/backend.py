@@ -23,6 +23,7 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
+from pybuild.cacheexchange import CacheExchange
 from pybuild.errors import BackendError, ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.files.layout import LayoutImage
@@ -45,6 +46,7 @@ from pybuild_containerd.cachestore import CacheStore
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import NotFound
+from pybuild_containerd.exchange import ContainerdExchange
 from pybuild_containerd.images import Images, base_image, not_here
 from pybuild_containerd.layers import UNCOMPRESSED_LABEL, ContainerdROLayer
 from pybuild_containerd.leases import Session, sweep
@@ -298,6 +300,9 @@ class ContainerdBackend(Backend):
             return self._content.open(digest)
         except NotFound:
             raise ImageNotFound(f"there is no blob {digest} in containerd's store") from None
+
+    def cache_exchange(self) -> CacheExchange:
+        return ContainerdExchange(self._space, self._has)
 
     def image_store(self) -> ImageStore:
         return CacheStore(self._client, self._space.steps, self._probe.snapshotter)

@@ -51,8 +51,8 @@ class Puller:
         """Store these blobs, several at a time. Raises as `download_all` does."""
         labels = _source_label(reference)
 
-        def open_sink(blob: Descriptor) -> _StoreSink:
-            return _StoreSink(self._content, blob, labels, activity)
+        def open_sink(blob: Descriptor) -> StoreSink:
+            return StoreSink(self._content, blob, labels, activity)
 
         download_all(self._registry.client(), reference, layers, open_sink, activity)
 
@@ -65,7 +65,7 @@ class Puller:
         self._registry.close()
 
 
-class _StoreSink:
+class StoreSink:
     """A blob on its way into the content store; dropped unless it is committed."""
 
     def __init__(

@@ -33,12 +33,14 @@ class EmbeddedROLayer(ROLayer):
         pending: PendingLayer | None = None,
         handover: Handover | None = None,
         made: datetime | None = None,
+        fetch: Callable[[], None] | None = None,
     ) -> None:
         """Either the `chain` is known, or there is a `pending` layer on a known one.
 
-        `handover` may have a folder that shows a beginning of all this.
+        `fetch` is called before files are looked at. `handover` may have a folder that shows a beginning of all this.
         """
         self._made = made
+        self._fetch = fetch
         self._space = space
         self._chain = chain
         self._own = own
@@ -79,12 +81,15 @@ class EmbeddedROLayer(ROLayer):
     def tree(self) -> Tree:
         # two threads may both make one, which costs time only
         if self._tree is None:
-            if self._chain is None and self._pending is not None:
+            if (self._chain is None and self._pending is not None) or self._fetch is not None:
                 return _LaterTree(self._known_tree)
             self._tree = self._known_tree()
         return self._tree
 
     def _known_tree(self) -> Tree:
+        if self._fetch is not None:
+            self._fetch()
+            self._fetch = None
         return self._space.files.tree(self.chain().layers)
 
     def folders(self, activity: Activity) -> tuple[LayerFolder, ...]:
