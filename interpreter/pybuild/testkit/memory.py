@@ -241,7 +241,8 @@ class MemoryBackend(Backend):
         return BytesIO(self._store.blob(digest))
 
     def cache_exchange(self) -> CacheExchange:
-        return MemoryExchange(self._store.add_blob, self._adopt, self._pack_mount)
+        store = self._store
+        return MemoryExchange(store.blobs, store.add_blob, self._adopt, self._pack_mount)
 
     def _adopt(self, key: str, step: ForeignStep) -> None:
         own = step.layers[-1] if step.own else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,15 @@ PackMount = Callable[[str], LayerDiff | None]
 class MemoryExchange(CacheExchange):
     """Everything is fetched at once."""
 
-    def __init__(self, add_layer: AddLayer, remember: Remember, pack_mount: PackMount) -> None:
+    def __init__(
+        self,
+        blobs: Mapping[str, bytes],
+        add_layer: AddLayer,
+        remember: Remember,
+        pack_mount: PackMount,
+    ) -> None:
+        """`blobs` are those that are here, by their digests."""
+        self._blobs = blobs
         self._add_layer = add_layer
         self._remember = remember
         self._pack_mount = pack_mount
@@ -30,10 +38,11 @@ class MemoryExchange(CacheExchange):
     ) -> None:
         del later
         fetched: dict[str, bytes] = {}
-        blobs = [layer.blob for layer in step.foreign]
-        source.fetch(blobs, lambda blob: _MemorySink(fetched, blob), activity)
+        missing = [x.blob for x in step.foreign if x.blob.digest not in self._blobs]
+        source.fetch(missing, lambda blob: _MemorySink(fetched, blob), activity)
         for layer in step.foreign:
-            self._add_layer(layer, fetched[layer.blob.digest])
+            digest = layer.blob.digest
+            self._add_layer(layer, fetched.get(digest) or self._blobs.get(digest, b""))
         self._remember(key, step)
 
     def forget_unfetched(self) -> bool:
