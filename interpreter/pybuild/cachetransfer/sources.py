@@ -144,4 +144,7 @@ def _document(
     if manifest.config.media_type == CACHE_CONFIG:
         return parse_document(place.blob(manifest.config, activity), manifest.layers)
     text = manifest.annotations.get(CACHE_ANNOTATION)
-    return None if text is None else parse_document(text.encode("utf-8"), manifest.layers)
+    if text is None:
+        return None
+    # JSON may have halves of characters; they are refused with the rest
+    return parse_document(text.encode("utf-8", "surrogatepass"), manifest.layers)
