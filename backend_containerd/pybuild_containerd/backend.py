@@ -158,6 +158,7 @@ class ContainerdBackend(Backend):
             else options.moby_labels
         )
         self._lock = threading.Lock()
+        self._exchange: ContainerdExchange | None = None
         # blobs that are known to be here and to be kept by the session's lease
         self._kept: set[str] = set()
         # what pulled images' records will point to, once the layers of these manifests are here
@@ -225,7 +226,7 @@ class ContainerdBackend(Backend):
     def lookup(self, key: str) -> ROLayer | None:
         step = self._space.steps.find(key)
         if step is None or not all(self._has(layer.blob.digest) for layer in step.layers):
-            return None
+            return None if self._exchange is None else self._exchange.arriving(key)
         own = step.layers[-1] if step.own else None
         return ContainerdROLayer(self._space, step.layers, own, made=step.made)
 
@@ -302,7 +303,11 @@ class ContainerdBackend(Backend):
             raise ImageNotFound(f"there is no blob {digest} in containerd's store") from None
 
     def cache_exchange(self) -> CacheExchange:
-        return ContainerdExchange(self._space, self._has)
+        with self._lock:
+            if self._exchange is None:
+                self._exchange = ContainerdExchange(self._space, self._has)
+                self._resources.callback(self._exchange.close)
+            return self._exchange
 
     def image_store(self) -> ImageStore:
         return CacheStore(self._client, self._space.steps, self._probe.snapshotter)

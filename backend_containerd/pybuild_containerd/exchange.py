@@ -1,51 +1,114 @@
-"""Steps that other machines made, and cache mounts for them."""
+"""Steps that other machines made, and cache mounts for them.
+
+Blobs are fetched behind the build's back, those of several steps at a time: whoever needs a
+step's layers waits for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from pybuild.backend import Activity
 from pybuild.cacheexchange import BlobSource, CacheExchange, ForeignStep
+from pybuild.errors import BackendError, BuildCancelled, ImageError
 from pybuild.files.trees import MemoryTree
-from pybuild.oci.descriptor import Descriptor, LayerDiff
+from pybuild.oci.descriptor import LayerDiff
 from pybuild_containerd.changes import changes_of
-from pybuild_containerd.layers import write_blob
+from pybuild_containerd.layers import ContainerdROLayer, write_blob
 from pybuild_containerd.pulling import StoreSink
 from pybuild_containerd.stepcache import CachedStep
 from pybuild_containerd.workspace import Workspace
 
+_AT_A_TIME = 4
 
+
+@dataclass(frozen=True, slots=True)
+class _Arriving:
+    step: CachedStep
+    future: Future[None]
+
+    def wait(self) -> None:
+        """Raises what the fetching did."""
+        try:
+            self.future.result()
+        except CancelledError:
+            raise BuildCancelled("the build was cancelled") from None
+
+
+@dataclass(slots=True)
 class ContainerdExchange(CacheExchange):
-    """See :class:`pybuild.cacheexchange.CacheExchange`. Everything is fetched at once."""
+    """See :class:`pybuild.cacheexchange.CacheExchange`.
 
-    def __init__(self, space: Workspace, has: Callable[[str], bool]) -> None:
-        """`has` tells whether a blob is in the store, which keeps it then."""
-        self._space = space
-        self._has = has
+    ``has`` tells whether a blob is in the store, which keeps it then.
+    """
+
+    space: Workspace
+    has: Callable[[str], bool]
+    _arriving: dict[str, _Arriving] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_AT_A_TIME, "pybuild-cache")
+    )
 
     def adopt(
         self, key: str, step: ForeignStep, source: BlobSource, activity: Activity, *, later: bool
     ) -> None:
-        del later
-        missing = [x.blob for x in step.foreign if not self._has(x.blob.digest)]
-        self._fetch(missing, source, activity)
-        for layer in step.foreign:
-            activity.raise_if_cancelled()
-            self._space.files.verify(layer)
-            self._space.files.check(layer)
-        self._space.steps.record(key, CachedStep(step.layers, step.own, step.made))
+        cached = CachedStep(step.layers, step.own, step.made)
+        if not later:
+            self._fetch(key, step, cached, source, activity)
+            return
+        with self._lock:
+            future = self._threads.submit(self._fetch, key, step, cached, source, activity)
+            self._arriving[key] = _Arriving(cached, future)
 
     def forget_unfetched(self) -> bool:
-        return False
+        with self._lock:
+            found, self._arriving = self._arriving, {}
+        return bool(found)
 
     def pack_mount(self, ident: str, activity: Activity) -> LayerDiff | None:
-        with self._space.mounts.cache_folder(ident, activity) as mounts:
+        with self.space.mounts.cache_folder(ident, activity) as mounts:
             if mounts is None:
                 return None
             nothing = MemoryTree([])
-            changes = changes_of(self._space, "", nothing, mounts, activity, missing=())
-            return changes.written or write_blob(self._space, changes.entries, activity)
+            changes = changes_of(self.space, "", nothing, mounts, activity, missing=())
+            return changes.written or write_blob(self.space, changes.entries, activity)
 
-    def _fetch(self, blobs: Sequence[Descriptor], source: BlobSource, activity: Activity) -> None:
-        content = self._space.content
-        source.fetch(blobs, lambda blob: StoreSink(content, blob, {}, activity), activity)
+    def arriving(self, key: str) -> ContainerdROLayer | None:
+        """What a step made whose blobs are on their way; None if there are none."""
+        with self._lock:
+            found = self._arriving.get(key)
+        if found is None:
+            return None
+        step = found.step
+        own = step.layers[-1] if step.own else None
+        return ContainerdROLayer(self.space, step.layers, own, made=step.made, wait=found.wait)
+
+    def close(self) -> None:
+        """Give up what is on its way. Idempotent."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _fetch(
+        self,
+        key: str,
+        step: ForeignStep,
+        cached: CachedStep,
+        source: BlobSource,
+        activity: Activity,
+    ) -> None:
+        """Have the step's blobs here, checked, and keep the step. Raises ImageError."""
+        content = self.space.content
+        try:
+            missing = [x.blob for x in step.foreign if not self.has(x.blob.digest)]
+            source.fetch(missing, lambda x: StoreSink(content, x, {}, activity), activity)
+            for layer in step.foreign:
+                activity.raise_if_cancelled()
+                self.space.files.verify(layer)
+                self.space.files.check(layer)
+            self.space.steps.record(key, cached)
+        except BackendError as error:
+            activity.raise_if_cancelled()
+            raise ImageError(error.message, hint=error.hint) from error

@@ -7,8 +7,8 @@ this session alone; those whose layers were fetched after all are kept in the en
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -83,7 +83,7 @@ class EmbeddedExchange(CacheExchange):
             return None
         chain = chain_of(found.step.layers)
         own = chain.layers[-1] if found.step.own else None
-        fetch = partial(self._fetch, chain.layers, _Unshown(found.activity))
+        fetch = partial(self._fetch, chain.layers, found.activity)
         return EmbeddedROLayer(self.space, chain, own, made=found.step.made_at, fetch=fetch)
 
     def settle(self) -> None:
@@ -119,22 +119,6 @@ class EmbeddedExchange(CacheExchange):
         store = self.space.store
         store.record_layers(step.layers)
         store.record_step(self.space.own_key(key), step.chain, own=step.own, made=step.made)
-
-
-@dataclass(frozen=True, slots=True)
-class _Unshown:
-    """The activity of what is done behind a step's back: it can be cancelled, and tells nothing."""
-
-    of: Activity
-
-    def progress(self, item: str, done: int, total: int | None) -> None:
-        pass
-
-    def raise_if_cancelled(self) -> None:
-        self.of.raise_if_cancelled()
-
-    def on_cancel(self, callback: Callable[[], None]) -> AbstractContextManager[None]:
-        return self.of.on_cancel(callback)
 
 
 def _content(layer: LayerDiff) -> _Content:

@@ -22,7 +22,7 @@ from pybuild.run.events import Event, StepLog, Warned
 from pybuild.run.result import BuildResult
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
 from pybuild.testkit.layouts import LayoutReader
-from pybuild.testkit.registry import Registry
+from pybuild.testkit.registry import Fault, Registry
 from pybuild.testkit.validate import validate
 
 pytestmark = [pytest.mark.root]
@@ -303,23 +303,36 @@ def test_layers_that_nothing_needs_stay_where_they_are(
         check_store(two)
 
 
+@pytest.mark.parametrize("fault", ["lost", "changed"])
+@pytest.mark.parametrize("needed_by", ["a step", "an output"])
 def test_a_lost_layer_is_found_out_in_time(
-    stores: Stores, hub: Registry, context: Path, tmp_path: Path
+    machines: Callable[[], Machine],
+    hub: Registry,
+    context: Path,
+    tmp_path: Path,
+    *,
+    needed_by: str,
+    fault: str,
 ) -> None:
     """It was taken over unseen; that it is lost shows when a step needs it, or an output does."""
-    base = f"FROM {hub.address}/busybox\nCOPY main /main\nRUN echo a > /a\n"
-    archive = [OciOutput(dest=str(tmp_path / "image.tar"))]
-    for more, outputs in (("COPY --from=0 /a /main /copied/\n", []), ("", archive)):
-        dockerfile = base + (f"FROM scratch\n{more}" if more else "")
-        ref = f"{hub.address}/cache-{len(more)}"
-        with stores.lent(empty=True) as one, stores.lent(empty=True) as two:
-            first, second = (Machine("embedded", {"root": root}) for root in (one, two))
-            first.build(dockerfile, context, cache_to=[f"type=registry,ref={ref},mode=max"])
-            name = ref.partition("/")[2]
-            lost = json.loads(hub.read_manifest(f"{name}:latest")[1])["layers"][1]["digest"]
-            hub._repositories[name].blobs.pop(lost)
-            result = second.build(dockerfile, context, cache_from=[ref], outputs=outputs)
-            assert "RUN echo a > /a" in ran(result)
-            assert "COPY main /main" not in ran(result)
-            assert 1 <= len(second.warnings) <= 2, second.warnings
-            check_store(two)
+    dockerfile = f"FROM {hub.address}/busybox\nCOPY main /main\nRUN echo a > /a\n"
+    outputs = [OciOutput(dest=str(tmp_path / "image.tar"))]
+    if needed_by == "a step":
+        dockerfile += "FROM scratch\nCOPY --from=0 /a /main /copied/\n"
+        outputs = []
+    ref = f"{hub.address}/cache"
+    first, second = machines(), machines()
+    made = first.build(dockerfile, context, cache_to=[f"type=registry,ref={ref},mode=max"])
+    lost = json.loads(hub.read_manifest("cache:latest")[1])["layers"][1]
+    if fault == "lost":
+        wrong = Fault(lost["digest"], times=None, status=404)
+    else:
+        wrong = Fault(lost["digest"], times=None, content=bytes(lost["size"]))
+    hub.add_fault(wrong)
+    result = second.build(dockerfile, context, cache_from=[ref], outputs=outputs)
+    assert "RUN echo a > /a" in ran(result)
+    assert "COPY main /main" not in ran(result)
+    assert [step.diff_id for step in result.steps][:1] == [made.steps[0].diff_id]
+    assert len(second.warnings) == 1, second.warnings
+    # what was found wrong is in no later build's way
+    assert ran(second.build(dockerfile, context)) == []

@@ -79,6 +79,7 @@ class Cache:
         self.document: Any = json.loads(registry.blobs(honest)[self.manifest["config"]["digest"]])
         for blob in registry.blobs(honest).values():
             registry.add_blob(self.name, blob)
+        self.put_manifest()
 
     def replace_layer(self, position: int, blob: bytes, diff_id: str | None = None) -> None:
         """Put another blob in a layer's place, and say of it that it holds `diff_id`."""
@@ -298,7 +299,8 @@ def test_changed_bytes_are_never_used(machine: Machine, clean: BuildResult, cach
         )
     result = machine.build_with_cache(tags=["app"])
     assert result.digest == clean.digest
-    assert len(machine.warnings) in {1, 2, 3}
+    assert len(machine.warnings) == 1
+    assert "can't be used" in machine.warnings[0]
     # nor by a later build
     assert machine.build().digest == clean.digest
 
@@ -319,7 +321,7 @@ def test_a_layer_that_isnt_what_it_is_said_to_be_is_refused(
     result = machine.build_with_cache(outputs=[LocalOutput(dest=str(tmp_path / "out"))])
     assert result.digest == clean.digest
     assert (tmp_path / "out/made/file").read_text() == "real\n"
-    assert 1 <= len(machine.warnings) <= 2
+    assert len(machine.warnings) == 1
     assert ran(machine.build()) == 0
 
 
@@ -359,7 +361,7 @@ def test_a_hostile_layer_is_refused(
     cache.put()
     result = machine.build_with_cache(outputs=[LocalOutput(dest=str(tmp_path / "out"))])
     assert result.digest == clean.digest
-    assert 1 <= len(machine.warnings) <= 2
+    assert len(machine.warnings) == 1
     assert sorted(os.listdir(tmp_path)) == ["context", "out"]  # noqa: PTH208
 
 
@@ -370,7 +372,7 @@ def test_a_layer_that_claims_a_tebibyte_is_refused(
     cache.replace_layer(0, gzip.compress(head + bytes(1 << 20)), f"sha256:{'2' * 64}")
     cache.put()
     assert machine.build_with_cache().digest == clean.digest
-    assert 1 <= len(machine.warnings) <= 2
+    assert len(machine.warnings) == 1
 
 
 HOSTILE_MOUNTS: dict[str, Any] = {

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from pybuild.backend import Activity, Backend, BaseImage, Capability, ROLayer
 from pybuild.cacheexchange import CacheExchange, ForeignStep
@@ -61,6 +62,7 @@ class RemoteSteps:
         self._lock = threading.Lock()
         self._caches: list[_Cache] | None = None
         self._later = True
+        self._layers: WeakKeyDictionary[ROLayer, tuple[LayerDiff, ...]] = WeakKeyDictionary()
         self._seeds = MountSeeds()
         self._resources = ExitStack()
         self._resources.callback(self._seeds.close)
@@ -78,14 +80,35 @@ class RemoteSteps:
         for cache in self._read() if exchange is not None else ():
             for document in cache.documents:
                 step = document.find(key, owners=owners)
-                foreign = None if step is None else _foreign(step, below, base)
+                foreign = None if step is None else self._foreign(step, below, base)
                 if foreign is None or exchange is None:
                     continue
                 if self._adopt(exchange, key, foreign, cache, activity):
                     found = self._backend.lookup(key)
                     if found is not None:
+                        with self._lock:
+                            self._layers[found] = foreign.layers
                         return found
         return None
+
+    def _foreign(
+        self, step: CachedStep, below: ROLayer, base: BaseImage | None
+    ) -> ForeignStep | None:
+        """The step with all its layers; None if it was made on another base image than this one.
+
+        As far as they are those of the layer below, they are meant with the blobs that it has.
+        """
+        bottom = base.layers if base is not None else ()
+        if step.base != tuple(layer.diff_id for layer in bottom):
+            return None
+        layers = (*bottom, *step.layers)
+        # what was found here need not be waited for
+        with self._lock:
+            lower = self._layers.get(below)
+        if lower is None:
+            lower = below.diffs
+        known = _same(layers, lower)
+        return ForeignStep((*lower[:known], *layers[known:]), known, step.own, step.made)
 
     def seeded(self, prepared: Prepared, activity: Activity) -> Prepared:
         """See :class:`pybuild.run.elsewhere.Elsewhere`."""
@@ -146,7 +169,7 @@ class RemoteSteps:
             activity.raise_if_cancelled()
             with self._lock:
                 first, cache.usable = cache.usable, False
-            if first:
+            if first and self._later:  # else the error that led to a second look has been told
                 activity.warn(
                     f"no more is taken from the build cache {cache.name}: {error.message}",
                     error.hint,
@@ -192,19 +215,6 @@ def _cleaned_up(resources: ExitStack) -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
         resources.push(stack.pop_all())
-
-
-def _foreign(step: CachedStep, below: ROLayer, base: BaseImage | None) -> ForeignStep | None:
-    """The step with all its layers; None if it was made on another base image than this one.
-
-    As far as they are those of the layer below, they are meant with the blobs that it has.
-    """
-    bottom = base.layers if base is not None else ()
-    if step.base != tuple(layer.diff_id for layer in bottom):
-        return None
-    layers = (*bottom, *step.layers)
-    known = _same(layers, below.diffs)
-    return ForeignStep((*below.diffs[:known], *layers[known:]), known, step.own, step.made)
 
 
 def _same(layers: Sequence[LayerDiff], others: Sequence[LayerDiff]) -> int:

@@ -14,6 +14,7 @@ from typing import BinaryIO, Self
 from pybuild.backend import Activity, CacheMount
 from pybuild.cacheexchange import BlobSource
 from pybuild.errors import BackendFailed, BuildCancelled, InvalidImage, PybuildError
+from pybuild.files.latertree import LaterTree
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.files.mountsource import TOP
 from pybuild.files.trees import MemoryTree, NewEntry, Tree
@@ -81,7 +82,7 @@ class MountSeeds:
         for source, mounts in offers:
             layer = mounts.get(mount.ident)
             if layer is not None:
-                tree = _FetchedTree(partial(self._tree, mount, layer, source, activity))
+                tree = LaterTree(partial(self._tree, mount, layer, source, activity))
                 return replace(mount, tree=tree, path=TOP)
         return mount
 
@@ -126,22 +127,6 @@ class MountSeeds:
 
 def _begins_empty(mount: object) -> bool:
     return isinstance(mount, CacheMount) and mount.tree is None
-
-
-class _FetchedTree(Tree):
-    """A tree that is fetched when something of it is asked for."""
-
-    def __init__(self, fetch: Callable[[], Tree]) -> None:
-        self._fetch = fetch
-
-    def get(self, path: bytes) -> Entry | None:
-        return self._fetch().get(path)
-
-    def children(self, path: bytes) -> Sequence[bytes]:
-        return self._fetch().children(path)
-
-    def open(self, path: bytes) -> BinaryIO:
-        return self._fetch().open(path)
 
 
 class _FileSink:
