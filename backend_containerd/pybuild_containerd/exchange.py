@@ -7,7 +7,7 @@ step's layers waits for them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -27,7 +27,10 @@ _AT_A_TIME = 4
 
 @dataclass(frozen=True, slots=True)
 class _Arriving:
+    """A step whose ``foreign`` layers are being fetched and checked."""
+
     step: CachedStep
+    foreign: frozenset[tuple[str, str]]
     future: Future[None]
 
     def wait(self) -> None:
@@ -36,6 +39,12 @@ class _Arriving:
             self.future.result()
         except CancelledError:
             raise BuildCancelled("the build was cancelled") from None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it is known already that nothing is wrong."""
+        done = self.future.done() and not self.future.cancelled()
+        return done and self.future.exception() is None
 
 
 @dataclass(slots=True)
@@ -57,17 +66,21 @@ class ContainerdExchange(CacheExchange):
         self, key: str, step: ForeignStep, source: BlobSource, activity: Activity, *, later: bool
     ) -> None:
         cached = CachedStep(step.layers, step.own, step.made)
-        if not later:
-            self._fetch(key, step, cached, source, activity)
-            return
         with self._lock:
-            future = self._threads.submit(self._fetch, key, step, cached, source, activity)
-            self._arriving[key] = _Arriving(cached, future)
+            contents = set(map(_content, step.layers[: step.known]))
+            # they come first, so that they never wait for a thread that waits for them
+            below = [x for x in self._arriving.values() if x.foreign & contents]
+            if later:
+                future = self._threads.submit(self._fetch, key, step, source, activity, below=below)
+                foreign = frozenset(map(_content, step.foreign))
+                self._arriving[key] = _Arriving(cached, foreign, future)
+                return
+        self._fetch(key, step, source, activity, below=below)
 
     def forget_unfetched(self) -> bool:
         with self._lock:
             found, self._arriving = self._arriving, {}
-        return bool(found)
+        return not all(each.is_good for each in found.values())
 
     def pack_mount(self, ident: str, activity: Activity) -> LayerDiff | None:
         with self.space.mounts.cache_folder(ident, activity) as mounts:
@@ -95,11 +108,15 @@ class ContainerdExchange(CacheExchange):
         self,
         key: str,
         step: ForeignStep,
-        cached: CachedStep,
         source: BlobSource,
         activity: Activity,
+        *,
+        below: Sequence[_Arriving],
     ) -> None:
-        """Have the step's blobs here, checked, and keep the step. Raises ImageError."""
+        """Have the step's blobs here, checked, and keep the step. Raises ImageError.
+
+        It is kept once what it lies on is known to be good.
+        """
         content = self.space.content
         try:
             missing = [x.blob for x in step.foreign if not self.has(x.blob.digest)]
@@ -108,7 +125,14 @@ class ContainerdExchange(CacheExchange):
                 activity.raise_if_cancelled()
                 self.space.files.verify(layer)
                 self.space.files.check(layer)
-            self.space.steps.record(key, cached)
+            for each in below:
+                each.wait()
+            self.space.steps.record(key, CachedStep(step.layers, step.own, step.made))
         except BackendError as error:
             activity.raise_if_cancelled()
             raise ImageError(error.message, hint=error.hint) from error
+
+
+def _content(layer: LayerDiff) -> tuple[str, str]:
+    """A layer's diff id, and the digest of the blob that is said to hold it."""
+    return layer.diff_id, layer.blob.digest

@@ -49,27 +49,30 @@ class EmbeddedExchange(CacheExchange):
     ) -> None:
         store = self.space.store
         missing = [x.blob for x in step.foreign if not store.has_blob(x.blob.digest)]
-        chain = chain_of(step.layers)
-        cached = CachedStep(chain.id, step.layers, step.own, step.made.timestamp())
-        with self._lock:
-            incomplete = any(_content(layer) in self._unseen for layer in step.layers)
-        if later and source.reference is not None and (missing or incomplete):
+        stays = later and bool(missing) and source.reference is not None
+        if stays and source.reference is not None:
             store.origins.record(source.reference, missing)
-            store.record_layers(step.layers)
             with self._lock:
                 self._unseen.update(map(_content, step.foreign))
+        else:
+            source.fetch(missing, partial(StoreSink, store), activity)
+            for layer in step.foreign:
+                activity.raise_if_cancelled()
+                self.space.files.verify(layer)
+        chain = chain_of(step.layers)
+        cached = CachedStep(chain.id, step.layers, step.own, step.made.timestamp())
+        # what lies on something unseen isn't known to be good either
+        if self._unseen_of(step.layers):
+            store.record_layers(step.layers)
+            with self._lock:
                 self._steps[key] = _Later(cached, activity)
-            return
-        source.fetch(missing, partial(StoreSink, store), activity)
-        for layer in step.foreign:
-            activity.raise_if_cancelled()
-            self.space.files.verify(layer)
-        self._keep(key, cached)
+        else:
+            self._keep(key, cached)
 
     def forget_unfetched(self) -> bool:
         with self._lock:
-            found, self._steps = self._steps, {}
-            self._unseen.clear()
+            self._steps.clear()
+            found, self._unseen = self._unseen, set()
         return bool(found)
 
     def pack_mount(self, ident: str, activity: Activity) -> LayerDiff | None:

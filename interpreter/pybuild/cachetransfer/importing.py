@@ -167,17 +167,20 @@ class RemoteSteps:
             raise
         except (ImageError, BackendError) as error:
             activity.raise_if_cancelled()
-            with self._lock:
-                first, cache.usable = cache.usable, False
-            if first and self._later:  # else the error that led to a second look has been told
-                activity.warn(
-                    f"no more is taken from the build cache {cache.name}: {error.message}",
-                    error.hint,
-                )
+            self._give_up(cache, error, activity)
             return False
         with self._lock:
             cache.adopted.update(layer.blob.digest for layer in step.foreign)
         return True
+
+    def _give_up(self, cache: _Cache, error: PybuildError, activity: Activity) -> None:
+        """Take nothing more from a cache, and say so once."""
+        with self._lock:
+            first, cache.usable = cache.usable, False
+        if first and self._later:  # else the error that led to a second look has been told
+            activity.warn(
+                f"no more is taken from the build cache {cache.name}: {error.message}", error.hint
+            )
 
     def _read(self) -> Sequence[_Cache]:
         """All caches that can be read, each read once."""
