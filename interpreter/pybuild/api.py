@@ -185,8 +185,7 @@ def build(
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
-        runner = _run(this, settings, caches, asked_outputs, max_workers)
-        stack.enter_context(releasing(runner.release, events.warn))
+        runner = _run(this, settings, caches, asked_outputs, stack, max_workers=max_workers)
         built = TargetImages(
             backend,
             _target_images(this, runner, caches, fixed_time, annotations or {}),
@@ -266,21 +265,21 @@ def _run(
     settings: StageSettings,
     caches: Caches | None,
     outputs: Sequence[Output],
+    stack: ExitStack,
+    *,
     max_workers: int | None,
 ) -> StageRunner:
-    """Run all stages; the caller releases what they left."""
-    plan, events, cancel = this.plan, this.events, this.cancel
+    """Run all stages. What they left is released with `stack`."""
 
     def run() -> StageRunner:
         stop = CancelToken()
-        runner = StageRunner(plan, this.backend, events, stop, settings)
-        try:
-            run_stages(plan.stages, runner.run, cancel=cancel, stop=stop, max_workers=max_workers)
-            if caches is not None:
-                caches.fetch_for(outputs, runner)
-        except BaseException:
-            with releasing(runner.release, events.warn):
-                raise
+        runner = StageRunner(this.plan, this.backend, this.events, stop, settings)
+        stack.enter_context(releasing(runner.release, this.events.warn))
+        run_stages(
+            this.plan.stages, runner.run, cancel=this.cancel, stop=stop, max_workers=max_workers
+        )
+        if caches is not None:
+            caches.fetch_for(outputs, runner)
         return runner
 
     if caches is None:
