@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from building import Recorder, build, busybox_config, busybox_files, files_of, m
 import pybuild
 from pybuild.backend import Capability
 from pybuild.cachetransfer.document import CACHE_ANNOTATION
-from pybuild.errors import ExportFailed, UnsupportedByBackend
+from pybuild.errors import BuildCancelled, ExportFailed, InvalidImage, UnsupportedByBackend
 from pybuild.oci.descriptor import digest_of
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.session import Retry
+from pybuild.run.activity import CancelToken
 from pybuild.run.events import StepProgress, StepStarted, Warned
 from pybuild.testkit.memory import MemoryBackend
 from pybuild.testkit.registry import Fault, Registry
@@ -391,3 +394,47 @@ def test_a_damaged_cache_mount_begins_empty(
     assert files_of(second)["seen"] == b"x\n"
     (found,) = warnings(recorder)
     assert found.startswith("the cache mount at /kept begins empty: ")
+
+
+@pytest.mark.parametrize("phase", ["reading", "fetching", "writing"])
+def test_a_cancelled_build_ends_at_once(
+    machines: Any, context: Path, registry: Registry, phase: str
+) -> None:
+    ref = f"{registry.address}/cache"
+    to = f"type=registry,ref={ref},mode=max"
+    if phase != "writing":
+        build(machines(), STAGES, context, cache_to=[to])
+    slow = {
+        "reading": Fault("/cache/manifests/", delay=20),
+        "fetching": Fault("/cache/blobs/", skip=1, times=None, delay=20),
+        "writing": Fault("/cache/blobs/uploads/", method="POST", times=None, delay=20),
+    }
+    registry.add_fault(slow[phase])
+    cancel = CancelToken()
+    timer = threading.Timer(0.7, cancel.cancel)
+    timer.start()
+    began = time.monotonic()
+    options = {"cache_to": [to]} if phase == "writing" else {"cache_from": [ref]}
+    with pytest.raises(BuildCancelled):
+        build(machines(), STAGES, context, cancel=cancel, **options)
+    assert time.monotonic() - began < 3
+    timer.join()
+
+
+def test_what_is_wrong_with_a_base_image_is_not_blamed_on_the_cache(
+    machines: Any, context: Path, registry: Registry
+) -> None:
+    ref = f"{registry.address}/cache"
+    build(machines(), STAGES, context, cache_to=[f"type=registry,ref={ref},mode=max"])
+    backend = machines()
+    calls = []
+
+    def broken(*_: Any) -> Any:
+        calls.append(1)
+        raise InvalidImage("the base image is broken")
+
+    backend.checkout = broken
+    recorder = Recorder()
+    with pytest.raises(InvalidImage, match="the base image is broken"):
+        build(backend, STAGES, context, cache_from=[ref], reporter=recorder, max_workers=1)
+    assert (len(calls), warnings(recorder)) == (1, [])
