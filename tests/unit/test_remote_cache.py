@@ -323,6 +323,17 @@ def test_a_cache_that_cant_be_written_is_an_error_or_a_warning(
     assert len(warnings(recorder)) == 1
 
 
+def test_a_folder_that_cant_be_one_is_refused_before_anything_runs(
+    machines: Any, context: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    recorder = Recorder()
+    to = f"type=local,dest={tmp_path / 'file'}"
+    with pytest.raises(ExportFailed):
+        build(machines(), STAGES, context, cache_to=[to], reporter=recorder)
+    assert not any("RUN" in event.title for event in recorder.of(StepStarted))
+
+
 def test_a_backend_that_keeps_no_steps_writes_no_cache(machines: Any, context: Path) -> None:
     backend = machines(capabilities=frozenset(Capability) - {Capability.STEP_CACHE})
     with pytest.raises(UnsupportedByBackend, match="keeps no steps"):

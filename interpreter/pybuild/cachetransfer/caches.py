@@ -61,7 +61,7 @@ def cache_request(
 class Caches:
     """The caches of one build. ``steps`` are those to look into, None where it looks into none.
 
-    Raises UnsupportedByBackend for caches that the backend can't fill.
+    Raises UnsupportedByBackend or ExportFailed for caches that can't be filled.
     """
 
     def __init__(

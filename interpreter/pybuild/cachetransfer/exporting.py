@@ -21,6 +21,7 @@ from pybuild.errors import (
     UnsupportedByBackend,
 )
 from pybuild.export.layout import OCI_NAME, blob_files, write_folder
+from pybuild.export.newfiles import check_destination
 from pybuild.oci.blobs import Blob, memory_blob
 from pybuild.oci.descriptor import OCI_MANIFEST, Descriptor, digest_of
 from pybuild.oci.http import Activity
@@ -111,7 +112,10 @@ def inline_annotation(
 
 
 def check_export(backend: Backend, exports: Sequence[CacheExport]) -> None:
-    """Refuse, before anything is built, what will fail. Raises UnsupportedByBackend."""
+    """Refuse, before anything is built, what will fail. Raises UnsupportedByBackend, ExportFailed."""
+    for export in exports:
+        if isinstance(export, LocalExport) and not export.ignore_error:
+            check_destination(export.dest, folder=True)
     if exports and Capability.STEP_CACHE not in backend.capabilities:
         raise UnsupportedByBackend(
             f'the backend "{backend.name}" keeps no steps that could be exported',
