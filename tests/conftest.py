@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give this process a temporary folder of its own, so that leftovers are found."""
     config.addinivalue_line("markers", "buildah: needs buildah")
     config.addinivalue_line("markers", "git: needs git")
+    config.addinivalue_line("markers", "simulation: runs on the memory backend")
     config.addinivalue_line("markers", "debootstrap: needs debootstrap and a Debian mirror")
     if _has_workers(config) and not hasattr(config, "workerinput"):
         return  # its workers do

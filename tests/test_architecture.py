@@ -22,10 +22,11 @@ LAYERS = {
     "files": {"errors", "oci", "files"},
     "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
+    "cacheexchange": {"oci"},
     "secrets": set[str](),
     "lendingflags": {"errors"},
     "lentvalues": {"errors", "lendingflags"},
-    "backend": {"errors", "oci", "files", "imagestore"},
+    "backend": {"errors", "oci", "files", "imagestore", "cacheexchange"},
     "remotes": {"errors", "oci", "files", "secrets", "remotes"},
     "plan": {"errors", "oci", "dockerfile", "backend", "remotes", "plan"},
     "cacheslots": {"backend"},
@@ -34,6 +35,10 @@ LAYERS = {
     },
 }
 LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
+LAYERS["cachetransfer"] = {
+    *("errors", "oci", "files", "backend", "cacheexchange", "plan", "run", "export"),
+    "cachetransfer",
+}
 BELOW_API = {*LAYERS, "backends"}
 LAYERS |= {
     "values": set[str](),
@@ -59,7 +64,7 @@ LAYERS |= {
     "doctor": {"errors", "backend", "backends", "oci"},
     "__init__": {*BELOW_API, "api", "checks", "lockfile", "locking"},
     "flagvalues": {"errors", "backend"},
-    "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags"},
+    "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags", "cachetransfer"},
     "environment": {*BELOW_API, "arguments", "flagvalues"},
     "storecommands": {*BELOW_API, "arguments", "flagvalues"},
     "resultfiles": {"errors", "oci", "arguments", "run"},
@@ -90,15 +95,22 @@ LAYERS |= {
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
     "pybuild_containerd": {
         *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
+        "cacheexchange",
     },
     "pybuild_embedded": {
         *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
+        "cacheexchange",
     },
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 
 # Imports for annotations alone, of a module above or a heavy one: (module, imported).
 FOR_TYPES_ONLY = {
+    ("pybuild.cacheexchange", "pybuild.backend"),  # a part of the same contract
+    ("pybuild.api", "pybuild.cachetransfer.caches"),  # once a cache is asked for
+    ("pybuild.api", "pybuild.cachetransfer.places"),
+    ("pybuild.arguments", "pybuild.cachetransfer.places"),
+    ("pybuild_embedded.backend", "pybuild_embedded.exchange"),
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
     ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
     ("pybuild.backend", "pybuild.files.layout"),  # once an image is taken from one

@@ -22,6 +22,7 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
+from pybuild.cacheexchange import CacheExchange
 from pybuild.errors import BackendError, ImageError, ImageNotFound
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.imagestore import ImageStore
@@ -40,6 +41,7 @@ from pybuild_containerd.cachestore import CacheStore
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import NotFound
+from pybuild_containerd.exchange import ContainerdExchange
 from pybuild_containerd.images import Images, base_image, not_here
 from pybuild_containerd.layers import UNCOMPRESSED_LABEL, ContainerdROLayer
 from pybuild_containerd.leases import Session, sweep
@@ -154,6 +156,7 @@ class ContainerdBackend(Backend):
             else options.moby_labels
         )
         self._lock = threading.Lock()
+        self._exchange: ContainerdExchange | None = None
         # blobs that are known to be here and to be kept by the session's lease
         self._kept: set[str] = set()
         # what pulled images' records will point to, once the layers of these manifests are here
@@ -223,7 +226,7 @@ class ContainerdBackend(Backend):
     def lookup(self, key: str) -> ROLayer | None:
         step = self._space.steps.find(key)
         if step is None or not all(map(self._keeps, step.layers)):
-            return None
+            return None if self._exchange is None else self._exchange.arriving(key)
         own = step.layers[-1] if step.own else None
         return ContainerdROLayer(self._space, step.layers, own, made=step.made)
 
@@ -300,6 +303,13 @@ class ContainerdBackend(Backend):
             return self._content.open(digest)
         except NotFound:
             raise ImageNotFound(f"there is no blob {digest} in containerd's store") from None
+
+    def cache_exchange(self) -> CacheExchange:
+        with self._lock:
+            if self._exchange is None:
+                self._exchange = ContainerdExchange(self._space, self._has)
+                self._resources.callback(self._exchange.close)
+            return self._exchange
 
     def image_store(self) -> ImageStore:
         return CacheStore(self._client, self._space.steps, self._probe.snapshotter)

@@ -72,32 +72,52 @@ class CacheFolders:
                 for ident, mount in caches.items()
             }
 
+    @contextmanager
+    def first(self, ident: str, activity: Activity) -> Iterator[tuple[SnapshotMount, ...] | None]:
+        """The mounts of the first folder of a cache, which nobody uses meanwhile; None if there is none.
+
+        Raises BuildCancelled.
+        """
+        self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        wanted = {self._name(ident): Sharing.LOCKED}
+        with CacheSlots(self._locks).taken(wanted, activity.raise_if_cancelled):
+            yield self._mounts(_key(ident, 0))
+
     def _name(self, ident: str) -> str:
         return f"{self._place}\0{ident}"
 
     def _folder(self, mount: CacheMount, slot: int, slots: CacheSlots, activity: Activity) -> str:
-        ident = mount.ident.encode("utf-8", "surrogateescape")
-        key = f"pybuild-cache-{sha256(ident).hexdigest()}-{slot}"
+        key = _key(mount.ident, slot)
         making = f"making {slot} {self._name(mount.ident)}"
         with slots.taken({making: Sharing.LOCKED}, activity.raise_if_cancelled):
-            folder = self._complete(key)
-            if folder is None:
+            mounts = self._mounts(key)
+            if mounts is not None:
+                folder = bound_folder(mounts)
+            else:
                 self._snapshots.remove(key)  # what a killed build may have left of it
                 _, folder = self._make(_first_entries(mount), activity, key=key)
-                shown = ident[:_LONGEST_LABEL].decode("utf-8", "replace")
+                shown = _bytes(mount.ident)[:_LONGEST_LABEL].decode("utf-8", "replace")
                 # containerd takes an empty value for none
                 labels = {CACHE_LABEL: f'"{shown}"', _KEPT: datetime.now(UTC).isoformat()}
                 self._snapshots.update_labels(key, labels)
         return f"{folder}/{TOP.decode()}"
 
-    def _complete(self, key: str) -> str | None:
+    def _mounts(self, key: str) -> tuple[SnapshotMount, ...] | None:
+        """Those of a folder that is complete; None if there is none."""
         try:
             if CACHE_LABEL not in self._snapshots.stat(key).labels:
                 return None
-            mounts: tuple[SnapshotMount, ...] = self._snapshots.mounts(key)
+            return self._snapshots.mounts(key)
         except NotFound:
             return None
-        return bound_folder(mounts)
+
+
+def _key(ident: str, slot: int) -> str:
+    return f"pybuild-cache-{sha256(_bytes(ident)).hexdigest()}-{slot}"
+
+
+def _bytes(ident: str) -> bytes:
+    return ident.encode("utf-8", "surrogateescape")
 
 
 def _first_entries(mount: CacheMount) -> Iterable[NewEntry]:

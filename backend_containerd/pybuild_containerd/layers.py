@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
 from pybuild.errors import BackendError, BackendFailed
+from pybuild.files.latertree import LaterTree
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
@@ -48,8 +49,11 @@ class ContainerdROLayer(ROLayer):
         own: LayerDiff | None,
         *,
         made: datetime | None = None,
+        wait: Callable[[], None] | None = None,
     ) -> None:
+        """`wait` waits until the blobs are here, and raises what is wrong with them."""
         self._made = made
+        self._wait = wait
         self._space = space
         self._diffs = diffs
         self._own = own
@@ -58,11 +62,18 @@ class ContainerdROLayer(ROLayer):
 
     @property
     def diff(self) -> LayerDiff | None:
+        self._arrived()
         return self._own
 
     @property
     def diffs(self) -> tuple[LayerDiff, ...]:
+        self._arrived()
         return self._diffs
+
+    def _arrived(self) -> None:
+        if self._wait is not None:
+            self._wait()
+            self._wait = None
 
     @property
     def made(self) -> datetime | None:
@@ -76,6 +87,8 @@ class ContainerdROLayer(ROLayer):
     def tree(self) -> Tree:
         # two threads may both make one, which costs time only
         if self._tree is None:
+            if self._wait is not None:
+                return LaterTree(lambda: self._space.files.tree(self.diffs))
             self._tree = self._space.files.tree(self._diffs)
         return self._tree
 

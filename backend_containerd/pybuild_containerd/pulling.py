@@ -57,8 +57,8 @@ class Puller:
 
         labels = _source_label(reference)
 
-        def open_sink(blob: Descriptor) -> _StoreSink:
-            return _StoreSink(self._content, blob, labels, activity)
+        def open_sink(blob: Descriptor) -> StoreSink:
+            return StoreSink(self._content, blob, labels, activity)
 
         download_all(self._registry.client(), reference, layers, open_sink, activity)
 
@@ -71,7 +71,7 @@ class Puller:
         self._registry.close()
 
 
-class _StoreSink:
+class StoreSink:
     """A blob on its way into the content store; dropped unless it is committed."""
 
     def __init__(

@@ -138,6 +138,12 @@ class RunMounts:
                         made.append(self._mount(mount, point, undo, activity))
             yield tuple(made)
 
+    def cache_folder(
+        self, ident: str, activity: Activity
+    ) -> contextlib.AbstractContextManager[tuple[SnapshotMount, ...] | None]:
+        """See :meth:`.CacheFolders.first`."""
+        return self._caches.first(ident, activity)
+
     def name_files(
         self, process: Process, places: Places, activity: Activity, *, near: bool
     ) -> tuple[SpecMount, SpecMount]:

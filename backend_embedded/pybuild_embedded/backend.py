@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -23,6 +22,7 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
+from pybuild.cacheexchange import CacheExchange
 from pybuild.errors import BackendError, BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.imagestore import ImageStore
@@ -47,6 +47,7 @@ from pybuild_embedded.store import Store
 if TYPE_CHECKING:
     from pybuild.files.layout import LayoutImage
     from pybuild.oci.registry import RegistryClient
+    from pybuild_embedded.exchange import EmbeddedExchange
 
 CopyBlob = Callable[[Descriptor, Callable[[bytes], object], Activity], None]
 """Writes a blob piece by piece."""
@@ -106,6 +107,7 @@ class EmbeddedBackend(Backend):
         self._space = Space(store, machine, files, fetcher, Flights(store))
         self._max_size = options.max_size
         self._lock = threading.Lock()
+        self._exchange: EmbeddedExchange | None = None
         self._closed = False
 
     @property
@@ -212,11 +214,18 @@ class EmbeddedBackend(Backend):
     def lookup(self, key: str) -> ROLayer | None:
         found = self._store.step(self._space.own_key(key), self._store.origins)
         if found is None:
-            return None
+            return None if self._exchange is None else self._exchange.unfetched(key)
         chain = chain_of(found.layers)
         own = chain.layers[-1] if found.own else None
-        made = datetime.fromtimestamp(found.made, UTC)
-        return EmbeddedROLayer(self._space, chain, own, made=made)
+        return EmbeddedROLayer(self._space, chain, own, made=found.made_at)
+
+    def cache_exchange(self) -> CacheExchange:
+        from pybuild_embedded.exchange import EmbeddedExchange  # noqa: PLC0415 - seldom asked for
+
+        with self._lock:
+            if self._exchange is None:
+                self._exchange = EmbeddedExchange(self._space)
+            return self._exchange
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:
@@ -312,6 +321,8 @@ class EmbeddedBackend(Backend):
             stack.callback(self._keep_below_ceiling)
             stack.callback(self._space.fetcher.close)
             stack.callback(self._space.tidy)
+            if self._exchange is not None:
+                stack.callback(self._exchange.settle)
 
     def _keep_below_ceiling(self) -> None:
         if self._store.growth.is_nothing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Container, Iterable, Sequence
+from datetime import UTC, datetime
 
 from pybuild.oci.descriptor import Descriptor, LayerDiff, chain_id
 from pybuild.oci.manifest import LAYER_TYPES
@@ -31,6 +32,10 @@ class CachedStep:
     layers: Layers
     own: bool
     made: float
+
+    @property
+    def made_at(self) -> datetime:
+        return datetime.fromtimestamp(self.made, UTC)
 
 
 class Chains:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from pybuild.oci.descriptor import Descriptor
@@ -48,9 +49,7 @@ class Fetcher:
         """Store these blobs, several at a time. Raises as `download_all` does."""
         from pybuild.oci.pull import download_all  # noqa: PLC0415  (not in a cached build)
 
-        def open_sink(blob: Descriptor) -> _StoreSink:
-            return _StoreSink(self._store, blob)
-
+        open_sink = partial(StoreSink, self._store)
         download_all(self._registry.client(), reference, layers, open_sink, activity)
 
     def close(self) -> None:
@@ -58,7 +57,7 @@ class Fetcher:
         self._registry.close()
 
 
-class _StoreSink:
+class StoreSink:
     """A blob on its way into the store; dropped unless it is committed."""
 
     def __init__(self, store: Store, blob: Descriptor) -> None:

@@ -163,6 +163,16 @@ class Folders:
         folder.make()
         return folder
 
+    def known_cache(self, ident: str) -> LayerFolder | None:
+        """The folder of the cache mount with this id, pinned; None if it isn't there."""
+        name = sha256(ident.encode("utf-8", "surrogateescape")).hexdigest()
+        with self._database.writing() as connection:
+            query = "SELECT 1 FROM caches WHERE ident=?"
+            if not connection.execute(query, (name,)).fetchone():
+                return None
+            self._session.pin(connection, Part.CACHE, name)
+        return folder_in(self._caches, name)
+
     def drop_unsynced(self) -> None:
         """Remove what a machine's end may have caught half-written."""
         lost = "FROM folders WHERE synced=0 AND boot<>?"

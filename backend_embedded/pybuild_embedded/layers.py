@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Activity, ROLayer, RWLayer
+from pybuild.files.latertree import LaterTree
 from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
-from pybuild.oci.layerindex import Entry
 from pybuild.sandbox.mapping import RootKind
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
@@ -33,12 +33,14 @@ class EmbeddedROLayer(ROLayer):
         pending: PendingLayer | None = None,
         handover: Handover | None = None,
         made: datetime | None = None,
+        fetch: Callable[[], None] | None = None,
     ) -> None:
         """Either the `chain` is known, or there is a `pending` layer on a known one.
 
-        `handover` may have a folder that shows a beginning of all this.
+        `fetch` is called before files are looked at. `handover` may have a folder that shows a beginning of all this.
         """
         self._made = made
+        self._fetch = fetch
         self._space = space
         self._chain = chain
         self._own = own
@@ -79,12 +81,15 @@ class EmbeddedROLayer(ROLayer):
     def tree(self) -> Tree:
         # two threads may both make one, which costs time only
         if self._tree is None:
-            if self._chain is None and self._pending is not None:
-                return _LaterTree(self._known_tree)
+            if (self._chain is None and self._pending is not None) or self._fetch is not None:
+                return LaterTree(self._known_tree)
             self._tree = self._known_tree()
         return self._tree
 
     def _known_tree(self) -> Tree:
+        if self._fetch is not None:
+            self._fetch()
+            self._fetch = None
         return self._space.files.tree(self.chain().layers)
 
     def folders(self, activity: Activity) -> tuple[LayerFolder, ...]:
@@ -121,25 +126,3 @@ class EmbeddedROLayer(ROLayer):
     def release(self) -> None:
         # the session's pins keep blobs and folders: layers made from this one need them
         self._released = True
-
-
-class _LaterTree(Tree):
-    """A tree that is made when something of it is asked for."""
-
-    def __init__(self, make: Callable[[], Tree]) -> None:
-        self._make = make
-        self._made: Tree | None = None
-
-    def get(self, path: bytes) -> Entry | None:
-        return self._tree().get(path)
-
-    def children(self, path: bytes) -> Sequence[bytes]:
-        return self._tree().children(path)
-
-    def open(self, path: bytes) -> BinaryIO:
-        return self._tree().open(path)
-
-    def _tree(self) -> Tree:
-        if self._made is None:
-            self._made = self._make()
-        return self._made

@@ -223,6 +223,10 @@ class Store:
         """The folder of the cache mount `ident` (any text), shared by all builds; pinned."""
         return self._folders.cache(ident)
 
+    def known_cache_folder(self, ident: str) -> LayerFolder | None:
+        """The folder of the cache mount `ident`, pinned; None if there is none."""
+        return self._folders.known_cache(ident)
+
     def empty_trash(self, remove: RemoveTrees) -> None:
         """Remove from the disk what was discarded; `remove` gets the folders."""
         self.trash.empty(remove)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from pybuild.export.images import TargetImage, TargetImages, image_name, wanted_
 from pybuild.export.outputs import ImageOptions, Output
 from pybuild.files.trees import Tree
 from pybuild.lookups import LazyLookup, looked_up
+from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
 from pybuild.options import (
@@ -39,18 +40,20 @@ from pybuild.planning import (
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.options import RemoteOptions
 from pybuild.requirements import check_emulation, check_supported
-from pybuild.run.activity import CancelToken, Events, StepActivity
+from pybuild.run.activity import CancelToken, Events
 from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
-from pybuild.run.result import BuildResult, OutputResult, StepResult
+from pybuild.run.result import BuildResult, OutputResult
 from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
 from pybuild.secrets import Secret
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
+    from pybuild.cachetransfer.caches import CacheRequest, Caches
+    from pybuild.cachetransfer.places import CacheExport, CacheImport
     from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
 
@@ -97,6 +100,8 @@ def build(
     locked: Lock | str | Path | bool = False,
     outputs: Sequence[Output | str] = (),
     registry: RegistryClient | None = None,
+    cache_from: Sequence[CacheImport | str] = (),
+    cache_to: Sequence[CacheExport | str] = (),
 ) -> BuildResult:
     """Build an image, for one platform or several, write it to its outputs, and return its
     digests and names.
@@ -129,7 +134,9 @@ def build(
 
     `outputs` are values of `pybuild.export.outputs` or what ``docker build --output`` takes;
     without any, the image goes into the backend's store. `registry` pushes and stays open;
-    by default one without logins.
+    by default one without logins. `cache_from` and `cache_to` are values of
+    `pybuild.cachetransfer.places` or what the flags of these names take: where steps that
+    aren't kept here are sought, and where all are written to in the end.
 
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
@@ -141,6 +148,7 @@ def build(
     as_index = wants_index(platforms, args)
     check_index_annotations(index_annotations or {}, as_index=as_index)
     asked_outputs = wanted_outputs(outputs, names, as_index=as_index)
+    wanted_caches = _cache_request(cache_from, cache_to)
     fixed_time = fixed_time_of(created, args)
     cancel, events = cancel or CancelToken(), Events(reporter)
     with ExitStack() as stack:
@@ -165,6 +173,8 @@ def build(
             source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
         _check_plan(plan, backend, events)
+        this = _Building(plan, backend, _registry_client(registry, stack), events, cancel)
+        caches = _caches(this, wanted_caches, stack, no_cache=no_cache)
         opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, backend.notes_folder(), events, cancel),
@@ -175,90 +185,171 @@ def build(
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
-        stop = CancelToken()
-        runner = StageRunner(plan, backend, events, stop, settings)
-        stack.enter_context(releasing(runner.release, events.warn))
-        run_stages(plan.stages, runner.run, cancel=cancel, stop=stop, max_workers=max_workers)
+        runner = _run(this, settings, caches, asked_outputs, stack, max_workers=max_workers)
         built = TargetImages(
             backend,
-            _target_images(plan, runner, fixed_time, annotations or {}),
+            _target_images(this, runner, caches, fixed_time, annotations or {}),
             names,
             as_index,
-            dict(index_annotations or {}),
+            index_annotations or {},
             None if fixed_time is None else int(fixed_time.timestamp()),
+            {} if caches is None else caches.blob_places(),
         )
-        exported = _export(built, asked_outputs, registry, events, cancel)
-        steps, seconds = runner.step_results(), time.monotonic() - clock
-        result = _result(built, exported, events.silent(cancel), steps, seconds)
+        result = _delivered(this, built, asked_outputs, runner, clock)
+        if caches is not None:
+            caches.export(runner, args, built, asked_outputs)
     events.send(BuildFinished(result))
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class _Building:
+    """What the parts of a build share. ``client`` is asked for once a registry is needed."""
+
+    plan: Plan
+    backend: Backend
+    client: Callable[[], RegistryClient]
+    events: Events
+    cancel: CancelToken
+
+
+def _cache_request(
+    cache_from: Sequence[CacheImport | str], cache_to: Sequence[CacheExport | str]
+) -> CacheRequest | None:
+    if not cache_from and not cache_to:
+        return None
+    from pybuild.cachetransfer.caches import cache_request  # noqa: PLC0415  (few builds have one)
+
+    return cache_request(cache_from, cache_to)
+
+
+def _caches(
+    this: _Building, request: CacheRequest | None, stack: ExitStack, *, no_cache: bool
+) -> Caches | None:
+    if request is None:
+        return None
+    from pybuild.cachetransfer.caches import Caches  # noqa: PLC0415  (as above)
+
+    caches = Caches(
+        request,
+        this.plan,
+        this.backend,
+        this.client,
+        events=this.events,
+        cancel=this.cancel,
+        looks=not no_cache,
+    )
+    stack.callback(caches.close)
+    return caches
+
+
+def _registry_client(
+    registry: RegistryClient | None, stack: ExitStack
+) -> Callable[[], RegistryClient]:
+    """Gives `registry`, or a client of our own, made when it is first asked for."""
+    if registry is not None:
+        return lambda: registry
+
+    def connect() -> RegistryClient:
+        from pybuild.oci.registry import RegistryClient  # noqa: PLC0415  (few builds need one)
+
+        return RegistryClient()
+
+    own = OnDemand(connect)
+    stack.callback(own.close)
+    return own.client
+
+
+def _run(
+    this: _Building,
+    settings: StageSettings,
+    caches: Caches | None,
+    outputs: Sequence[Output],
+    stack: ExitStack,
+    *,
+    max_workers: int | None,
+) -> StageRunner:
+    """Run all stages. What they left is released with `stack`."""
+
+    def run() -> StageRunner:
+        stop = CancelToken()
+        runner = StageRunner(this.plan, this.backend, this.events, stop, settings)
+        stack.enter_context(releasing(runner.release, this.events.warn))
+        run_stages(
+            this.plan.stages, runner.run, cancel=this.cancel, stop=stop, max_workers=max_workers
+        )
+        if caches is not None:
+            caches.fetch_for(outputs, runner)
+        return runner
+
+    if caches is None:
+        return run()
+    settings = caches.settings(settings)
+    return caches.run(run)
+
+
 def _target_images(
-    plan: Plan, runner: StageRunner, created: datetime | None, annotations: Mapping[str, str]
+    this: _Building,
+    runner: StageRunner,
+    caches: Caches | None,
+    created: datetime | None,
+    annotations: Mapping[str, str],
 ) -> tuple[TargetImage, ...]:
     """The images that the finished stages of `runner` make."""
     found = []
-    for target in plan.targets:
+    for target in this.plan.targets:
         made = runner.finished(target.stage.index)
         spec = ImageSpec(
             config=final_config(target.stage, made, created),
             layers=made.layer.layer.diffs,
             annotations=dict(annotations),
-            base=base_image(plan, target.stage),
+            base=base_image(this.plan, target.stage),
         )
         found.append(TargetImage(target.platform, spec, made.layer.layer))
-    return tuple(found)
+    images = tuple(found)
+    return images if caches is None else caches.annotated(images, runner, created)
 
 
 def _export(
-    built: TargetImages,
-    outputs: Sequence[Output],
-    registry: RegistryClient | None,
-    events: Events,
-    cancel: CancelToken,
+    this: _Building, built: TargetImages, outputs: Sequence[Output]
 ) -> tuple[OutputResult, ...]:
-    with ExitStack() as stack:
-
-        def client() -> RegistryClient:
-            if registry is not None:
-                return registry
-            from pybuild.oci.registry import RegistryClient  # noqa: PLC0415  (few builds push)
-
-            return stack.enter_context(RegistryClient())
-
-        results = []
-        for output in outputs:
-            with events.unit(describe_output(output), cancel) as activity:
-                result = export(built, output, client, activity)
-                for image in result.images.values():
-                    activity.note(f"exporting manifest {image.digest}")
-                    activity.note(f"exporting config {image.config_digest}")
-                if built.as_index and result.descriptor is not None:
-                    activity.note(f"exporting manifest list {result.descriptor.digest}")
-                for name in result.names:
-                    activity.note(f"naming to {name}")
-            results.append(result)
+    results = []
+    for output in outputs:
+        with this.events.unit(describe_output(output), this.cancel) as activity:
+            result = export(built, output, this.client, activity)
+            for image in result.images.values():
+                activity.note(f"exporting manifest {image.digest}")
+                activity.note(f"exporting config {image.config_digest}")
+            if built.as_index and result.descriptor is not None:
+                activity.note(f"exporting manifest list {result.descriptor.digest}")
+            for name in result.names:
+                activity.note(f"naming to {name}")
+        results.append(result)
     return tuple(results)
 
 
-def _result(
+def _delivered(
+    this: _Building,
     built: TargetImages,
-    outputs: tuple[OutputResult, ...],
-    activity: StepActivity,
-    steps: tuple[StepResult, ...],
-    seconds: float,
+    wanted: Sequence[Output],
+    runner: StageRunner,
+    clock: float,
 ) -> BuildResult:
-    """The result, with the digests of the first output that has any, else as in the store."""
+    """Write the outputs, and give the result of a build that began at `clock`.
+
+    It has the digests of the first output that has any, else those in the store.
+    """
+    outputs = _export(this, built, wanted)
     for output in outputs:
         if output.descriptor is not None:
             descriptor, images = output.descriptor, output.images
             break
     else:
-        wanted = wanted_images(built, ImageOptions(), activity)
-        descriptor, images = wanted.documents.descriptor, wanted.results(built)
+        stored = wanted_images(built, ImageOptions(), this.events.silent(this.cancel))
+        descriptor, images = stored.documents.descriptor, stored.results(built)
     names = tuple(dict.fromkeys(name for one in outputs for name in one.names))
-    return BuildResult(descriptor, names, images, steps, seconds, outputs)
+    seconds = time.monotonic() - clock
+    return BuildResult(descriptor, names, images, runner.step_results(), seconds, outputs)
 
 
 def plan_build(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pybuild.backend import HostEntry, Ulimit
 from pybuild.errors import UsageError
@@ -36,6 +36,9 @@ from pybuild.lendingflags import (
 )
 from pybuild.values import dataclass
 
+if TYPE_CHECKING:
+    from pybuild.cachetransfer.places import CacheExport, CacheImport
+
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")
 """The commands of :mod:`pybuild.storecommands`."""
@@ -44,8 +47,6 @@ RUNNERS = ("auto", "sandbox", "task")
 _LATER = {
     "--attest": "attestations",
     "--builder": "builders",
-    "--cache-from": "cache import",
-    "--cache-to": "cache export",
     "--policy": "policies",
     "--provenance": "provenance",
     "--resource": "resource limits",
@@ -128,6 +129,8 @@ class BuildArguments(SourceArguments):
     push: bool
     load: bool
     no_cache_filter: tuple[str, ...]
+    cache_from: tuple[CacheImport, ...]
+    cache_to: tuple[CacheExport, ...]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -202,6 +205,8 @@ def parse_arguments(
         no_cache_filter=tuple(
             name for text in found.no_cache_filter for name in text.split(",") if name
         ),
+        cache_from=tuple(one for text in found.cache_from for one in _cache_from(text)),
+        cache_to=tuple(map(_cache_to, found.cache_to)),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -209,6 +214,18 @@ def parse_arguments(
         dry_run=found.dry_run,
         call=call,
     )
+
+
+def _cache_from(text: str) -> tuple[CacheImport, ...]:
+    from pybuild.cachetransfer.places import parse_cache_from  # noqa: PLC0415  (seldom needed)
+
+    return parse_cache_from(text)
+
+
+def _cache_to(text: str) -> CacheExport:
+    from pybuild.cachetransfer.places import parse_cache_to  # noqa: PLC0415  (seldom needed)
+
+    return parse_cache_to(text)
 
 
 def parse_words(
@@ -430,6 +447,22 @@ def _add_run(parser: _Parser) -> None:
         default=[],
         metavar="STAGE",
         help="run all steps of this stage again",
+    )
+    add(
+        "--cache-from",
+        action="append",
+        default=[],
+        metavar="CACHE",
+        help="where steps are sought that aren't kept here: an image's name, or "
+        "type=registry,ref=NAME or type=local,src=FOLDER; repeatable",
+    )
+    add(
+        "--cache-to",
+        action="append",
+        default=[],
+        metavar="CACHE",
+        help="where steps are written to: type=registry,ref=NAME, type=local,dest=FOLDER or "
+        "type=inline, with mode=max for all of them, and mounts=IDS; repeatable",
     )
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(

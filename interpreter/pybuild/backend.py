@@ -46,6 +46,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
+from pybuild.cacheexchange import CacheExchange
 from pybuild.errors import UnsupportedByBackend
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.imagestore import ImageStore
@@ -525,6 +526,10 @@ class Backend(ABC):
 
     def image_store(self) -> ImageStore | None:
         """What the user may do with the images here; None if other tools are there for that."""
+        return None
+
+    def cache_exchange(self) -> CacheExchange | None:
+        """What trades steps and cache mounts with other machines; None if nothing does."""
         return None
 
     def describe(self) -> Sequence[tuple[str, str]]:

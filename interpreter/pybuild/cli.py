@@ -177,6 +177,8 @@ def _build(arguments: BuildArguments) -> int:
             locked=locked_by(arguments),
             outputs=outputs,
             registry=registry,
+            cache_from=arguments.cache_from,
+            cache_to=arguments.cache_to,
         )
     write_result_files(arguments, result)
     if uses_standard_output(arguments.outputs):

@@ -156,10 +156,11 @@ def _load_output(arguments: BuildArguments, environ: Mapping[str, str]) -> Outpu
 
 
 def registry_of(
-    arguments: BackendArguments, environ: Mapping[str, str], outputs: Sequence[Output]
+    arguments: BuildArguments, environ: Mapping[str, str], outputs: Sequence[Output]
 ) -> RegistryClient | None:
-    """What pushes, if anything is pushed: with the logins of ``docker login``."""
-    if not any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs):
+    """What pushes, and has to do with caches, if anything does: with the logins of ``docker login``."""
+    pushes = any(isinstance(o, RegistryOutput) or getattr(o, "push", False) for o in outputs)
+    if not (pushes or arguments.cache_from or arguments.cache_to):
         return None
     return open_registry(arguments, environ)
 

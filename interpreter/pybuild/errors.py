@@ -214,7 +214,10 @@ class BackendFailed(BackendError):
 
 
 class ExportFailed(PybuildError):
-    """The image was built, but an output can't be written; pushing raises a RegistryError."""
+    """The image was built, but an output, or its cache, can't be written.
+
+    Pushing an image raises a RegistryError.
+    """
 
     exit_code = 5
 

@@ -24,9 +24,10 @@ from pybuild.oci.auth import DockerCredentials
 from pybuild.oci.descriptor import Descriptor, digest_of
 from pybuild.oci.http import NoActivity
 from pybuild.oci.platform import parse_platform
-from pybuild.oci.pull import Sink, download_all, fetch_image
+from pybuild.oci.pull import download_all, fetch_image
 from pybuild.oci.reference import Reference, parse_reference
 from pybuild.oci.registry import RegistryClient
+from pybuild.oci.sinks import Sink
 from pybuild.testkit.registry import Registry
 
 AMD64, ARM64 = parse_platform("linux/amd64"), parse_platform("linux/arm64")

@@ -20,10 +20,11 @@ from pybuild.oci.descriptor import OCI_LAYER_GZIP, Descriptor
 from pybuild.oci.hosts import Endpoint, Hosts
 from pybuild.oci.http import Activity, NoActivity, Request, RequestFailed, Response
 from pybuild.oci.platform import parse_platform
-from pybuild.oci.pull import Sink, download, fetch_image
+from pybuild.oci.pull import download, fetch_image
 from pybuild.oci.reference import parse_reference
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.session import Retry, Session, redirected
+from pybuild.oci.sinks import Sink
 from pybuild.testkit.registry import Fault, Registry
 
 AMD64 = parse_platform("linux/amd64")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import BinaryIO, assert_type
 
 import pybuild
+from pybuild import BuildResult
 from pybuild.backends import open_backend
+from pybuild.cachetransfer.places import CacheMode, LocalExport, LocalImport
 from pybuild.errors import PybuildError, RunFailed
 from pybuild.export.outputs import OciOutput, RegistryOutput
 from pybuild.files.trees import Tree
@@ -40,6 +42,14 @@ def build_simply(folder: Path) -> str:
     assert_type(result.images[result.platform].digest, str)
     assert_type([step.seconds for step in result.steps], list[float])
     return result.digest
+
+
+def build_with_caches(folder: Path) -> BuildResult:
+    return pybuild.build(
+        folder,
+        cache_from=["reg.example/app", LocalImport(src="cache")],
+        cache_to=["type=inline", LocalExport(dest="cache", mode=CacheMode.MAX, mounts=("pip",))],
+    )
 
 
 def build_twice_with_one_backend(archive: bytes) -> None:

@@ -19,6 +19,12 @@ from building import files_of, image_of, memory_backend, waiting_runner
 from pybuild import __version__, cli
 from pybuild.arguments import BuildArguments, parse_arguments
 from pybuild.backend import HostEntry, Ulimit
+from pybuild.cachetransfer.places import (
+    InlineExport,
+    LocalImport,
+    RegistryExport,
+    RegistryImport,
+)
 from pybuild.environment import backend_options, build_args_of, proxies_of, secrets_of
 from pybuild.errors import (
     AuthenticationRequired,
@@ -40,6 +46,7 @@ from pybuild.flagvalues import (
 )
 from pybuild.lendingflags import SshOption
 from pybuild.oci.descriptor import OCI_INDEX
+from pybuild.oci.reference import parse_reference
 from pybuild.secrets import Secret
 from pybuild.testkit.layouts import LayoutReader
 from pybuild.testkit.registry import Registry
@@ -150,7 +157,8 @@ def test_every_option_is_read() -> None:
         "lint,format=json,ignorestatus=1", "-D", "-o", "out", "--output", "type=tar,dest=t",
         "--push", "--load", "--cgroup-parent", "/g", "--allow", "security.insecure",
         "--allow=network.host", "--ssh=default", "--ca", "host",
-        "--ca=f", "ctx",
+        "--ca=f", "--cache-from=r.io/a", "--cache-from", "type=local,src=l",
+        "--cache-to=type=inline", "--cache-to", "type=registry,ref=r.io/a", "ctx",
         environ={"B": "from outside"},
     )  # fmt: skip
     assert found == BuildArguments(
@@ -186,6 +194,8 @@ def test_every_option_is_read() -> None:
         public_only=True,
         build_arg_files=("af",),
         no_cache_filter=("x", "y", "z"),
+        cache_from=(RegistryImport(ref=parse_reference("r.io/a:latest")), LocalImport(src="l")),
+        cache_to=(InlineExport(), RegistryExport(ref=parse_reference("r.io/a:latest"))),
         dry_run="json",
         call=CallArguments("check", as_json=True, ignore_status=True),
         backend="memory",
@@ -256,7 +266,10 @@ def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
         (["--allow", "all", "."], "no such entitlement"),
         (["-o", "type=local", "."], "type=local needs dest"),
         (["--output=type=tra", "."], 'there is no type "tra"'),
-        (["--cache-from=x", "."], "--cache-from is not supported yet"),
+        (["--cache-from=X", "."], "invalid image name"),
+        (["--cache-from=type=gha", "."], "caches in GitHub's cache (type=gha) are not supported"),
+        (["--cache-to=type=registry", "."], "it has no ref"),
+        (["--sbom", "."], "--sbom is not supported yet"),
         (["--call=", "."], '--call "" is not known'),
         (["--call=check,outline", "."], '"check,outline" is not known'),
         (["--call=check,colour=red", "."], "is not known"),
@@ -875,7 +888,7 @@ def test_help_fits_a_reader_in_a_hurry() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) < 100
     assert max(map(len, lines)) <= 100
-    assert "--cache-to" not in done.stdout
+    assert "--sbom" not in done.stdout
     for flag in ("--file", "--tag", "--build-arg", "--dry-run", "--containerd-address"):
         assert flag in done.stdout
 

@@ -13,10 +13,11 @@ from pybuild.errors import BuildCancelled, InvalidImage, PlatformMismatch, Regis
 from pybuild.oci.descriptor import OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor
 from pybuild.oci.http import NoActivity
 from pybuild.oci.platform import Platform, parse_platform
-from pybuild.oci.pull import Sink, download, download_all, fetch_blob, fetch_image
+from pybuild.oci.pull import download, download_all, fetch_blob, fetch_image
 from pybuild.oci.reference import Reference, parse_reference
 from pybuild.oci.registry import RegistryClient
 from pybuild.oci.session import Retry
+from pybuild.oci.sinks import Sink
 from pybuild.testkit.registry import Fault, Registry
 
 AMD64, ARM64 = parse_platform("linux/amd64"), parse_platform("linux/arm64")

@@ -40,12 +40,10 @@ def push(
     if by_digest:
         digest = documents.descriptor.digest
         names = tuple(dict.fromkeys(replace(name, tag=None, digest=digest) for name in names))
-    known = {
-        layer.blob.digest: spec.base.reference
-        for spec in wanted.specs
-        if spec.base is not None
-        for layer in spec.base.layers
-    }
+    known = dict(built.blob_places)
+    for spec in wanted.specs:
+        if spec.base is not None:
+            known |= {layer.blob.digest: spec.base.reference for layer in spec.base.layers}
     push_image(client, documents, built.backend.open_blob, names, activity, known=known)
 
 

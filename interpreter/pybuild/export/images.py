@@ -36,7 +36,8 @@ class TargetImages:
     """What a build made, with its own names and annotations.
 
     With ``as_index`` there is to be an index; without it there is one image. ``newest`` is
-    SOURCE_DATE_EPOCH in seconds since 1970, if there is one.
+    SOURCE_DATE_EPOCH in seconds since 1970, if there is one. ``blob_places`` say by digest
+    where at a registry a blob is known to be.
     """
 
     backend: Backend
@@ -45,6 +46,7 @@ class TargetImages:
     as_index: bool = False
     index_annotations: Mapping[str, str] = field(default_factory=dict)
     newest: int | None = None
+    blob_places: Mapping[str, Reference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from pybuild.oci.tarformat import BLOCK, Member, header
 from pybuild.values import dataclass
 
 _CONTAINERD_NAME = "io.containerd.image.name"
-_OCI_NAME = "org.opencontainers.image.ref.name"
+OCI_NAME = "org.opencontainers.image.ref.name"
 _MARK = b'{"imageLayoutVersion":"1.0.0"}'
 _FILE, _FOLDER = ord("0"), ord("5")
 
@@ -58,7 +58,7 @@ def index_entries(
     if not names:
         return [entry]
     return [
-        {**entry, "annotations": {_CONTAINERD_NAME: str(name), _OCI_NAME: name.tag or ""}}
+        {**entry, "annotations": {_CONTAINERD_NAME: str(name), OCI_NAME: name.tag or ""}}
         for name in names
     ]
 
@@ -70,7 +70,12 @@ def layout_files(
     manifests = [memory_blob(each.manifest, each.manifest_bytes) for each in documents.images]
     if documents.index is not None:
         manifests.append(memory_blob(documents.index.index, documents.index.index_bytes))
-    found = {blob.descriptor.digest: blob for blob in (*blobs, *manifests)}
+    return blob_files([*blobs, *manifests], entries)
+
+
+def blob_files(blobs: Sequence[Blob], entries: Sequence[dict[str, Any]]) -> list[LayoutFile]:
+    """The files of a layout that holds `blobs`, manifests among them, and these entries."""
+    found = {blob.descriptor.digest: blob for blob in blobs}
     return [
         *(
             LayoutFile(_blob_path(digest), blob.descriptor.size, blob.pieces)
@@ -179,7 +184,7 @@ def _identity(entry: dict[str, Any]) -> str:
     """What of two entries in an index only one may have."""
     annotations = entry.get("annotations")
     if isinstance(annotations, dict) and annotations:
-        for key in (_CONTAINERD_NAME, _OCI_NAME):
+        for key in (_CONTAINERD_NAME, OCI_NAME):
             if key in annotations:
                 return f"{key}={annotations[key]}"
     return json.dumps(entry.get("digest"))

@@ -118,6 +118,16 @@ class LayerFiles:
             self._hold(layer.diff_id, index)
         return index
 
+    def verify(self, layer: LayerDiff) -> None:
+        """Read a layer's blob, whether its index is known or not, and keep that.
+
+        Raises InvalidImage for a blob whose content isn't what the diff id says.
+        """
+        with self._locks.holding(layer.diff_id):
+            index = self._read(layer)
+            self._store(layer.diff_id, index)
+            self._hold(layer.diff_id, index)
+
     def knows(self, layer: LayerDiff) -> bool:
         """Whether the index of one layer can be had without its blob."""
         with self._locks.holding(layer.diff_id):

@@ -89,6 +89,16 @@ class ImageLayout:
             chosen = parse_index(self.read(descriptor, MAX_MANIFEST_SIZE), descriptor.media_type)
         raise InvalidImage(f"{self._name} has indexes nested too deeply")
 
+    def named(self, *, tag: str | None = None, digest: str | None = None) -> Descriptor:
+        """The manifest or index of a tag, or with a digest, chosen as by :meth:`find`.
+
+        Of several under one tag it is the first. Raises ImageNotFound, InvalidImage.
+        """
+        entries = self._chosen(tag, digest).manifests
+        if not entries:
+            raise ImageNotFound(f"{self._name} has no image")
+        return entries[0][0]
+
     def read(self, blob: Descriptor, limit: int) -> bytes:
         """A small blob's verified bytes. Raises InvalidImage if it has more than `limit`."""
         if blob.size > limit:

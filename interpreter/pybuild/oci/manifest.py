@@ -9,7 +9,7 @@ is either a manifest or an index (CVE-2021-41190).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pybuild.errors import InvalidImage, PlatformMismatch
@@ -88,17 +88,20 @@ class Index:
     media_type: str = OCI_INDEX
 
 
-def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest:
+def parse_manifest(
+    data: bytes, media_type: str | None = None, *, config_types: Collection[str] = CONFIG_TYPES
+) -> Manifest:
     """The manifest in `data`. `media_type` is what a descriptor or registry declared.
 
-    Raises InvalidImage.
+    `config_types` are what its config may be: other ones make it an artifact. Raises
+    InvalidImage.
     """
     document = _parse_document(data)
     found = _document_type(document, media_type)
     if found not in MANIFEST_TYPES:
         raise InvalidImage(f"expected an image manifest, found {found}")
     config = _parse_descriptor(document.get("config"), "config")
-    if config.media_type not in CONFIG_TYPES:
+    if config.media_type not in config_types:
         raise InvalidImage(f"this is an artifact of type {config.media_type[:100]!r}, not an image")
     if config.size > MAX_CONFIG_SIZE:
         raise InvalidImage(f"the image config has {config.size} bytes, over {MAX_CONFIG_SIZE}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from functools import partial
 from hashlib import sha256
-from typing import Protocol, Self
+from typing import Self
 
 from pybuild.errors import InvalidImage, PlatformMismatch
 from pybuild.oci.descriptor import INDEX_TYPES, Descriptor, digest_of
@@ -25,6 +24,7 @@ from pybuild.oci.platform import Platform, matches, normalise
 from pybuild.oci.reference import Reference, familiar
 from pybuild.oci.registry import BlobStream, RegistryClient
 from pybuild.oci.session import wait
+from pybuild.oci.sinks import OpenSink, Sink
 from pybuild.oci.transfers import in_parallel
 from pybuild.values import dataclass, replace
 
@@ -62,23 +62,6 @@ class RemoteImage:
     def target(self) -> Descriptor:
         """What the reference itself names: the outermost index, else the manifest."""
         return self.indexes[0][0] if self.indexes else self.descriptor
-
-
-class Sink(Protocol):
-    """Takes the bytes of one blob."""
-
-    def write(self, piece: bytes, /) -> object:
-        """Append `piece`."""
-
-    def restart(self) -> None:
-        """Drop all that was written: the bytes were wrong and come again."""
-
-    def commit(self) -> None:
-        """Keep the blob; its digest and size are verified. Called once, last."""
-
-
-OpenSink = Callable[[Descriptor], AbstractContextManager[Sink]]
-"""Opens a sink for a blob. Leaving the context without a commit must store nothing."""
 
 
 def fetch_image(

@@ -226,9 +226,7 @@ def _cache(mount: PlannedCache, open_source: OpenSource) -> CacheMount:
         readonly=mount.readonly,
     )
     if mount.source is None:
-        owner = (mount.mode, mount.uid, mount.gid)
-        ident = mount.ident if owner == (None, None, None) else json.dumps([mount.ident, *owner])
-        return replace(made, ident=ident, inside=_tree_path(mount.path))
+        return replace(made, ident=cache_ident(mount), inside=_tree_path(mount.path))
     files = open_source(mount.source)
     path = _existing(mount.source, files.tree, mount.path, mount.target)
     top = files.tree.get(path)
@@ -236,6 +234,12 @@ def _cache(mount: PlannedCache, open_source: OpenSource) -> CacheMount:
         raise StepFailed(f'source "{mount.path}" of the cache at "{mount.target}" is no folder')
     begun = files_digest(digested(files.tree, path))
     return replace(made, ident=json.dumps([mount.ident, begun]), tree=files.tree, path=path)
+
+
+def cache_ident(mount: PlannedCache) -> str:
+    """The backend's id of a cache mount without a source."""
+    owner = (mount.mode, mount.uid, mount.gid)
+    return mount.ident if owner == (None, None, None) else json.dumps([mount.ident, *owner])
 
 
 def _bind(mount: PlannedBind, open_source: OpenSource) -> BindMount:

@@ -24,9 +24,11 @@ from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.locations import GitLocation, Location, WebLocation
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.commonsteps import CommonSteps, StepIdentity, StepOutcome, step_identities
+from pybuild.run.elsewhere import Elsewhere, KeptStep
 from pybuild.run.execute import (
     OpenSource,
     Prepared,
+    PreparedFiles,
     SourceFiles,
     perform,
     prepare,
@@ -46,8 +48,9 @@ class StageSettings:
     ``contexts`` are the files of the named contexts that steps read, the main one's under None.
     ``created`` fixes every time in the image; None for the times at which things happen.
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
-    those of ``fresh_stages``, names in lower case, are only kept. ``lent`` is what steps may
-    see.
+    those of ``fresh_stages``, names in lower case, are only kept. ``elsewhere`` are caches of
+    other machines, looked into next; with ``keeps_steps`` a finished stage tells what they may
+    get of it. ``lent`` is what steps may see.
     """
 
     contexts: Mapping[str | None, Tree]
@@ -57,6 +60,8 @@ class StageSettings:
     use_cache: bool
     fresh_stages: frozenset[str] = frozenset()
     lent: Lent = field(default_factory=Lent)
+    elsewhere: Elsewhere | None = None
+    keeps_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class FinishedStage:
     key: str
     history: tuple[HistoryEntry, ...]
     steps: tuple[StepResult, ...]
+    kept: tuple[KeptStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +173,12 @@ class StageRunner:
                 for each, diff in zip(done, diffs, strict=True)
             )
             history = self._history(stage, [(x, y) for x, y in zip(done, diffs, strict=True)])
+            kept = self._kept(stage, done) if self._settings.keeps_steps else ()
         except BaseException:
             top.release()
             raise
         with self._lock:
-            self._finished[stage.index] = FinishedStage(top, key, history, results)
+            self._finished[stage.index] = FinishedStage(top, key, history, results, kept)
             unneeded = []
             for index in stages_needed(stage):
                 self._needed[index] -= 1
@@ -220,17 +227,20 @@ class StageRunner:
         ) as activity:
             activity.raise_if_cancelled()
             outcome, is_own = self._steps.once(
-                identity, lambda: self._do_step(step, layer, parent_key, activity, identity)
+                identity,
+                lambda: self._do_step(stage, step, layer, parent_key, activity, identity=identity),
             )
             activity.cached = outcome.cached or not is_own
             return _Done(step, outcome, activity.seconds, activity.cached)
 
     def _do_step(
         self,
+        stage: PlannedStage,
         step: Step,
         layer: ROLayer,
         parent_key: str,
         activity: StepActivity,
+        *,
         identity: StepIdentity,
     ) -> StepOutcome:
         images: list[SharedLayer] = []
@@ -244,25 +254,47 @@ class StageRunner:
                 else ""
             )
             fresh = identity in self._fresh
-            made, cached = self._found_or_made(prepared, layer, key, activity, fresh=fresh)
+            base = base_image(self._plan, stage)
+            made, cached = self._found_or_made(
+                prepared, layer, key, activity, base=base, fresh=fresh
+            )
         # a step that isn't run again happened when it was run
         ended = (made.made if made is not None else None) or datetime.now(UTC)
         shared = SharedLayer(made) if made is not None else None
         return StepOutcome(shared, key, cached, ended)
 
     def _found_or_made(
-        self, prepared: Prepared, layer: ROLayer, key: str, activity: StepActivity, *, fresh: bool
+        self,
+        prepared: Prepared,
+        layer: ROLayer,
+        key: str,
+        activity: StepActivity,
+        *,
+        base: BaseImage | None,
+        fresh: bool,
     ) -> tuple[ROLayer | None, bool]:
         """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
         if fresh or not key:
-            return perform(prepared, layer, key or None, activity, self._newest()), False
+            return self._made(prepared, layer, key, activity), False
         if (made := self._lookup(key)) is not None:
             return made, True
         with self._backend.single_flight(key, activity):
             # another build may have done it in the meantime
             if (made := self._lookup(key)) is not None:
                 return made, True
-            return perform(prepared, layer, key, activity, self._newest()), False
+            elsewhere = self._settings.elsewhere
+            if elsewhere is not None and prepared != PreparedFiles(()):
+                made = elsewhere.find(key, layer, base, activity)
+                if made is not None:
+                    return made, True
+            return self._made(prepared, layer, key, activity), False
+
+    def _made(
+        self, prepared: Prepared, layer: ROLayer, key: str, activity: StepActivity
+    ) -> ROLayer | None:
+        if self._settings.elsewhere is not None:
+            prepared = self._settings.elsewhere.seeded(prepared, activity)
+        return perform(prepared, layer, key or None, activity, self._newest())
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source | Location) -> SourceFiles:
@@ -280,6 +312,22 @@ class StageRunner:
                     return SourceFiles(shared.layer.tree(), shared.layer)
 
         return open_source
+
+    def _kept(self, stage: PlannedStage, done: Sequence[_Done]) -> tuple[KeptStep, ...]:
+        """The steps that have a key and a layer, their own or that of the step below."""
+        image = base_image(self._plan, stage)
+        base = len(image.layers) if image is not None else 0
+        return tuple(
+            KeptStep(
+                each.outcome.key,
+                each.outcome.layer.layer.diffs,
+                base,
+                each.outcome.layer.layer.diff is not None,
+                each.outcome.ended,
+            )
+            for each in done
+            if each.outcome.layer is not None and each.outcome.key
+        )
 
     def _lookup(self, key: str) -> ROLayer | None:
         return self._backend.lookup(key) if key else None

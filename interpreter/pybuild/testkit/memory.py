@@ -29,6 +29,7 @@ from pybuild.backend import (
     ROLayer,
     RWLayer,
 )
+from pybuild.cacheexchange import CacheExchange, ForeignStep
 from pybuild.errors import ImageNotFound, InvalidImage, PlatformMismatch, UsageError
 from pybuild.files.layertree import LayerTree
 from pybuild.files.layout import LayoutImage
@@ -44,6 +45,7 @@ from pybuild.oci.reference import Reference, familiar, parse_reference, with_def
 from pybuild.oci.repack import is_packed, repack
 from pybuild.oci.tarformat import Limits
 from pybuild.testkit.memorycaches import MemoryCaches
+from pybuild.testkit.memoryexchange import MemoryExchange
 from pybuild.testkit.toyshell import RunOutcome
 from pybuild.testkit.toyshell import run as toyshell_run
 
@@ -237,6 +239,18 @@ class MemoryBackend(Backend):
 
     def open_blob(self, digest: str) -> BinaryIO:
         return BytesIO(self._store.blob(digest))
+
+    def cache_exchange(self) -> CacheExchange:
+        store = self._store
+        return MemoryExchange(store.blobs, store.add_blob, self._adopt, self._pack_mount)
+
+    def _adopt(self, key: str, step: ForeignStep) -> None:
+        own = step.layers[-1] if step.own else None
+        self._remember(key, step.layers, own, step.made)
+
+    def _pack_mount(self, ident: str) -> LayerDiff | None:
+        entries = self._caches.entries(ident)
+        return None if entries is None else self._store.add_layer(entries)
 
     def describe(self) -> Sequence[tuple[str, str]]:
         return (("made for", "tests: processes are simulated, images vanish"),)

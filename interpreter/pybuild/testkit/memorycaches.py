@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from pybuild.backend import Activity, CacheMount, Mount, Sharing
+from pybuild.files.mountsource import copied
 from pybuild.files.trees import MemoryTree, NewEntry, Tree
 from pybuild.oci.layerindex import Entry, Kind
 
@@ -48,6 +49,12 @@ class MemoryCaches:
                 for m in mounts
             ]
             yield _Shown(shown, slots)
+
+    def entries(self, ident: str) -> list[NewEntry] | None:
+        """The files of the cache's first folder, as entries below :data:`pybuild.files.mountsource.TOP`; None if there is none."""
+        with self._lock:
+            slots = self._slots.get(ident)
+            return list(copied(slots[0].tree, slots[0].path, ident)) if slots else None
 
     @contextmanager
     def _held(self, mount: CacheMount, activity: Activity) -> Iterator[_Slot]:

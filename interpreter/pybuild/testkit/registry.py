@@ -13,6 +13,7 @@ Faults make it misbehave for the next requests that match. Every request is reco
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 import ssl
@@ -34,6 +35,7 @@ from pybuild.oci.descriptor import (
     digest_of,
 )
 from pybuild.oci.manifest import (
+    CONFIG_TYPES,
     canonical_json,
     descriptor_as_json,
     make_manifest,
@@ -314,6 +316,8 @@ class Registry:
             needed = self._needed(content, media_type)
         except InvalidImage as error:
             raise RegistryProblem(400, "MANIFEST_INVALID", error.message) from error
+        except (ValueError, AttributeError, TypeError) as error:
+            raise RegistryProblem(400, "MANIFEST_INVALID", str(error)) from error
         digest = digest_of(content)
         if ":" in version and version != digest:
             raise RegistryProblem(400, "DIGEST_INVALID")
@@ -379,6 +383,8 @@ class Registry:
         if media_type in INDEX_TYPES:
             return {descriptor.digest for descriptor, _ in parse_index(content).manifests}
         if media_type in MANIFEST_TYPES:
-            manifest = parse_manifest(content, media_type)
+            # like other registries, this one holds artifacts of any kind
+            config = json.loads(content).get("config", {}).get("mediaType", "")
+            manifest = parse_manifest(content, media_type, config_types={*CONFIG_TYPES, config})
             return {manifest.config.digest, *(layer.digest for layer in manifest.layers)}
         raise InvalidImage(f"{media_type} is no manifest")

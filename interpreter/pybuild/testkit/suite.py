@@ -15,6 +15,7 @@ Tests skip by what the backend declares that it can do, never by its name.
 
 from __future__ import annotations
 
+from pybuild.testkit.suite_exchange import ExchangeSuite
 from pybuild.testkit.suite_images import ImageSuite
 from pybuild.testkit.suite_layers import LayerSuite
 from pybuild.testkit.suite_lending import LendingSuite
@@ -22,5 +23,5 @@ from pybuild.testkit.suite_mounts import MountSuite
 from pybuild.testkit.suite_runs import RunSuite
 
 
-class BackendSuite(ImageSuite, LayerSuite, RunSuite, MountSuite, LendingSuite):
+class BackendSuite(ImageSuite, LayerSuite, RunSuite, MountSuite, LendingSuite, ExchangeSuite):
     """All tests of the contract in :mod:`pybuild.backend`."""
