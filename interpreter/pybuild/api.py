@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,14 @@ from pybuild.options import (
     fixed_time_of,
     pull_policy,
     run_defaults,
+    stages_to_hit,
     wanted_outputs,
     wants_index,
     with_epoch,
 )
 from pybuild.plan.steps import ContextSource, Plan, PlanRequest
 from pybuild.planning import (
+    BuildSource,
     Context,
     DockerfileSource,
     for_each,
@@ -45,6 +48,7 @@ from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
+from pybuild.run.misses import Misses
 from pybuild.run.result import BuildResult, OutputResult, StepResult
 from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
@@ -53,6 +57,7 @@ from pybuild.secrets import Secret
 if TYPE_CHECKING:
     from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
+    from pybuild.run.explaining.projects import Project
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ def build(
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     no_cache: bool = False,
     no_cache_filter: Collection[str] = (),
+    fail_on_miss: bool | Collection[str] = False,
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
     index_annotations: Mapping[str, str] | None = None,
@@ -107,7 +113,8 @@ def build(
     ``Dockerfile``, else ``Containerfile``, of the context. In an archive or a repository the
     path is one inside it. `contexts` are named contexts: what stands in for the
     images and stages of these names, in the forms of ``--build-context`` or as a tree.
-    The stages named in `no_cache_filter` run again although their results may be kept.
+    The stages named in `no_cache_filter` run again although their results may be kept. With
+    `fail_on_miss`, True or the names of stages, a step that would have to run ends the build.
     `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
     says how, fetches sources on the network; git has the agent `ssh` ``default``, if there is one.
 
@@ -161,17 +168,21 @@ def build(
             contexts=named_contexts(contexts or {}),
         )
         asked, lookup = for_each(platforms, request), looked_up(backend, policy)
+        use_cache = Capability.STEP_CACHE in backend.capabilities and not no_cache
         plan = plan_all(
             source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
         _check_plan(plan, backend, events)
+        refused = stages_to_hit(fail_on_miss, plan, source.stage_names, use_cache=use_cache)
+        project = partial(_project, backend, source, (context, dockerfile), names, asked)
         opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, backend.notes_folder(), events, cancel),
             remotes=fetched,
             created=fixed_time,
             began=began,
-            use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
+            use_cache=use_cache,
+            misses=stack.enter_context(Misses(plan, project, began, refused)),
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
@@ -179,19 +190,31 @@ def build(
         runner = StageRunner(plan, backend, events, stop, settings)
         stack.enter_context(releasing(runner.release, events.warn))
         run_stages(plan.stages, runner.run, cancel=cancel, stop=stop, max_workers=max_workers)
+        images = _target_images(plan, runner, fixed_time, annotations or {})
+        newest = None if fixed_time is None else int(fixed_time.timestamp())
         built = TargetImages(
-            backend,
-            _target_images(plan, runner, fixed_time, annotations or {}),
-            names,
-            as_index,
-            dict(index_annotations or {}),
-            None if fixed_time is None else int(fixed_time.timestamp()),
+            backend, images, names, as_index, dict(index_annotations or {}), newest
         )
         exported = _export(built, asked_outputs, registry, events, cancel)
         steps, seconds = runner.step_results(), time.monotonic() - clock
         result = _result(built, exported, events.silent(cancel), steps, seconds)
     events.send(BuildFinished(result))
     return result
+
+
+def _project(
+    backend: Backend,
+    source: BuildSource,
+    given: tuple[Context, DockerfileSource],
+    names: Sequence[Reference],
+    asked: Sequence[PlanRequest],
+) -> Project:
+    """What the build is compared within where a step misses."""
+    from pybuild.run.explaining.projects import Origin, project_of  # noqa: PLC0415  (few need it)
+
+    platforms = [request.platform for request in asked]
+    origin = Origin(*given, source.inputs.name, names, source.stage_names)
+    return project_of(backend.notes_folder(), origin, platforms, asked[0].target)
 
 
 def _target_images(

@@ -60,6 +60,7 @@ _ALONE = {
     "--dry-run": "text",
     "--no-cache": "true",
     "--check": "true",
+    "--fail-on-miss": "",
     "--locked": "",
 }
 
@@ -107,7 +108,8 @@ class SourceArguments(BackendArguments):
 class BuildArguments(SourceArguments):
     """``pybuild [build] …``.
 
-    ``locked`` is the path of a lock file, empty for that beside the Dockerfile.
+    ``locked`` is the path of a lock file, empty for that beside the Dockerfile. ``fail_on_miss``
+    is True for all stages, else has the names of some or none.
     """
 
     tags: tuple[str, ...]
@@ -129,6 +131,7 @@ class BuildArguments(SourceArguments):
     push: bool
     load: bool
     no_cache_filter: tuple[str, ...]
+    fail_on_miss: bool | tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -200,9 +203,8 @@ def parse_arguments(
         outputs=tuple(map(parse_output, found.output)),
         push=found.push,
         load=found.load,
-        no_cache_filter=tuple(
-            name for text in found.no_cache_filter for name in text.split(",") if name
-        ),
+        no_cache_filter=_names(found.no_cache_filter),
+        fail_on_miss="" in found.fail_on_miss or _names(found.fail_on_miss),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -210,6 +212,11 @@ def parse_arguments(
         dry_run=found.dry_run,
         call=call,
     )
+
+
+def _names(texts: Sequence[str]) -> tuple[str, ...]:
+    """The names in several texts, each with commas between."""
+    return tuple(name for text in texts for name in text.split(",") if name)
 
 
 def parse_words(
@@ -320,7 +327,8 @@ def build_parser(version: str) -> _Parser:
     parser = new_parser(
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
-        "       pybuild lock [options] CONTEXT\n       pybuild doctor\n       "
+        "       pybuild explain [CONTEXT]\n       pybuild lock [options] CONTEXT\n"
+        "       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...\n       pybuild completion bash|zsh|fish",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
         "Dockerfile on standard input, or the URL of a git repository or a tar archive.",
@@ -429,6 +437,13 @@ def _add_run(parser: _Parser) -> None:
         default=[],
         metavar="STAGE",
         help="run all steps of this stage again",
+    )
+    add(
+        "--fail-on-miss",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="end at the first step that is not in the cache, before it runs",
     )
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pybuild.errors import BackendFailed, BuildCancelled, PybuildError, SourceRange
 from pybuild.run.events import (
@@ -14,11 +15,15 @@ from pybuild.run.events import (
     Reporter,
     StepFinished,
     StepLog,
+    StepMissed,
     StepProgress,
     StepStarted,
     Warned,
 )
 from pybuild.run.output import OutputTail
+
+if TYPE_CHECKING:
+    from pybuild.run.miss import Miss
 
 _PROGRESS_INTERVAL = 0.1
 
@@ -199,6 +204,10 @@ class StepActivity:
                 return
             self._progressed[item] = now
         self._events.send(StepProgress(self.id, item, done, total))
+
+    def missed(self, miss: Miss) -> None:
+        """Tell why the step has to run."""
+        self._events.send(StepMissed(self.id, miss))
 
     def note(self, text: str) -> None:
         """Report something done that has no size: ``naming to docker.io/library/app:1``."""

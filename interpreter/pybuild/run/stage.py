@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend, BaseImage, ROLayer
 from pybuild.errors import located
@@ -29,14 +30,19 @@ from pybuild.run.execute import (
     OpenSource,
     Prepared,
     SourceFiles,
+    changes_nothing,
     perform,
     prepare,
 )
-from pybuild.run.keys import content_key
+from pybuild.run.keys import ContentKey, content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
 from pybuild.run.lending import Lent
+from pybuild.run.misses import Misses, StepNotes
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
+
+if TYPE_CHECKING:
+    from pybuild.run.miss import Miss
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,8 @@ class StageSettings:
     ``contexts`` are the files of the named contexts that steps read, the main one's under None.
     ``created`` fixes every time in the image; None for the times at which things happen.
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
-    those of ``fresh_stages``, names in lower case, are only kept. ``lent`` is what steps may
-    see.
+    those of ``fresh_stages``, names in lower case, are only kept. ``misses`` takes note of them.
+    ``lent`` is what steps may see.
     """
 
     contexts: Mapping[str | None, Tree]
@@ -55,6 +61,7 @@ class StageSettings:
     created: datetime | None
     began: datetime
     use_cache: bool
+    misses: Misses
     fresh_stages: frozenset[str] = frozenset()
     lent: Lent = field(default_factory=Lent)
 
@@ -77,6 +84,7 @@ class _Done:
     outcome: StepOutcome
     seconds: float
     cached: bool
+    miss: Miss | None
 
 
 class StageRunner:
@@ -143,7 +151,7 @@ class StageRunner:
                     self._run_step(stage, step, position, current.layer, key, identity=identity)
                 )
                 outcome = done[-1].outcome
-                key = outcome.key
+                key = outcome.key.text
                 if outcome.layer is not None:
                     current = outcome.layer
                     made.append(current)
@@ -162,7 +170,13 @@ class StageRunner:
                     diffs.append(diff.diff_id if diff is not None else None)
             results = tuple(
                 StepResult(
-                    stage.label, each.step.title, each.step.where, each.seconds, each.cached, diff
+                    stage=stage.label,
+                    title=each.step.title,
+                    where=each.step.where,
+                    seconds=each.seconds,
+                    cached=each.cached,
+                    diff_id=diff,
+                    miss=each.miss,
                 )
                 for each, diff in zip(done, diffs, strict=True)
             )
@@ -211,57 +225,68 @@ class StageRunner:
         *,
         identity: StepIdentity,
     ) -> _Done:
-        with self._events.unit(
-            step.title,
-            self._stop,
-            stage=shown_name(self._plan, stage),
-            position=_position(stage, position),
-            where=step.where,
-        ) as activity:
+        with (
+            self._events.unit(
+                step.title,
+                self._stop,
+                stage=shown_name(self._plan, stage),
+                position=_position(stage, position),
+                where=step.where,
+            ) as activity,
+            self._settings.misses.step(stage, step, parent_key) as notes,
+        ):
             activity.raise_if_cancelled()
+            fresh = identity in self._fresh
             outcome, is_own = self._steps.once(
-                identity, lambda: self._do_step(step, layer, parent_key, activity, identity)
+                identity, lambda: self._do_step(layer, activity, notes, fresh=fresh)
             )
+            notes.keyed(outcome.key.text, outcome.key.files)
+            notes.done(cached=outcome.cached, empty=outcome.layer is None)
             activity.cached = outcome.cached or not is_own
-            return _Done(step, outcome, activity.seconds, activity.cached)
+            return _Done(step, outcome, activity.seconds, activity.cached, notes.miss)
 
     def _do_step(
-        self,
-        step: Step,
-        layer: ROLayer,
-        parent_key: str,
-        activity: StepActivity,
-        identity: StepIdentity,
+        self, layer: ROLayer, activity: StepActivity, notes: StepNotes, *, fresh: bool
     ) -> StepOutcome:
+        step = notes.step
         images: list[SharedLayer] = []
         with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
             open_source = self._opener(activity, images)
             created, lent = self._created_seconds(), self._settings.lent
             prepared = prepare(step, layer, open_source, created, lent)
-            key = (
-                content_key(step, parent_key, prepared, activity)
-                if self._settings.use_cache
-                else ""
-            )
-            fresh = identity in self._fresh
-            made, cached = self._found_or_made(prepared, layer, key, activity, fresh=fresh)
+            key = ContentKey()
+            if self._settings.use_cache:
+                key = content_key(step, notes.parent_key, prepared, activity)
+                notes.keyed(key.text, key.files)
+            made, cached = self._found_or_made(prepared, layer, activity, notes, fresh=fresh)
         # a step that isn't run again happened when it was run
         ended = (made.made if made is not None else None) or datetime.now(UTC)
         shared = SharedLayer(made) if made is not None else None
         return StepOutcome(shared, key, cached, ended)
 
     def _found_or_made(
-        self, prepared: Prepared, layer: ROLayer, key: str, activity: StepActivity, *, fresh: bool
+        self,
+        prepared: Prepared,
+        layer: ROLayer,
+        activity: StepActivity,
+        notes: StepNotes,
+        *,
+        fresh: bool,
     ) -> tuple[ROLayer | None, bool]:
         """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
-        if fresh or not key:
+        key = notes.key
+        if not key or changes_nothing(prepared):
             return perform(prepared, layer, key or None, activity, self._newest()), False
+        if fresh:
+            self._settings.misses.missed(notes, activity, fresh=True)
+            return perform(prepared, layer, key, activity, self._newest()), False
         if (made := self._lookup(key)) is not None:
             return made, True
         with self._backend.single_flight(key, activity):
             # another build may have done it in the meantime
             if (made := self._lookup(key)) is not None:
                 return made, True
+            self._settings.misses.missed(notes, activity, fresh=False)
             return perform(prepared, layer, key, activity, self._newest()), False
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
