@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         BackendFailed,
         BackendUnavailable,
         BuildCancelled,
+        CacheMissed,
         ContextError,
         CopyFailed,
         DockerfileError,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         UnsupportedByBackend,
         UsageError,
     )
+    from pybuild.explanations import explain
     from pybuild.lockfile import Lock, LockChange, LockedImage, read_lock
     from pybuild.locking import lock_images
     from pybuild.oci.platform import Platform
@@ -75,10 +77,13 @@ if TYPE_CHECKING:
         Reporter,
         StepFinished,
         StepLog,
+        StepMissed,
         StepProgress,
         StepStarted,
         Warned,
     )
+    from pybuild.run.explaining.recorded import RecordedBuild, RecordedStage, RecordedStep
+    from pybuild.run.miss import Cause, CauseKind, Miss
     from pybuild.run.result import BuildResult, BuiltImage, OutputResult, StepResult
     from pybuild.secrets import Secret
 
@@ -94,7 +99,10 @@ __all__ = [
     "BuildFinished",
     "BuildResult",
     "BuiltImage",
+    "CacheMissed",
     "CancelToken",
+    "Cause",
+    "CauseKind",
     "CheckResult",
     "ContextError",
     "CopyFailed",
@@ -114,6 +122,7 @@ __all__ = [
     "LockChange",
     "LockError",
     "LockedImage",
+    "Miss",
     "Network",
     "Outline",
     "OutlineArg",
@@ -125,6 +134,9 @@ __all__ = [
     "PlatformMismatch",
     "PullPolicy",
     "PybuildError",
+    "RecordedBuild",
+    "RecordedStage",
+    "RecordedStep",
     "RegistryError",
     "RemoteOptions",
     "Reporter",
@@ -136,6 +148,7 @@ __all__ = [
     "StepFailed",
     "StepFinished",
     "StepLog",
+    "StepMissed",
     "StepProgress",
     "StepResult",
     "StepStarted",
@@ -150,6 +163,7 @@ __all__ = [
     "backend_names",
     "build",
     "check",
+    "explain",
     "lock_images",
     "open_backend",
     "outline",
@@ -179,6 +193,7 @@ _HOMES = {
         "BackendFailed",
         "BackendUnavailable",
         "BuildCancelled",
+        "CacheMissed",
         "ContextError",
         "CopyFailed",
         "DockerfileError",
@@ -202,6 +217,7 @@ _HOMES = {
         "UnsupportedByBackend",
         "UsageError",
     ),
+    "pybuild.explanations": ("explain",),
     "pybuild.lockfile": ("Lock", "LockChange", "LockedImage", "read_lock"),
     "pybuild.locking": ("lock_images",),
     "pybuild.oci.platform": ("Platform",),
@@ -215,10 +231,13 @@ _HOMES = {
         "Reporter",
         "StepFinished",
         "StepLog",
+        "StepMissed",
         "StepProgress",
         "StepStarted",
         "Warned",
     ),
+    "pybuild.run.explaining.recorded": ("RecordedBuild", "RecordedStage", "RecordedStep"),
+    "pybuild.run.miss": ("Cause", "CauseKind", "Miss"),
     "pybuild.run.result": ("BuildResult", "BuiltImage", "OutputResult", "StepResult"),
     "pybuild.secrets": ("Secret",),
 }

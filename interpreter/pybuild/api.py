@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,14 @@ from pybuild.options import (
     fixed_time_of,
     pull_policy,
     run_defaults,
+    stages_to_hit,
     wanted_outputs,
     wants_index,
     with_epoch,
 )
 from pybuild.plan.steps import ContextSource, Plan, PlanRequest
 from pybuild.planning import (
+    BuildSource,
     Context,
     DockerfileSource,
     for_each,
@@ -45,6 +48,7 @@ from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
+from pybuild.run.misses import Misses
 from pybuild.run.result import BuildResult, OutputResult
 from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from pybuild.cachetransfer.places import CacheExport, CacheImport
     from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
+    from pybuild.run.explaining.projects import Project
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ def build(
     pull: PullPolicy | str | bool = PullPolicy.MISSING,
     no_cache: bool = False,
     no_cache_filter: Collection[str] = (),
+    fail_on_miss: bool | Collection[str] = False,
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
     index_annotations: Mapping[str, str] | None = None,
@@ -112,7 +118,8 @@ def build(
     ``Dockerfile``, else ``Containerfile``, of the context. In an archive or a repository the
     path is one inside it. `contexts` are named contexts: what stands in for the
     images and stages of these names, in the forms of ``--build-context`` or as a tree.
-    The stages named in `no_cache_filter` run again although their results may be kept.
+    The stages named in `no_cache_filter` run again although their results may be kept. With
+    `fail_on_miss`, True or the names of stages, a step that would have to run ends the build.
     `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
     says how, fetches sources on the network; git has the agent `ssh` ``default``, if there is one.
 
@@ -169,23 +176,28 @@ def build(
             contexts=named_contexts(contexts or {}),
         )
         asked, lookup = for_each(platforms, request), looked_up(backend, policy)
+        use_cache = Capability.STEP_CACHE in backend.capabilities and not no_cache
         plan = plan_all(
             source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
         _check_plan(plan, backend, events)
-        this = _Building(plan, backend, _registry_client(registry, stack), events, cancel)
+        client = _registry_client(registry, stack)
+        this = _Building(plan, backend, asked_outputs, client, events, cancel)
         caches = _caches(this, wanted_caches, stack, no_cache=no_cache)
+        refused = stages_to_hit(fail_on_miss, plan, source.stage_names, use_cache=use_cache)
+        project = partial(_project, backend, source, (context, dockerfile), names, asked)
+        misses = partial(Misses, plan, project, began, refused)
         opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, backend.notes_folder(), events, cancel),
             remotes=fetched,
             created=fixed_time,
             began=began,
-            use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
+            use_cache=use_cache,
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
         )
-        runner = _run(this, settings, caches, asked_outputs, stack, max_workers=max_workers)
+        runner = _run(this, settings, misses, caches, stack, max_workers=max_workers)
         built = TargetImages(
             backend,
             _target_images(this, runner, caches, fixed_time, annotations or {}),
@@ -195,7 +207,7 @@ def build(
             None if fixed_time is None else int(fixed_time.timestamp()),
             {} if caches is None else caches.blob_places(),
         )
-        result = _delivered(this, built, asked_outputs, runner, clock)
+        result = _delivered(this, built, runner, clock)
         if caches is not None:
             caches.export(runner, args, built, asked_outputs)
     events.send(BuildFinished(result))
@@ -208,6 +220,7 @@ class _Building:
 
     plan: Plan
     backend: Backend
+    outputs: tuple[Output, ...]
     client: Callable[[], RegistryClient]
     events: Events
     cancel: CancelToken
@@ -263,8 +276,8 @@ def _registry_client(
 def _run(
     this: _Building,
     settings: StageSettings,
+    misses: Callable[[], Misses],
     caches: Caches | None,
-    outputs: Sequence[Output],
     stack: ExitStack,
     *,
     max_workers: int | None,
@@ -273,19 +286,35 @@ def _run(
 
     def run() -> StageRunner:
         stop = CancelToken()
-        runner = StageRunner(this.plan, this.backend, this.events, stop, settings)
-        stack.enter_context(releasing(runner.release, this.events.warn))
-        run_stages(
-            this.plan.stages, runner.run, cancel=this.cancel, stop=stop, max_workers=max_workers
-        )
-        if caches is not None:
-            caches.fetch_for(outputs, runner)
+        with misses() as noted:
+            runner = StageRunner(this.plan, this.backend, this.events, stop, settings, misses=noted)
+            stack.enter_context(releasing(runner.release, this.events.warn))
+            run_stages(
+                this.plan.stages, runner.run, cancel=this.cancel, stop=stop, max_workers=max_workers
+            )
+            if caches is not None:
+                caches.fetch_for(this.outputs, runner)
         return runner
 
     if caches is None:
         return run()
     settings = caches.settings(settings)
     return caches.run(run)
+
+
+def _project(
+    backend: Backend,
+    source: BuildSource,
+    given: tuple[Context, DockerfileSource],
+    names: Sequence[Reference],
+    asked: Sequence[PlanRequest],
+) -> Project:
+    """What the build is compared within where a step misses."""
+    from pybuild.run.explaining.projects import Origin, project_of  # noqa: PLC0415  (few need it)
+
+    platforms = [request.platform for request in asked]
+    origin = Origin(*given, source.inputs.name, names, source.stage_names)
+    return project_of(backend.notes_folder(), origin, platforms, asked[0].target)
 
 
 def _target_images(
@@ -310,11 +339,9 @@ def _target_images(
     return images if caches is None else caches.annotated(images, runner, created)
 
 
-def _export(
-    this: _Building, built: TargetImages, outputs: Sequence[Output]
-) -> tuple[OutputResult, ...]:
+def _export(this: _Building, built: TargetImages) -> tuple[OutputResult, ...]:
     results = []
-    for output in outputs:
+    for output in this.outputs:
         with this.events.unit(describe_output(output), this.cancel) as activity:
             result = export(built, output, this.client, activity)
             for image in result.images.values():
@@ -331,7 +358,6 @@ def _export(
 def _delivered(
     this: _Building,
     built: TargetImages,
-    wanted: Sequence[Output],
     runner: StageRunner,
     clock: float,
 ) -> BuildResult:
@@ -339,7 +365,7 @@ def _delivered(
 
     It has the digests of the first output that has any, else those in the store.
     """
-    outputs = _export(this, built, wanted)
+    outputs = _export(this, built)
     for output in outputs:
         if output.descriptor is not None:
             descriptor, images = output.descriptor, output.images

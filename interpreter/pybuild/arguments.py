@@ -60,6 +60,7 @@ _ALONE = {
     "--dry-run": "text",
     "--no-cache": "true",
     "--check": "true",
+    "--fail-on-miss": "",
     "--locked": "",
 }
 
@@ -107,7 +108,8 @@ class SourceArguments(BackendArguments):
 class BuildArguments(SourceArguments):
     """``pybuild [build] …``.
 
-    ``locked`` is the path of a lock file, empty for that beside the Dockerfile.
+    ``locked`` is the path of a lock file, empty for that beside the Dockerfile. ``fail_on_miss``
+    is True for all stages, else has the names of some or none.
     """
 
     tags: tuple[str, ...]
@@ -131,6 +133,7 @@ class BuildArguments(SourceArguments):
     no_cache_filter: tuple[str, ...]
     cache_from: tuple[CacheImport, ...]
     cache_to: tuple[CacheExport, ...]
+    fail_on_miss: bool | tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
     quiet: bool
@@ -202,11 +205,10 @@ def parse_arguments(
         outputs=tuple(map(parse_output, found.output)),
         push=found.push,
         load=found.load,
-        no_cache_filter=tuple(
-            name for text in found.no_cache_filter for name in text.split(",") if name
-        ),
         cache_from=tuple(one for text in found.cache_from for one in _cache_from(text)),
         cache_to=tuple(map(_cache_to, found.cache_to)),
+        no_cache_filter=_names(found.no_cache_filter),
+        fail_on_miss="" in found.fail_on_miss or _names(found.fail_on_miss),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         quiet=found.quiet,
@@ -226,6 +228,11 @@ def _cache_to(text: str) -> CacheExport:
     from pybuild.cachetransfer.places import parse_cache_to  # noqa: PLC0415  (seldom needed)
 
     return parse_cache_to(text)
+
+
+def _names(texts: Sequence[str]) -> tuple[str, ...]:
+    """The names in several texts, each with commas between."""
+    return tuple(name for text in texts for name in text.split(",") if name)
 
 
 def parse_words(
@@ -338,7 +345,8 @@ def build_parser(version: str) -> _Parser:
     parser = new_parser(
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
-        "       pybuild lock [options] CONTEXT\n       pybuild doctor\n       "
+        "       pybuild explain [CONTEXT]\n       pybuild lock [options] CONTEXT\n"
+        "       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...\n       pybuild completion bash|zsh|fish",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
         "Dockerfile on standard input, or the URL of a git repository or a tar archive.",
@@ -463,6 +471,13 @@ def _add_run(parser: _Parser) -> None:
         metavar="CACHE",
         help="where steps are written to: type=registry,ref=NAME, type=local,dest=FOLDER or "
         "type=inline, with mode=max for all of them, and mounts=IDS; repeatable",
+    )
+    add(
+        "--fail-on-miss",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="end at the first step that is not in the cache, before it runs",
     )
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(

@@ -519,7 +519,7 @@ class Backend(ABC):
         )
 
     def notes_folder(self) -> Path | None:
-        """Where a build may keep what it learned of build contexts, for later ones; None if
+        """Where a build may keep what it learned of contexts and steps, for later ones; None if
         nowhere. The folder needn't exist yet, is this user's alone, and may be emptied any time.
         """
         return None

@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             _print(completion_script(words[1:], __version__).rstrip("\n"))
             return 0
+        if words[:1] == ["explain"]:
+            return _explain(words[1:])
         if words[:1] == ["lock"]:
             return _lock(words[1:])
         arguments = parse_arguments(words, os.environ, __version__)
@@ -158,6 +160,7 @@ def _build(arguments: BuildArguments) -> int:
             pull=arguments.pull,
             no_cache=arguments.no_cache,
             no_cache_filter=arguments.no_cache_filter,
+            fail_on_miss=arguments.fail_on_miss,
             labels=arguments.labels,
             annotations=arguments.annotations,
             index_annotations=arguments.index_annotations,
@@ -330,6 +333,16 @@ def _run(words: Sequence[str]) -> int:
             cancel=cancel,
         )
     return done.returncode
+
+
+def _explain(words: Sequence[str]) -> int:
+    from pybuild.explaincommand import explained, parse_explain_arguments  # noqa: PLC0415  (as above)
+
+    arguments = parse_explain_arguments(words, __version__)
+    name, options = backend_name(arguments, os.environ), backend_options(arguments, os.environ)
+    _encodable(sys.stdout)
+    _print(explained(arguments, name, options))
+    return 0
 
 
 def _store_command(words: Sequence[str]) -> int:

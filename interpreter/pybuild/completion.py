@@ -14,6 +14,7 @@ from enum import Enum
 
 from pybuild.arguments import build_parser, doctor_parser
 from pybuild.errors import UsageError
+from pybuild.explaincommand import explain_parser
 from pybuild.lockcommand import lock_parser
 from pybuild.runcommand import run_parser
 from pybuild.storecommands import COMMANDS, store_parser
@@ -88,6 +89,7 @@ def _commands(version: str) -> list[Command]:
         Command("", "", build, Value.FOLDER),
         Command("build", "Build an image, which is what pybuild does anyway.", build, Value.FOLDER),
         _command("run", run_parser(version)),
+        _command("explain", explain_parser(version)),
         _command("lock", lock_parser(version)),
         *(_command(name, store_parser(name, version)) for name in COMMANDS),
         _command("doctor", doctor_parser(version)),

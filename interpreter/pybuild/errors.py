@@ -6,6 +6,7 @@
     ├── StepFailed            exit 1    a step ran and failed
     │   ├── RunFailed
     │   └── CopyFailed
+    ├── CacheMissed           exit 1    a step isn't in the cache, and was to be
     ├── UsageError            exit 2    an argument of the caller
     ├── DockerfileError       exit 2    the text of the Dockerfile
     │   ├── DockerfileSyntaxError
@@ -37,9 +38,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pybuild.values import dataclass
+
+if TYPE_CHECKING:
+    from pybuild.run.miss import Miss
+
 
 EXIT_BUG = 70
 
@@ -117,6 +122,23 @@ class RunFailed(StepFailed):
 
 class CopyFailed(StepFailed):
     """A COPY or ADD can't be done: a missing source, a folder in the way of a file."""
+
+
+class CacheMissed(PybuildError):
+    """A step would have had to run in a build, or a stage, that was to find all in the cache."""
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        miss: Miss,
+        where: SourceRange | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.miss = miss
 
 
 class UsageError(PybuildError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from pybuild.backend import HostEntry, Network, PullPolicy, Ulimit
@@ -13,7 +13,7 @@ from pybuild.export.outputs import ImageOutput, Output, parse_output
 from pybuild.lendingflags import parse_entitlements
 from pybuild.oci.platform import Platform, parse_platform
 from pybuild.oci.reference import Reference
-from pybuild.plan.steps import RunDefaults
+from pybuild.plan.steps import Plan, RunDefaults
 
 _CGROUP = r"(?a)/?(?!\.+(?:/|$))[\w.@:-]+(?:/(?!\.+(?:/|$))[\w.@:-]+)*/?"
 
@@ -98,6 +98,37 @@ def fixed_time_of(created: datetime | int | None, build_args: Mapping[str, str])
         return datetime.fromtimestamp(int(text), UTC)
     except (ValueError, OverflowError, OSError):
         raise UsageError(f'"{text}" is no time in seconds since 1970') from None
+
+
+def stages_to_hit(
+    asked: bool | Collection[str],
+    plan: Plan,
+    names: Sequence[str | None],
+    *,
+    use_cache: bool,
+) -> frozenset[int]:
+    """The indexes of the stages in which no step may miss: all of them for True.
+
+    `names` are those of all stages in the Dockerfile. Raises UsageError for one that isn't
+    there, and where no results of steps are kept.
+    """
+    if not asked:
+        return frozenset()
+    if not use_cache:
+        raise UsageError(
+            "with --fail-on-miss every step would fail: the build uses no cache",
+            hint="leave out --no-cache, and take a backend that keeps steps",
+        )
+    known = [name or f"stage-{position}" for position, name in enumerate(names)]
+    wanted = set(known)
+    if not isinstance(asked, bool):
+        wanted = {name.lower() for name in ([asked] if isinstance(asked, str) else asked)}
+    for name in sorted(wanted.difference(known)):
+        raise UsageError(
+            f'--fail-on-miss: there is no stage "{name}"', hint=f"there are {', '.join(known)}"
+        )
+    # a stage for another platform has the index of the first one plus a multiple of their number
+    return frozenset(s.index for s in plan.stages if known[s.index % len(known)] in wanted)
 
 
 def wanted_outputs(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pybuild.dockerfile.frontend import SYNTAX_ARG
-from pybuild.dockerfile.instructions import Dockerfile
+from pybuild.dockerfile.instructions import Dockerfile, From
 from pybuild.dockerfile.lint import CHECK_ARG, Lint
 from pybuild.dockerfile.parse import parse
 from pybuild.errors import BuildCancelled, PybuildError
@@ -36,6 +36,11 @@ class BuildSource:
     inputs: Inputs
     dockerfile: Dockerfile
     lint: Lint
+
+    @property
+    def stage_names(self) -> tuple[str | None, ...]:
+        """Those of all stages, in the order of the file."""
+        return tuple(i.stage for i in self.dockerfile.instructions if isinstance(i, From))
 
 
 @contextmanager

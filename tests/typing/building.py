@@ -28,6 +28,9 @@ class Collector:
         match event:
             case StepLog(data=data):
                 self.lines.append(data)
+            case pybuild.StepMissed(miss=pybuild.Miss(causes=causes)):
+                assert_type(causes[0].kind, pybuild.CauseKind)
+                assert_type(causes[0].before, str | None)
             case BuildFinished(result=result):
                 assert_type(result.digest, str)
             case _:
@@ -41,6 +44,7 @@ def build_simply(folder: Path) -> str:
     assert_type(result.names, tuple[str, ...])
     assert_type(result.images[result.platform].digest, str)
     assert_type([step.seconds for step in result.steps], list[float])
+    assert_type([step.miss for step in result.steps], list[pybuild.Miss | None])
     return result.digest
 
 
@@ -110,6 +114,17 @@ def build_with_sources_from_elsewhere(folder: Path, tree: Tree) -> None:
         remotes=pybuild.RemoteOptions(public_only=True),
         no_cache_filter=["test"],
     )
+
+
+def build_what_is_cached(folder: Path) -> str:
+    try:
+        pybuild.build(folder, fail_on_miss=["deps"])
+        pybuild.build(folder, fail_on_miss=True)
+    except pybuild.CacheMissed as error:
+        assert_type(error.miss, pybuild.Miss)
+        return str(error.miss)
+    assert_type(pybuild.explain(folder, target="test"), pybuild.RecordedBuild)
+    return ""
 
 
 def wrong_arguments(folder: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,6 +154,7 @@ def test_every_option_is_read() -> None:
         "--moby-labels", "--no-unpack",
         "--hosts-dir", "/h", "--build-context", "c=d=e", "--secret", "id=s,src=p", "--public-only",
         "--build-arg-file", "af", "--no-cache-filter", "x,y", "--no-cache-filter=z",
+        "--fail-on-miss=x,Y", "--fail-on-miss=z",
         "--dry-run=json", "--call",
         "lint,format=json,ignorestatus=1", "-D", "-o", "out", "--output", "type=tar,dest=t",
         "--push", "--load", "--cgroup-parent", "/g", "--allow", "security.insecure",
@@ -196,6 +198,7 @@ def test_every_option_is_read() -> None:
         no_cache_filter=("x", "y", "z"),
         cache_from=(RegistryImport(ref=parse_reference("r.io/a:latest")), LocalImport(src="l")),
         cache_to=(InlineExport(), RegistryExport(ref=parse_reference("r.io/a:latest"))),
+        fail_on_miss=("x", "Y", "z"),
         dry_run="json",
         call=CallArguments("check", as_json=True, ignore_status=True),
         backend="memory",
@@ -234,6 +237,10 @@ def test_every_option_is_read() -> None:
         (["-f", "-", "."], "file", "-"),
         (["--", "-odd"], "context", "-odd"),
         (["-qt", "a", "."], "tags", ("a",)),
+        (["."], "fail_on_miss", ()),
+        (["--fail-on-miss", "."], "fail_on_miss", True),
+        (["--fail-on-miss=a,b", "."], "fail_on_miss", ("a", "b")),
+        (["--fail-on-miss=a", "--fail-on-miss", "."], "fail_on_miss", True),
     ],
 )
 def test_flags_have_docker_s_forms(words: Any, member: Any, value: Any) -> None:
@@ -1117,3 +1124,84 @@ def test_doctor_says_what_is_there_and_what_to_do(
     assert "ok    backend memory " in out
     assert "colour" in out
     assert cli.main(["doctor", "--backend", "memory"]) == 0
+
+
+def test_explain_tells_of_each_step_of_the_last_build_that_missed_something(
+    context: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = Kept(memory_backend(notes=tmp_path / "notes"))
+    monkeypatch.setattr(kept.backend, "close", lambda: None)
+    monkeypatch.setattr("pybuild.api.open_backend", kept)
+    monkeypatch.setattr("pybuild.explanations.open_backend", kept)
+    assert cli.main(["explain", str(context)]) == 2
+    assert "no build of" in capsys.readouterr().err
+    assert cli.main(["-q", str(context)]) == 0
+    (context / "a.txt").write_text("changed")
+    assert cli.main(["-q", "--fail-on-miss", str(context)]) == 1
+    told = capsys.readouterr().err
+    assert "error: the step is not in the cache: a.txt changed (content)\n" in told
+    assert " 2 | COPY a.txt /\n" in told
+    assert cli.main(["-q", str(context)]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(context)
+    assert cli.main(["explain"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"build of \d{4}-\d\d-\d\d [\d:]{8} for linux/amd64: succeeded", head)
+    assert [line for line in lines if "compared with the build of" not in line] == [
+        "",
+        "stage stage-0",
+        "  miss  1/2 COPY a.txt /",
+        "          a.txt changed (content)",
+        "  miss  2/2 RUN echo hello",
+        "          an earlier step of the stage was no hit",
+    ]
+    assert cli.main(["explain", "--format=json", "--target", "other"]) == 2
+    assert cli.main(["explain", "--format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (stage,) = found["stages"]
+    assert stage["steps"][0]["miss"]["causes"] == [
+        {"kind": "file-content", "name": "a.txt", "before": None, "after": None, "source": ""}
+    ]
+    assert [step["state"] for step in stage["steps"]] == ["made", "made"]
+
+
+def test_explain_tells_what_a_build_that_ended_early_did_not_come_to(
+    context: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = Kept(memory_backend(notes=tmp_path / "notes"))
+    monkeypatch.setattr(kept.backend, "close", lambda: None)
+    monkeypatch.setattr("pybuild.api.open_backend", kept)
+    monkeypatch.setattr("pybuild.explanations.open_backend", kept)
+    text = "FROM busybox\nWORKDIR /tmp\nRUN exit {}\nRUN true\n"
+    (context / "Dockerfile").write_text(text.format(1))
+    assert cli.main(["-q", str(context)]) == 1
+    assert cli.main(["explain", str(context)]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "stage stage-0",
+        "  none  1/3 WORKDIR /tmp",
+        "  miss  2/3 RUN exit 1",
+        "          never built here",
+        "          the step failed",
+        "  1 of 3 steps was not begun",
+    ]
+    (context / "Dockerfile").write_text(text.format(0))
+    assert cli.main(["-q", "--fail-on-miss", str(context)]) == 1
+    assert cli.main(["explain", str(context)]) == 0
+    out = capsys.readouterr().out
+    assert "instruction changed; it was RUN exit 1\n" in out
+    assert "          the step did not run\n" in out
+
+
+def test_wrong_words_of_explain_are_told_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--fromat=json"], ["--format=yaml"], ["a", "b"]):
+        assert cli.main(["explain", *words]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit):
+        cli.main(["explain", "--help"])
+    assert "Nothing is built." in " ".join(capsys.readouterr().out.split())

@@ -74,8 +74,8 @@ def history(stage: PlannedStage) -> list[str]:
 def run_env(stage: PlannedStage) -> dict[str, str]:
     step = stage.steps[-1]
     assert isinstance(step, RunStep)
-    assert len(dict(step.env)) == len(step.env)
-    return dict(step.env)
+    assert len(dict(step.process_env)) == len(step.process_env)
+    return dict(step.process_env)
 
 
 def copy(body: str, **args: str) -> CopyStep:

@@ -6,12 +6,13 @@ import os
 import pty
 import subprocess
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from pybuild.dockerfile.lint import LintWarning
-from pybuild.errors import BackendFailed, BuildCancelled, RunFailed, SourceRange
+from pybuild.errors import BackendFailed, BuildCancelled, CacheMissed, RunFailed, SourceRange
 from pybuild.oci.descriptor import OCI_MANIFEST, Descriptor
 from pybuild.oci.platform import Platform
 from pybuild.run.events import (
@@ -20,10 +21,12 @@ from pybuild.run.events import (
     LintReported,
     StepFinished,
     StepLog,
+    StepMissed,
     StepProgress,
     StepStarted,
     Warned,
 )
+from pybuild.run.miss import Cause, CauseKind, Miss
 from pybuild.run.progress.plain import PlainReporter, size_text
 from pybuild.run.progress.rawjson import JsonReporter
 from pybuild.run.progress.tty import TtyReporter
@@ -82,6 +85,22 @@ def test_plain_progress_reads_like_buildkits() -> None:
         "\n"
         "#3 [3/4] COPY a b\n"
         "#3 CACHED\n"
+    )
+
+
+MISS = Miss(
+    (
+        Cause(CauseKind.FILE_MODE, "/a\nb\x1b[2J", "0644", "0755", "stage x"),
+        Cause(CauseKind.ARG, "V", None, "1"),
+    ),
+    more=3,
+    against=datetime(2024, 1, 2, tzinfo=UTC),
+)
+
+
+def test_plain_tells_why_a_step_missed_in_one_line() -> None:
+    assert plain(StepStarted(1, "RUN a"), StepMissed(1, MISS), StepFinished(1, 0.1)) == (
+        "#1 RUN a\n#1 miss: files of stage x changed: /a b (mode) and 4 more\n#1 DONE 0.1s\n"
     )
 
 
@@ -261,10 +280,36 @@ def test_rawjson_has_the_documented_members() -> None:
     ]
 
 
+def test_rawjson_has_the_causes_of_a_miss() -> None:
+    miss = {
+        "text": str(MISS),
+        "causes": [
+            {
+                "kind": "file-mode",
+                "name": "/a\nb\x1b[2J",
+                "before": "0644",
+                "after": "0755",
+                "source": "stage x",
+            },
+            {"kind": "arg", "name": "V", "before": None, "after": "1", "source": ""},
+        ],
+        "more": 3,
+        "against": "2024-01-02T00:00:00+00:00",
+    }
+    missed, finished = as_json(
+        StepMissed(1, MISS), StepFinished(1, 0.1, error=CacheMissed("no", miss=MISS))
+    )
+    assert missed == {"event": "step-missed", "id": 1, "miss": miss}
+    assert finished["error"]["type"] == "CacheMissed"
+    assert finished["error"]["miss"] == miss
+
+
 def test_tty_shows_running_steps_and_leaves_finished_ones() -> None:
     stream = io.StringIO()
     with TtyReporter(stream) as reporter:
         reporter.report(StepStarted(1, "RUN make", "build", "2/4"))
+        reporter.report(StepMissed(1, MISS))
+        reporter.report(StepMissed(9, MISS))
         reporter.report(StepLog(1, 1, b"first\nsecond \x1b[2Jline", 0.1))
         reporter.report(StepProgress(1, "layer", 1_000_000, 9_000_000))
         reporter.report(StepProgress(1, "layer", 9_000_000, 9_000_000))
@@ -280,6 +325,8 @@ def test_tty_shows_running_steps_and_leaves_finished_ones() -> None:
     assert "second line" in text
     assert "layer" in text
     assert "#1 [build 2/4] RUN make  DONE 0.5s\n" in text
+    miss = "   miss: files of stage x changed: /a b (mode) and 4 more\n"
+    assert f"#1 [build 2/4] RUN make  DONE 0.5s\n{miss}" in text.replace("\r", "")
     assert "   naming to a:1\n" in text
     assert "WARN: careful" in text
     assert " - Legacy: two lines (line 2)\n" in text

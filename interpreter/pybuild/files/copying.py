@@ -172,7 +172,7 @@ class _Copy:
                         self._make_delayed(delayed)
                     copied = True
                     if entry.kind is Kind.DIRECTORY:
-                        self._put_folder(entry, goal)
+                        self._put_folder(entry, path, goal)
                     else:
                         self._put_file(entry, path, goal, links)
                 if entry.kind is not Kind.DIRECTORY:
@@ -204,18 +204,18 @@ class _Copy:
         for one in reversed(chain):
             there = self.staging.get(one.target)
             if there is None or there.kind is not Kind.DIRECTORY:
-                self._put_folder(one.entry, one.target)
+                self._put_folder(one.entry, None, one.target)
             elif there.mode != one.entry.mode:
                 self.staging.put(NewEntry(replace(there, mode=one.entry.mode)))
 
-    def _put_folder(self, entry: Entry, target: bytes) -> None:
+    def _put_folder(self, entry: Entry, path: bytes | None, target: bytes) -> None:
         """A folder inside of a copied one: it takes on the source's attributes."""
         there = self.staging.get(target)
         if there is not None and there.kind is not Kind.DIRECTORY:
             raise CopyFailed(f"cannot copy to non-directory: /{shown(target)}")
         placed = self._placed(entry, target)
         if there != placed:
-            self.staging.replace(there, NewEntry(placed))
+            self.staging.replace(there, NewEntry(placed, source=path))
 
     def _put_file(
         self, entry: Entry, path: bytes, target: bytes, links: dict[bytes, object]
@@ -227,10 +227,11 @@ class _Copy:
             raise CopyFailed(f"cannot replace to directory /{shown(target)} with file")
         placed = self._placed(entry, target)
         if entry.kind is not Kind.FILE:
-            self.staging.replace(there, NewEntry(placed))
+            self.staging.replace(there, NewEntry(placed, source=path))
             return
         group = links.setdefault(entry.link or entry.path, object())
-        self.staging.replace(there, NewEntry(placed, partial(self._source.open, path)), group)
+        new = NewEntry(placed, partial(self._source.open, path), path)
+        self.staging.replace(there, new, group)
 
     def _placed(self, entry: Entry, target: bytes) -> Entry:
         uid, gid = self._request.chown or (entry.uid, entry.gid)

@@ -88,7 +88,7 @@ class Staging(Tree):
             if group is not None:
                 target = first.setdefault(id(group), path)
                 if target != path:
-                    new = NewEntry(replace(new.entry, link=target))
+                    new = NewEntry(replace(new.entry, link=target), source=new.source)
             found.append(new)
         return found
 

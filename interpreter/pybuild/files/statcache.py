@@ -124,6 +124,7 @@ def _identity(status: os.stat_result) -> _Identity:
 
 def _forget_oldest(folder: Path) -> None:
     """Keep the contexts that learned something last."""
-    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    found = [path for path in folder.iterdir() if path.is_file()]
+    files = sorted(found, key=lambda path: path.stat().st_mtime_ns)
     for path in files[:-_MOST_FILES]:
         path.unlink(missing_ok=True)

@@ -56,11 +56,13 @@ class Tree(ABC):
 class NewEntry:
     """An entry to be put into a layer. ``content`` opens a FILE's bytes, ``entry.size`` long.
 
-    It is None for everything else, and for hard links.
+    It is None for everything else, and for hard links. ``source`` is the path that it was copied
+    from, None for what was made.
     """
 
     entry: Entry
     content: Callable[[], BinaryIO] | None = None
+    source: bytes | None = None
 
 
 def shown(path: bytes) -> str:

@@ -52,13 +52,19 @@ def base_key(image: BaseImage | None, platform: Platform) -> str:
 
 def step_key(parent: str, step: Step) -> str:
     """The plan key of `step` on what has the plan key `parent`. ``step.key`` is not looked at."""
+    kind, fields = step_fields(step)
+    return _key(kind, [parent, fields])
+
+
+def step_fields(step: Step) -> tuple[str, Mapping[str, Any]]:
+    """What a plan key is made of besides the parent's: the kind of step, and JSON values by name."""
     match step:
         case RunStep():
-            return _key("run", [parent, _run(step)])
+            return "run", _run(step)
         case CopyStep():
-            return _key("copy", [parent, _copy(step)])
+            return "copy", _copy(step)
         case WorkdirStep():
-            return _key("workdir", [parent, step.path, step.user])
+            return "workdir", {"path": step.path, "user": step.user}
 
 
 def chained_key(step_key: str, parent: str) -> str:

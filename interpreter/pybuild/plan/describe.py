@@ -184,7 +184,10 @@ def _step_object(step: Step) -> dict[str, Any]:
                 "type": "run",
                 **common,
                 "args": list(step.args),
-                "env": [_CREDENTIALS.sub("//***@", f"{name}={value}") for name, value in step.env],
+                "env": [
+                    _CREDENTIALS.sub("//***@", f"{name}={value}")
+                    for name, value in step.process_env
+                ],
                 "cwd": step.cwd,
                 "user": step.user,
                 "network": step.network.value,

@@ -22,7 +22,6 @@ from pybuild.plan.steps import (
     RunDefaults,
     RunStep,
 )
-from pybuild.values import replace
 
 _LONE_HEREDOC = re.compile(r"\d*+<<-?\s*+([^<]++)")
 _SCRIPTS = "/dev/pipes/"
@@ -55,13 +54,9 @@ def plan_run(run: Run, state: StageState) -> None:
         ulimits=settings.ulimits,
         insecure=_is_insecure(run, settings),
         cgroup_parent=settings.cgroup_parent,
+        proxies=tuple(proxy_variables(state.request.build_args).items()),
     )
     state.add_step(step, run_text(args, state.scope.declared, state.scope.variables))
-    proxies = proxy_variables(state.request.build_args)
-    if proxies:  # after the key was made: where a download came through changes no result
-        env = tuple(pair for pair in step.env if pair[0] not in proxies)
-        state.allowance.spend(len(env))
-        state.steps[-1] = replace(step, key=state.key, env=(*env, *proxies.items()))
 
 
 def _with_agent(

@@ -166,6 +166,7 @@ class StageState:
             inherited=inherited,
             history=tuple(self.history),
             where=where,
+            args=tuple((k, v) for k, v in dict(self.scope.declared).items() if v is not None),
         )
 
 

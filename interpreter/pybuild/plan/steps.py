@@ -143,6 +143,7 @@ class _Step:
 class RunStep(_Step):
     args: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
+    """All variables but the proxies."""
     cwd: str
     user: str
     """``name-or-number[:group]``, empty for root."""
@@ -154,6 +155,16 @@ class RunStep(_Step):
     ulimits: tuple[Ulimit, ...] = ()
     insecure: bool = False
     cgroup_parent: str | None = None
+    proxies: tuple[tuple[str, str], ...] = ()
+    """Proxy variables of the caller's; how a download came changes no result, and no key."""
+
+    @property
+    def process_env(self) -> tuple[tuple[str, str], ...]:
+        """What the process sees: the caller's proxies cover those of the Dockerfile."""
+        if not self.proxies:
+            return self.env
+        covered = {name for name, _ in self.proxies}
+        return (*(pair for pair in self.env if pair[0] not in covered), *self.proxies)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +214,8 @@ class PlannedStage:
     Dockerfile or ``stage-0`` and so on, behind the platform where the plan has several.
     ``parent`` is what it starts from: an image, another stage, or ImageSource(None).
     ``config`` is final but for rootfs, history and creation time. ``history`` is of this
-    stage alone; ``inherited`` comes from the image or stage below.
+    stage alone; ``inherited`` comes from the image or stage below. ``args`` are the last values
+    of the ARGs that are set in it.
     """
 
     index: int
@@ -216,6 +228,7 @@ class PlannedStage:
     inherited: tuple[HistoryEntry, ...]
     history: tuple[PlannedHistory, ...]
     where: SourceRange
+    args: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from pybuild.errors import BackendFailed, BuildCancelled, PybuildError, SourceRange
 from pybuild.run.events import (
@@ -13,12 +14,16 @@ from pybuild.run.events import (
     Reporter,
     StepFinished,
     StepLog,
+    StepMissed,
     StepProgress,
     StepStarted,
     Warned,
 )
 from pybuild.run.output import OutputTail
 from pybuild.values import dataclass, field
+
+if TYPE_CHECKING:
+    from pybuild.run.miss import Miss
 
 _PROGRESS_INTERVAL = 0.1
 
@@ -199,6 +204,10 @@ class StepActivity:
                 return
             self._progressed[item] = now
         self._events.send(StepProgress(self.id, item, done, total))
+
+    def missed(self, miss: Miss) -> None:
+        """Tell why the step has to run."""
+        self._events.send(StepMissed(self.id, miss))
 
     def note(self, text: str) -> None:
         """Report something done that has no size: ``naming to docker.io/library/app:1``."""

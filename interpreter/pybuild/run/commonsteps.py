@@ -10,6 +10,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from pybuild.plan.steps import Plan, PlannedStage, StageSource
+from pybuild.run.keys import ContentKey
 from pybuild.run.layers import SharedLayer, release_all
 from pybuild.run.schedule import sources
 from pybuild.values import dataclass
@@ -20,10 +21,10 @@ StepIdentity = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What a step left: ``layer`` is None if it made none, ``key`` its content key."""
+    """What a step left: ``layer`` is None if it made none."""
 
     layer: SharedLayer | None
-    key: str
+    key: ContentKey
     cached: bool
     ended: datetime
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pybuild.dockerfile.lint import LintWarning
 from pybuild.errors import PybuildError, SourceRange
 from pybuild.run.result import BuildResult
 from pybuild.values import dataclass
+
+if TYPE_CHECKING:
+    from pybuild.run.miss import Miss
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,17 @@ class StepStarted:
     stage: str = ""
     position: str = ""
     where: SourceRange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepMissed:
+    """The unit is the first step of its stage that isn't in the cache, and now it will run.
+
+    Where no results are kept or sought (``--no-cache``) this doesn't come.
+    """
+
+    id: int
+    miss: Miss
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +101,16 @@ class BuildFinished:
     result: BuildResult
 
 
-Event = StepStarted | StepLog | StepProgress | StepFinished | Warned | LintReported | BuildFinished
+Event = (
+    StepStarted
+    | StepMissed
+    | StepLog
+    | StepProgress
+    | StepFinished
+    | Warned
+    | LintReported
+    | BuildFinished
+)
 
 
 class Reporter(Protocol):

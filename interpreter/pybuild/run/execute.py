@@ -108,6 +108,11 @@ def prepare(
             assert_never(step)
 
 
+def changes_nothing(prepared: Prepared) -> bool:
+    """Whether there is nothing to do, which no layer has to be kept for."""
+    return isinstance(prepared, PreparedFiles) and not prepared.entries
+
+
 def perform(
     prepared: Prepared,
     layer: ROLayer,
@@ -163,7 +168,7 @@ def _prepare_run(step: RunStep, layer: ROLayer, open_source: OpenSource, lent: L
     variables = [secret_variable(mount, lent) for mount in wanted]
     secret_env = {pair[0]: pair for pair in variables if pair is not None}
     # the Dockerfile's own variables of these names are covered
-    env = tuple(pair for pair in step.env if pair[0] not in secret_env)
+    env = tuple(pair for pair in step.process_env if pair[0] not in secret_env)
     mounts = [_mount(mount, open_source, lent) for mount in step.mounts]
     if lent.ca is not None:
         from pybuild.run.certificates import (  # noqa: PLC0415 - seldom lent

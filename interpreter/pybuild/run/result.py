@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pybuild.errors import SourceRange
 from pybuild.oci.descriptor import INDEX_TYPES, Descriptor
 from pybuild.oci.platform import Platform
 from pybuild.values import dataclass, field
 
+if TYPE_CHECKING:
+    from pybuild.run.miss import Miss
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """How one step went. ``seconds`` is wall time; ``diff_id`` is None for an empty layer."""
+    """How one step went. ``seconds`` is wall time; ``diff_id`` is None for an empty layer.
+
+    ``miss`` says why it ran although the results of steps are kept; None for one that was
+    ``cached``, that changed nothing, or that another stage had done as well.
+    """
 
     stage: str
     title: str
@@ -20,6 +28,7 @@ class StepResult:
     seconds: float
     cached: bool
     diff_id: str | None
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend, BaseImage, ROLayer
 from pybuild.errors import located
@@ -28,17 +29,21 @@ from pybuild.run.elsewhere import Elsewhere, KeptStep
 from pybuild.run.execute import (
     OpenSource,
     Prepared,
-    PreparedFiles,
     SourceFiles,
+    changes_nothing,
     perform,
     prepare,
 )
-from pybuild.run.keys import content_key
+from pybuild.run.keys import ContentKey, content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
 from pybuild.run.lending import Lent
+from pybuild.run.misses import Misses, StepNotes
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
 from pybuild.values import dataclass, field, replace
+
+if TYPE_CHECKING:
+    from pybuild.run.miss import Miss
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class _Done:
     outcome: StepOutcome
     seconds: float
     cached: bool
+    miss: Miss | None
 
 
 class StageRunner:
@@ -95,12 +101,16 @@ class StageRunner:
         events: Events,
         stop: CancelToken,
         settings: StageSettings,
+        *,
+        misses: Misses,
     ) -> None:
+        """`misses` takes note of all steps."""
         self._plan = plan
         self._backend = backend
         self._events = events
         self._stop = stop
         self._settings = settings
+        self._misses = misses
         self._images = BaseImages(backend)
         self._steps = CommonSteps(plan)
         # what one of its stages wants to be done again is done again for all
@@ -149,7 +159,7 @@ class StageRunner:
                     self._run_step(stage, step, position, current.layer, key, identity=identity)
                 )
                 outcome = done[-1].outcome
-                key = outcome.key
+                key = outcome.key.text
                 if outcome.layer is not None:
                     current = outcome.layer
                     made.append(current)
@@ -168,7 +178,13 @@ class StageRunner:
                     diffs.append(diff.diff_id if diff is not None else None)
             results = tuple(
                 StepResult(
-                    stage.label, each.step.title, each.step.where, each.seconds, each.cached, diff
+                    stage=stage.label,
+                    title=each.step.title,
+                    where=each.step.where,
+                    seconds=each.seconds,
+                    cached=each.cached,
+                    diff_id=diff,
+                    miss=each.miss,
                 )
                 for each, diff in zip(done, diffs, strict=True)
             )
@@ -218,45 +234,48 @@ class StageRunner:
         *,
         identity: StepIdentity,
     ) -> _Done:
-        with self._events.unit(
-            step.title,
-            self._stop,
-            stage=shown_name(self._plan, stage),
-            position=_position(stage, position),
-            where=step.where,
-        ) as activity:
+        with (
+            self._events.unit(
+                step.title,
+                self._stop,
+                stage=shown_name(self._plan, stage),
+                position=_position(stage, position),
+                where=step.where,
+            ) as activity,
+            self._misses.step(stage, step, parent_key) as notes,
+        ):
             activity.raise_if_cancelled()
+            fresh = identity in self._fresh
             outcome, is_own = self._steps.once(
-                identity,
-                lambda: self._do_step(stage, step, layer, parent_key, activity, identity=identity),
+                identity, lambda: self._do_step(stage, layer, activity, notes, fresh=fresh)
             )
+            notes.keyed(outcome.key.text, outcome.key.files)
+            notes.done(cached=outcome.cached, empty=outcome.layer is None)
             activity.cached = outcome.cached or not is_own
-            return _Done(step, outcome, activity.seconds, activity.cached)
+            return _Done(step, outcome, activity.seconds, activity.cached, notes.miss)
 
     def _do_step(
         self,
         stage: PlannedStage,
-        step: Step,
         layer: ROLayer,
-        parent_key: str,
         activity: StepActivity,
+        notes: StepNotes,
         *,
-        identity: StepIdentity,
+        fresh: bool,
     ) -> StepOutcome:
+        step = notes.step
         images: list[SharedLayer] = []
         with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
             open_source = self._opener(activity, images)
             created, lent = self._created_seconds(), self._settings.lent
             prepared = prepare(step, layer, open_source, created, lent)
-            key = (
-                content_key(step, parent_key, prepared, activity)
-                if self._settings.use_cache
-                else ""
-            )
-            fresh = identity in self._fresh
+            key = ContentKey()
+            if self._settings.use_cache:
+                key = content_key(step, notes.parent_key, prepared, activity)
+                notes.keyed(key.text, key.files)
             base = base_image(self._plan, stage)
             made, cached = self._found_or_made(
-                prepared, layer, key, activity, base=base, fresh=fresh
+                prepared, layer, activity, notes, base=base, fresh=fresh
             )
         # a step that isn't run again happened when it was run
         ended = (made.made if made is not None else None) or datetime.now(UTC)
@@ -267,14 +286,18 @@ class StageRunner:
         self,
         prepared: Prepared,
         layer: ROLayer,
-        key: str,
         activity: StepActivity,
+        notes: StepNotes,
         *,
         base: BaseImage | None,
         fresh: bool,
     ) -> tuple[ROLayer | None, bool]:
         """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
-        if fresh or not key:
+        key = notes.key
+        if not key or changes_nothing(prepared):
+            return self._made(prepared, layer, key, activity), False
+        if fresh:
+            self._misses.missed(notes, activity, fresh=True)
             return self._made(prepared, layer, key, activity), False
         if (made := self._lookup(key)) is not None:
             return made, True
@@ -283,10 +306,11 @@ class StageRunner:
             if (made := self._lookup(key)) is not None:
                 return made, True
             elsewhere = self._settings.elsewhere
-            if elsewhere is not None and prepared != PreparedFiles(()):
+            if elsewhere is not None:
                 made = elsewhere.find(key, layer, base, activity)
                 if made is not None:
                     return made, True
+            self._misses.missed(notes, activity, fresh=False)
             return self._made(prepared, layer, key, activity), False
 
     def _made(
@@ -319,14 +343,14 @@ class StageRunner:
         base = len(image.layers) if image is not None else 0
         return tuple(
             KeptStep(
-                each.outcome.key,
+                each.outcome.key.text,
                 each.outcome.layer.layer.diffs,
                 base,
                 each.outcome.layer.layer.diff is not None,
                 each.outcome.ended,
             )
             for each in done
-            if each.outcome.layer is not None and each.outcome.key
+            if each.outcome.layer is not None and each.outcome.key.text
         )
 
     def _lookup(self, key: str) -> ROLayer | None:

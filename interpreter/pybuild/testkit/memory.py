@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
 
 from pybuild.backend import (
@@ -73,11 +74,14 @@ class MemoryBackend(Backend):
         runner: Runner = toyshell_run,
         platforms: Sequence[Platform] = (),
         capabilities: Iterable[Capability] = tuple(Capability),
+        notes: Path | None = None,
     ) -> None:
+        """`notes` is what :meth:`notes_folder` gives."""
         self.platforms = tuple(platforms) or (host_platform(),)
         self.capabilities = frozenset(capabilities)
         self.runner = runner
         self.live_layers = 0
+        self._notes = notes
         self._store = _Store()
         self._local: dict[Reference, dict[Platform, BaseImage]] = {}
         self._remote: dict[Reference, dict[Platform, BaseImage]] = {}
@@ -251,6 +255,9 @@ class MemoryBackend(Backend):
     def _pack_mount(self, ident: str) -> LayerDiff | None:
         entries = self._caches.entries(ident)
         return None if entries is None else self._store.add_layer(entries)
+
+    def notes_folder(self) -> Path | None:
+        return self._notes
 
     def describe(self) -> Sequence[tuple[str, str]]:
         return (("made for", "tests: processes are simulated, images vanish"),)

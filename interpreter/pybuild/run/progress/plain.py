@@ -12,6 +12,7 @@ from pybuild.run.events import (
     LintReported,
     StepFinished,
     StepLog,
+    StepMissed,
     StepProgress,
     StepStarted,
     Warned,
@@ -47,6 +48,11 @@ def warning_text(event: Warned) -> str:
     return without_escapes(f"{event.message}{hint}{place}")
 
 
+def miss_text(event: StepMissed) -> str:
+    """Why a step wasn't in the cache, in one line."""
+    return without_escapes(" ".join(f"miss: {event.miss}".split()))
+
+
 @dataclass(slots=True)
 class _Unit:
     lines: dict[int, LineBuffer] = field(default_factory=dict)
@@ -77,6 +83,8 @@ class PlainReporter:
                     if self._began
                     else f"#{event.id} {unit_title(event)}"
                 )
+            case StepMissed():
+                self._write(f"#{event.id} {miss_text(event)}")
             case StepLog():
                 self._log(event)
             case StepProgress():

@@ -4,10 +4,13 @@ Every line is an object with ``event`` and these members; times are seconds, siz
 
 =================  ==========================================================================
 ``step-started``   ``id``, ``title``, ``stage``, ``position``, ``where``
+``step-missed``    ``id``, ``miss``: ``text``, ``causes`` (a list of ``kind``, ``name``,
+                   ``before``, ``after``, ``source``), ``more``, ``against``
 ``step-log``       ``id``, ``stream`` (1 or 2), ``text``, ``time`` since the step began
 ``step-progress``  ``id``, ``item``, ``done``, ``total`` (null if unknown)
 ``step-finished``  ``id``, ``seconds``, ``cached``, ``cancelled``, ``error`` (null or ``type``,
-                   ``message``, ``where``, ``hint``, and for a RUN ``exit_code``)
+                   ``message``, ``where``, ``hint``, for a RUN ``exit_code``, and ``miss``
+                   for a step that was to be in the cache)
 ``warning``        ``id`` (0 for the build), ``message``, ``where``, ``hint``
 ``lint-reported``  ``warnings``: a list of ``rule``, ``message``, ``description``, ``where``
 ``build-finished`` ``digest``, ``config_digest``, ``names``, ``platform``, ``seconds``
@@ -25,17 +28,19 @@ import json
 from dataclasses import asdict
 from typing import Any, TextIO, assert_never
 
-from pybuild.errors import PybuildError, RunFailed, SourceRange
+from pybuild.errors import CacheMissed, PybuildError, RunFailed, SourceRange
 from pybuild.run.events import (
     BuildFinished,
     Event,
     LintReported,
     StepFinished,
     StepLog,
+    StepMissed,
     StepProgress,
     StepStarted,
     Warned,
 )
+from pybuild.run.miss import miss_as_json
 
 
 class JsonReporter:
@@ -61,6 +66,8 @@ class JsonReporter:
                     "position": event.position.strip(),
                     "where": _place(event.where),
                 }
+            case StepMissed():
+                return {"event": "step-missed", "id": event.id, "miss": miss_as_json(event.miss)}
             case StepLog():
                 decoder = self._decoders.setdefault(
                     (event.id, event.stream), codecs.getincrementaldecoder("utf-8")("replace")
@@ -116,6 +123,8 @@ def error_as_json(error: PybuildError) -> dict[str, Any]:
     }
     if isinstance(error, RunFailed):
         members["exit_code"] = error.process_exit_code
+    if isinstance(error, CacheMissed):
+        members["miss"] = miss_as_json(error.miss)
     return members
 
 

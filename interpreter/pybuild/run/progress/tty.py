@@ -22,13 +22,14 @@ from pybuild.run.events import (
     LintReported,
     StepFinished,
     StepLog,
+    StepMissed,
     StepProgress,
     StepStarted,
     Warned,
 )
 from pybuild.run.output import LineBuffer, cut, without_escapes
 from pybuild.run.progress.lint import lint_lines
-from pybuild.run.progress.plain import finish_text, unit_title, warning_text
+from pybuild.run.progress.plain import finish_text, miss_text, unit_title, warning_text
 from pybuild.values import dataclass, field
 
 _TICK = 0.2
@@ -98,6 +99,8 @@ class TtyReporter:
                     unit = _Unit(unit_title(event), line, self._clock())
                     self._units[event.id] = unit
                     self._draw(unit)
+                case StepMissed():
+                    self._miss(event)
                 case StepLog():
                     self._log(event)
                 case StepProgress():
@@ -133,6 +136,13 @@ class TtyReporter:
             return os.get_terminal_size(self._stream.fileno()).columns - 1
         except (OSError, ValueError):
             return 79
+
+    def _miss(self, event: StepMissed) -> None:
+        unit = self._units.get(event.id)
+        if unit is not None:
+            unit.last = miss_text(event)
+            unit.notes.append(unit.last)
+            self._draw(unit)
 
     def _log(self, event: StepLog) -> None:
         unit = self._units.get(event.id)
