@@ -51,12 +51,14 @@ LAYERS |= {
     "api": {*BELOW_API, "options", "lookups", "lockfile", "planning", "requirements"},
     "locking": {*BELOW_API, "options", "lookups", "lockfile", "pinning", "planning"},
     "running": BELOW_API,
+    "image": {*BELOW_API, "running"},
+    "builder": {*BELOW_API, "api", "image", "options"},
     "runcommand": {*BELOW_API, "arguments", "flagvalues"},
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "options", "lookups", "planning"},
     "reports": {*BELOW_API, "checks"},
     "doctor": {"errors", "backend", "backends", "oci"},
-    "__init__": {*BELOW_API, "api", "checks", "lockfile", "locking"},
+    "__init__": {*BELOW_API, "api", "builder", "checks", "image", "lockfile", "locking"},
     "flagvalues": {"errors", "backend"},
     "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags"},
     "environment": {*BELOW_API, "arguments", "flagvalues"},
@@ -103,6 +105,13 @@ FOR_TYPES_ONLY = {
     ("pybuild.api", "pybuild.oci.registry"),  # once something is pushed
     ("pybuild.api", "pybuild.lockfile"),  # once a lock file is used
     ("pybuild.planning", "pybuild.lockfile"),
+    ("pybuild.builder", "pybuild.lockfile"),
+    ("pybuild.builder", "pybuild.oci.registry"),
+    ("pybuild.image", "pybuild.oci.registry"),
+    ("pybuild.errors", "pybuild.files.filesystem"),  # a step's error leads to its files
+    ("pybuild.api", "pybuild.run.failedsteps"),  # once a step's files are kept
+    ("pybuild.run.onfailure", "pybuild.run.failedsteps"),
+    ("pybuild.run.inputs", "pybuild.files.memorycontext"),  # once a context is in memory
     ("pybuild.environment", "pybuild.oci.registry"),
     ("pybuild.export.exporting", "pybuild.oci.registry"),
     ("pybuild.cli", "pybuild.checks"),  # once it is asked for

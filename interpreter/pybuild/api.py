@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend, Capability, HostEntry, ImageSpec, Network, PullPolicy, Ulimit
 from pybuild.backends import DEFAULT_BACKEND, open_backend
+from pybuild.errors import UsageError
 from pybuild.export.exporting import check_index_annotations, describe_output, export
 from pybuild.export.images import TargetImage, TargetImages, image_name, wanted_images
 from pybuild.export.outputs import ImageOptions, Output
@@ -30,8 +31,6 @@ from pybuild.options import (
 )
 from pybuild.plan.steps import ContextSource, Plan, PlanRequest
 from pybuild.planning import (
-    Context,
-    DockerfileSource,
     for_each,
     plan_all,
     reading,
@@ -43,8 +42,10 @@ from pybuild.requirements import check_emulation, check_supported
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
+from pybuild.run.inputs import Context, DockerfileSource
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
+from pybuild.run.onfailure import OnFailure
 from pybuild.run.result import BuildResult, OutputResult, StepResult
 from pybuild.run.schedule import run_stages, sources
 from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
@@ -53,6 +54,7 @@ from pybuild.secrets import Secret
 if TYPE_CHECKING:
     from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
+    from pybuild.run.failedsteps import FailedSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +99,18 @@ def build(
     locked: Lock | str | Path | bool = False,
     outputs: Sequence[Output | str] = (),
     registry: RegistryClient | None = None,
+    logs: str | Path | None = None,
+    failed_steps: FailedSteps | None = None,
 ) -> BuildResult:
     """Build an image, for one platform or several, write it to its outputs, and return its
     digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
-    context), the URL of a git repository, of an archive or of a Dockerfile, or None.
-    `dockerfile` is a path, relative to the working directory, or the text itself; by default
-    ``Dockerfile``, else ``Containerfile``, of the context. In an archive or a repository the
-    path is one inside it. `contexts` are named contexts: what stands in for the
+    context), the URL of a git repository, of an archive or of a Dockerfile, files in memory
+    by their paths, or None. `dockerfile` is a path, relative to the working directory, or the
+    text itself as bytes or as a parsed Dockerfile; by default ``Dockerfile``, else
+    ``Containerfile``, of the context. In an archive, a repository or in memory the path is
+    one inside it. `contexts` are named contexts: what stands in for the
     images and stages of these names, in the forms of ``--build-context`` or as a tree.
     The stages named in `no_cache_filter` run again although their results may be kept.
     `secrets` are by id; those named HTTP_AUTH_* and GIT_AUTH_* log in where `remotes`, which
@@ -131,11 +136,14 @@ def build(
     without any, the image goes into the backend's store. `registry` pushes and stays open;
     by default one without logins.
 
+    `logs` is a folder, made if need be, where all that a process printed is kept if its step
+    doesn't end well; the error names the file. `failed_steps` keeps the files of such a step
+    beyond the build, for which the backend must be given open.
+
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
-    args = dict(build_args or {})
-    names = tuple(map(image_name, tags))
+    args, names = dict(build_args or {}), tuple(map(image_name, tags))
     lock = _chosen_lock(locked, context, dockerfile)
     platforms, policy = asked_platforms(platform), pull_policy(pull, locked=lock is not None)
     as_index = wants_index(platforms, args)
@@ -143,6 +151,7 @@ def build(
     asked_outputs = wanted_outputs(outputs, names, as_index=as_index)
     fixed_time = fixed_time_of(created, args)
     cancel, events = cancel or CancelToken(), Events(reporter)
+    on_failure = _on_failure(logs, failed_steps, backend)
     with ExitStack() as stack:
         fetched = Remotes(remotes, secrets or {}, default_agent(ssh or {}))
         source = stack.enter_context(
@@ -174,6 +183,7 @@ def build(
             use_cache=Capability.STEP_CACHE in backend.capabilities and not no_cache,
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
+            on_failure=on_failure,
         )
         stop = CancelToken()
         runner = StageRunner(plan, backend, events, stop, settings)
@@ -192,6 +202,17 @@ def build(
         result = _result(built, exported, events.silent(cancel), steps, seconds)
     events.send(BuildFinished(result))
     return result
+
+
+def _on_failure(
+    logs: str | Path | None, failed_steps: FailedSteps | None, backend: str | Backend | None
+) -> OnFailure:
+    if failed_steps is not None and not isinstance(backend, Backend):
+        raise UsageError(
+            "a backend that is opened for one build can't keep the files of failed steps",
+            hint="give an open one, or use a pybuild.Builder",
+        )
+    return OnFailure(failed_steps, None if logs is None else Path(logs))
 
 
 def _target_images(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.instructions import Dockerfile
@@ -20,13 +19,10 @@ from pybuild.plan.steps import Plan, PlanRequest
 from pybuild.remotes.fetching import Remotes
 from pybuild.run.activity import CancelToken, Events
 from pybuild.run.events import LintReported
-from pybuild.run.inputs import Inputs, read_inputs
+from pybuild.run.inputs import Context, DockerfileSource, Inputs, read_inputs
 
 if TYPE_CHECKING:
     from pybuild.lockfile import Lock
-
-Context = str | Path | BinaryIO | None
-DockerfileSource = str | Path | bytes | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from pybuild.run.activity import StepActivity
 from pybuild.run.certificates import certificate_mounts, certificate_variables
 from pybuild.run.digests import digested
 from pybuild.run.lending import Lent, secret_mount, secret_variable, ssh_mount, with_own_sockets
+from pybuild.run.onfailure import KEEP_NOTHING, OnFailure
 
 _SCRIPT = b"script"
 _WRONG_PROCESSOR = (
@@ -115,6 +116,8 @@ def perform(
     key: str | None,
     activity: StepActivity,
     newest: int | None = None,
+    *,
+    on_failure: OnFailure = KEEP_NOTHING,
 ) -> ROLayer | None:
     """Do it, and return the layer that it made; None if there was nothing to do.
 
@@ -125,7 +128,7 @@ def perform(
             process = identified()
             with (
                 with_own_sockets(mounts) as own_mounts,
-                layer.begin(runs=True, newest=newest) as rw,
+                on_failure.begun(layer, newest) as rw,
             ):
                 code = rw.run(process, own_mounts, activity)
                 # A process that was killed by a cancel failed for no reason of its own.

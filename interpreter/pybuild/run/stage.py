@@ -35,6 +35,7 @@ from pybuild.run.execute import (
 from pybuild.run.keys import content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
 from pybuild.run.lending import Lent
+from pybuild.run.onfailure import KEEP_NOTHING, OnFailure
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
 
@@ -47,7 +48,7 @@ class StageSettings:
     ``created`` fixes every time in the image; None for the times at which things happen.
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
     those of ``fresh_stages``, names in lower case, are only kept. ``lent`` is what steps may
-    see.
+    see, ``on_failure`` what is kept of one that fails.
     """
 
     contexts: Mapping[str | None, Tree]
@@ -57,6 +58,7 @@ class StageSettings:
     use_cache: bool
     fresh_stages: frozenset[str] = frozenset()
     lent: Lent = field(default_factory=Lent)
+    on_failure: OnFailure = KEEP_NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,10 @@ class StageRunner:
         identity: StepIdentity,
     ) -> StepOutcome:
         images: list[SharedLayer] = []
-        with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
+        with (
+            releasing(lambda: release_all([x.release for x in images]), self._events.warn),
+            self._settings.on_failure.watching(step.title, layer, activity),
+        ):
             open_source = self._opener(activity, images)
             created, lent = self._created_seconds(), self._settings.lent
             prepared = prepare(step, layer, open_source, created, lent)
@@ -255,14 +260,20 @@ class StageRunner:
     ) -> tuple[ROLayer | None, bool]:
         """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
         if fresh or not key:
-            return perform(prepared, layer, key or None, activity, self._newest()), False
+            return self._perform(prepared, layer, key or None, activity), False
         if (made := self._lookup(key)) is not None:
             return made, True
         with self._backend.single_flight(key, activity):
             # another build may have done it in the meantime
             if (made := self._lookup(key)) is not None:
                 return made, True
-            return perform(prepared, layer, key, activity, self._newest()), False
+            return self._perform(prepared, layer, key, activity), False
+
+    def _perform(
+        self, prepared: Prepared, layer: ROLayer, key: str | None, activity: StepActivity
+    ) -> ROLayer | None:
+        on_failure = self._settings.on_failure
+        return perform(prepared, layer, key, activity, self._newest(), on_failure=on_failure)
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source | Location) -> SourceFiles:
