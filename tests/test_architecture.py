@@ -112,6 +112,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.api", "pybuild.run.failedsteps"),  # once a step's files are kept
     ("pybuild.run.onfailure", "pybuild.run.failedsteps"),
     ("pybuild.run.inputs", "pybuild.files.memorycontext"),  # once a context is in memory
+    ("pybuild.run.contexts", "pybuild.files.memorycontext"),
     ("pybuild.environment", "pybuild.oci.registry"),
     ("pybuild.export.exporting", "pybuild.oci.registry"),
     ("pybuild.cli", "pybuild.checks"),  # once it is asked for

@@ -99,9 +99,7 @@ def read_inputs(
             tree = stack.enter_context(_unpacked(file.open()))
             text = _find_in_tree(tree, dockerfile, str(location))
         elif isinstance(context, Mapping):
-            from pybuild.files.memorycontext import MemoryContext  # noqa: PLC0415 - few have one
-
-            tree = MemoryContext(context)
+            tree = _in_memory(context)
             text = _find_in_tree(tree, dockerfile, "the files of the context")
         elif isinstance(context, str | Path):
             tree = stack.enter_context(_open_folder(context))
@@ -121,20 +119,24 @@ def read_inputs(
 
 
 @contextmanager
-def open_files(location: str | Path, remotes: Remotes, activity: Activity) -> Iterator[Tree]:
-    """The files of a named context: of a folder, less what its .dockerignore excludes; of a
-    repository; of an archive on the web, or the one file there as ``context``.
+def open_files(
+    location: str | Path | FilesInMemory, remotes: Remotes, activity: Activity
+) -> Iterator[Tree]:
+    """The files of a named context: of a folder or in memory, less what its .dockerignore
+    excludes; of a repository; of an archive on the web, or the one file there as ``context``.
 
     Raises ContextError, UsageError, FetchFailed.
     """
+    if isinstance(location, Mapping):
+        yield _less_ignored(_in_memory(location))
+        return
     found = _location(location) if isinstance(location, str) else None
     if isinstance(found, GitLocation):
         yield remotes.repository(found, activity)
         return
     if found is None:
         with _open_folder(location) as folder:
-            matcher = _matcher(folder)
-            yield folder if matcher is None else folder.ignoring(matcher)
+            yield _less_ignored(folder)
         return
     file = remotes.file(found, activity)
     with file.open() as stream:
@@ -155,6 +157,17 @@ def read_limited(stream: BinaryIO, what: str) -> bytes:
         if size > MAX_SIZE:
             raise ContextError(f"{what} is larger than {MAX_SIZE} bytes")
     return b"".join(parts)
+
+
+def _in_memory(files: FilesInMemory) -> ContextTree:
+    from pybuild.files.memorycontext import MemoryContext  # noqa: PLC0415 - few builds have one
+
+    return MemoryContext(files)
+
+
+def _less_ignored(tree: ContextTree) -> ContextTree:
+    matcher = _matcher(tree)
+    return tree if matcher is None else tree.ignoring(matcher)
 
 
 def _matcher(tree: ContextTree, ignore: bytes | None = None) -> IgnoreMatcher | None:
