@@ -1,4 +1,4 @@
-"""Many builds over one embedded backend: what they leave, and what a process sees."""
+"""Many builds over one backend: what they leave, and what a process sees."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from embedding import Stores, check_store
 from pybuild import BuildCancelled, Builder, File, RunFailed, build
 from pybuild.run.events import Event, StepLog
+from pybuild.testkit.containerd import check_nothing_left
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inherent: runs on Linux only")
 
@@ -22,8 +23,14 @@ WARM = 0
 """Which of the marks of many_builds.py is behind its first 50 builds."""
 
 
-@pytest.fixture
-def builder(stores: Stores) -> Iterator[Builder]:
+@pytest.fixture(params=["embedded", "containerd"])
+def builder(request: pytest.FixtureRequest, stores: Stores) -> Iterator[Builder]:
+    if request.param == "containerd":
+        daemon = request.getfixturevalue("base_images")
+        with Builder("containerd", backend_options={"address": daemon.address}) as builder:
+            yield builder
+        check_nothing_left(daemon.address, "default", daemon.folder)
+        return
     with stores.lent() as root:
         with Builder(backend_options={"root": root}) as builder:
             yield builder
