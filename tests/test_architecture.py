@@ -53,6 +53,8 @@ LAYERS |= {
     "running": BELOW_API,
     "image": {*BELOW_API, "running"},
     "builder": {*BELOW_API, "api", "image", "options"},
+    "imagefactory": {*BELOW_API, "builder", "image"},
+    "pytest_plugin": {*BELOW_API, "builder", "imagefactory"},
     "runcommand": {*BELOW_API, "arguments", "flagvalues"},
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "options", "lookups", "planning"},
@@ -108,6 +110,8 @@ FOR_TYPES_ONLY = {
     ("pybuild.builder", "pybuild.lockfile"),
     ("pybuild.builder", "pybuild.oci.registry"),
     ("pybuild.image", "pybuild.oci.registry"),
+    ("pybuild.pytest_plugin", "pybuild.builder"),  # once a test wants an image
+    ("pybuild.pytest_plugin", "pybuild.imagefactory"),
     ("pybuild.errors", "pybuild.files.filesystem"),  # a step's error leads to its files
     ("pybuild.api", "pybuild.run.failedsteps"),  # once a step's files are kept
     ("pybuild.run.onfailure", "pybuild.run.failedsteps"),

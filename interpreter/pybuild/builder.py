@@ -135,6 +135,11 @@ class Builder:
         self._resources.callback(self._failed.close)
         self._pool = self._resources.enter_context(workers(max_builds))
 
+    @property
+    def backend(self) -> Backend:
+        """What it builds on; open as long as the builder is."""
+        return self._backend
+
     def build(self, context: Context, **options: Unpack[BuildOptions]) -> BuildResult:
         """Build as :func:`pybuild.build` does, in this thread.
 

@@ -366,7 +366,7 @@ def test_a_closed_builder_and_its_images_say_so(backend: MemoryBackend) -> None:
 def test_a_builder_closes_the_backend_that_it_opened() -> None:
     with pybuild.Builder("memory") as builder:
         builder.build({"Dockerfile": "FROM scratch\nCOPY <<x /x\n1\nx\n"})
-        opened = builder._backend
+        opened = builder.backend
     assert isinstance(opened, MemoryBackend)
     with pytest.raises(RuntimeError, match="closed"):
         opened.checkout(None, NoActivity())
