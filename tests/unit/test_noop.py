@@ -26,6 +26,18 @@ UNNEEDED = (
     *("pybuild.sandbox.client", "pybuild.sandbox.modes", "pybuild.sandbox.process"),
     *("pybuild.remotes.git", "pybuild.remotes.web", "pybuild.checks", "pybuild.reports"),
     *("pybuild.plan.outline", "pybuild.plan.describe", "pybuild.diagnostics", "pybuild.testkit"),
+    *(
+        "pybuild.builder",
+        "pybuild.image",
+        "pybuild.files.filesystem",
+        "pybuild.files.memorycontext",
+    ),
+    *(
+        "pybuild.run.failedsteps",
+        "pybuild.run.logfile",
+        "pybuild.imagefactory",
+        "pybuild.pytest_plugin",
+    ),
     *("pybuild_embedded.workers", "pybuild_embedded.newlayers", "pybuild_embedded.checking"),
 )
 PROGRAM = """
