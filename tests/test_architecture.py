@@ -54,9 +54,14 @@ LAYERS |= {
         *("errors", "oci", "dockerfile", "remotes", "plan", "run", "lookups", "pinning"),
     },
     "requirements": {"errors", "oci", "sandbox", "backend", "plan", "run"},
-    "api": {*BELOW_API, "options", "lookups", "lockfile", "planning", "requirements"},
+    "building": {*BELOW_API, "planning"},
+    "api": {*BELOW_API, "building", "options", "lookups", "lockfile", "planning", "requirements"},
     "locking": {*BELOW_API, "options", "lookups", "lockfile", "pinning", "planning"},
     "running": BELOW_API,
+    "image": {*BELOW_API, "running"},
+    "builder": {*BELOW_API, "api", "image", "options"},
+    "imagefactory": {*BELOW_API, "builder", "image"},
+    "pytest_plugin": {*BELOW_API, "builder", "imagefactory"},
     "runcommand": {*BELOW_API, "arguments", "flagvalues"},
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "options", "lookups", "planning"},
@@ -64,7 +69,10 @@ LAYERS |= {
     "explanations": {*BELOW_API, "options"},
     "explaincommand": {*BELOW_API, "arguments", "explanations"},
     "doctor": {"errors", "backend", "backends", "oci"},
-    "__init__": {*BELOW_API, "api", "checks", "explanations", "lockfile", "locking"},
+    "__init__": {
+        *BELOW_API,
+        *("api", "builder", "checks", "explanations", "image", "lockfile", "locking"),
+    },
     "flagvalues": {"errors", "backend"},
     "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags", "cachetransfer"},
     "environment": {*BELOW_API, "arguments", "flagvalues"},
@@ -126,6 +134,16 @@ FOR_TYPES_ONLY = {
     ("pybuild.api", "pybuild.oci.registry"),  # once something is pushed
     ("pybuild.api", "pybuild.lockfile"),  # once a lock file is used
     ("pybuild.planning", "pybuild.lockfile"),
+    ("pybuild.builder", "pybuild.lockfile"),
+    ("pybuild.builder", "pybuild.oci.registry"),
+    ("pybuild.image", "pybuild.oci.registry"),
+    ("pybuild.pytest_plugin", "pybuild.builder"),  # once a test wants an image
+    ("pybuild.pytest_plugin", "pybuild.imagefactory"),
+    ("pybuild.errors", "pybuild.files.filesystem"),  # a step's error leads to its files
+    ("pybuild.api", "pybuild.run.failedsteps"),  # once a step's files are kept
+    ("pybuild.run.onfailure", "pybuild.run.failedsteps"),
+    ("pybuild.run.inputs", "pybuild.files.memorycontext"),  # once a context is in memory
+    ("pybuild.run.contexts", "pybuild.files.memorycontext"),
     ("pybuild.environment", "pybuild.oci.registry"),
     ("pybuild.export.exporting", "pybuild.oci.registry"),
     ("pybuild.cli", "pybuild.checks"),  # once it is asked for
@@ -142,7 +160,9 @@ FOR_TYPES_ONLY = {
     ("pybuild.run.misses", "pybuild.run.explaining.projects"),
     ("pybuild.run.result", "pybuild.run.miss"),
     ("pybuild.run.stage", "pybuild.run.miss"),
-    ("pybuild.api", "pybuild.run.explaining.projects"),
+    ("pybuild.building", "pybuild.run.explaining.projects"),
+    ("pybuild.building", "pybuild.cachetransfer.caches"),
+    ("pybuild.building", "pybuild.oci.registry"),
     ("pybuild_embedded.backend", "pybuild.oci.registry"),  # once something is pulled
     ("pybuild_embedded.backend", "pybuild.files.layout"),
     ("pybuild_embedded.fetching", "pybuild.oci.registry"),

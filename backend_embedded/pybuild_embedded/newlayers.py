@@ -111,10 +111,10 @@ class EmbeddedRWLayer(RWLayer):
             activity=activity,
             made=datetime.now(UTC),
         )
-        # others wait for the step, so it is recorded when it is packed, not when it is needed
-        pending.pack.when_done(pending.finish)
         with space.lock:
             space.unfinished.append(pending)
+        # others wait for the step, so it is recorded when it is packed, not when it is needed
+        pending.pack.when_done(pending.finish)
         handover = None if is_layer else Handover(files.folder, pending)
         return EmbeddedROLayer(space, None, pending=pending, handover=handover, made=pending.made)
 

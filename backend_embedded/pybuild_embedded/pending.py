@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 
 from pybuild.backend import Activity
@@ -15,7 +15,7 @@ from pybuild_embedded.space import Space
 from pybuild_embedded.workers import Pack, PendingPack
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PendingLayer:
     """What a process left in `folder` on top of `below`, which `folders_below` show.
 
@@ -71,6 +71,8 @@ class PendingLayer:
             self.settled()
         except Exception:  # noqa: BLE001 - it is for whoever asks for the layer
             self.flight.close()
+        with self.space.lock, suppress(ValueError):  # finished already
+            self.space.unfinished.remove(self)
 
     def _settle(self) -> LayerDiff | None:
         store = self.space.store

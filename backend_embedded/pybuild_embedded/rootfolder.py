@@ -10,7 +10,7 @@ from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from pybuild.errors import BackendFailed, BackendUnavailable
-from pybuild_embedded.locks import holding
+from pybuild.files.locks import holding
 
 _FORMAT_FILE = "format"
 _FORMAT = b"pybuild store 1\n"

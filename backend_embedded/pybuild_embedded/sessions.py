@@ -14,8 +14,8 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
+from pybuild.files.locks import remove_unheld, try_lock
 from pybuild_embedded.database import Database
-from pybuild_embedded.locks import remove_unheld, try_lock
 from pybuild_embedded.rootfolder import failing
 from pybuild_embedded.trash import Trash
 

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pybuild.backend import Activity
+from pybuild.files.locks import holding
 from pybuild.oci.descriptor import LayerDiff
 from pybuild_embedded.blobs import Blobs, BlobWriter
 from pybuild_embedded.chains import CachedStep, Chains
 from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.folders import Folders, LayerFolder
 from pybuild_embedded.growth import Growth
-from pybuild_embedded.locks import holding
 from pybuild_embedded.origins import Origins
 from pybuild_embedded.rootfolder import (
     NoRoom,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Ulimit,
     )
     from pybuild.backends import backend_names, open_backend
+    from pybuild.builder import Builder, BuildFuture, BuildOptions
     from pybuild.checks import (
         CheckResult,
         OutlineResult,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         outline,
         targets,
     )
+    from pybuild.dockerfile.instructions import Dockerfile
     from pybuild.dockerfile.lint import LintWarning
     from pybuild.dockerfile.targets import Target
     from pybuild.errors import (
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from pybuild.explanations import explain
+    from pybuild.files.filesystem import FileSystem
+    from pybuild.files.memorycontext import File
+    from pybuild.image import Image
     from pybuild.lockfile import Lock, LockChange, LockedImage, read_lock
     from pybuild.locking import lock_images
     from pybuild.oci.platform import Platform
@@ -97,7 +102,10 @@ __all__ = [
     "BackendUnavailable",
     "BuildCancelled",
     "BuildFinished",
+    "BuildFuture",
+    "BuildOptions",
     "BuildResult",
+    "Builder",
     "BuiltImage",
     "CacheMissed",
     "CancelToken",
@@ -106,13 +114,17 @@ __all__ = [
     "CheckResult",
     "ContextError",
     "CopyFailed",
+    "Dockerfile",
     "DockerfileError",
     "DockerfileSyntaxError",
     "Event",
     "ExpansionError",
     "ExportFailed",
     "FetchFailed",
+    "File",
+    "FileSystem",
     "HostEntry",
+    "Image",
     "ImageError",
     "ImageNotFound",
     "InvalidImage",
@@ -177,6 +189,7 @@ _HOMES = {
     "pybuild.api": ("PlannedBuild", "build", "plan_build"),
     "pybuild.backend": ("Backend", "HostEntry", "Network", "PullPolicy", "Ulimit"),
     "pybuild.backends": ("backend_names", "open_backend"),
+    "pybuild.builder": ("BuildFuture", "BuildOptions", "Builder"),
     "pybuild.checks": (
         "CheckResult",
         "OutlineResult",
@@ -185,6 +198,7 @@ _HOMES = {
         "outline",
         "targets",
     ),
+    "pybuild.dockerfile.instructions": ("Dockerfile",),
     "pybuild.dockerfile.lint": ("LintWarning",),
     "pybuild.dockerfile.targets": ("Target",),
     "pybuild.errors": (
@@ -220,6 +234,9 @@ _HOMES = {
     "pybuild.explanations": ("explain",),
     "pybuild.lockfile": ("Lock", "LockChange", "LockedImage", "read_lock"),
     "pybuild.locking": ("lock_images",),
+    "pybuild.files.filesystem": ("FileSystem",),
+    "pybuild.files.memorycontext": ("File",),
+    "pybuild.image": ("Image",),
     "pybuild.oci.platform": ("Platform",),
     "pybuild.plan.outline": ("Outline", "OutlineArg", "OutlineMount"),
     "pybuild.remotes.options": ("RemoteOptions",),

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pybuild.backend import Backend, Capability, HostEntry, ImageSpec, Network, PullPolicy, Ulimit
+from pybuild.backend import Backend, Capability, HostEntry, Network, PullPolicy, Ulimit
 from pybuild.backends import DEFAULT_BACKEND, open_backend
-from pybuild.export.exporting import check_index_annotations, describe_output, export
-from pybuild.export.images import TargetImage, TargetImages, image_name, wanted_images
-from pybuild.export.outputs import ImageOptions, Output
+from pybuild.building import (
+    Building,
+    WantedImages,
+    delivered,
+    made_images,
+    noting_misses,
+    opened_caches,
+    registry_client,
+    run_plan,
+)
+from pybuild.errors import UsageError
+from pybuild.export.exporting import check_index_annotations
+from pybuild.export.images import image_name
+from pybuild.export.outputs import Output
 from pybuild.files.trees import Tree
 from pybuild.lookups import LazyLookup, looked_up
-from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import Reference
 from pybuild.options import (
@@ -30,11 +39,8 @@ from pybuild.options import (
     wants_index,
     with_epoch,
 )
-from pybuild.plan.steps import ContextSource, Plan, PlanRequest
+from pybuild.plan.steps import ContextSource, Plan, PlanRequest, RunDefaults
 from pybuild.planning import (
-    BuildSource,
-    Context,
-    DockerfileSource,
     for_each,
     plan_all,
     reading,
@@ -46,21 +52,22 @@ from pybuild.requirements import check_emulation, check_supported
 from pybuild.run.activity import CancelToken, Events
 from pybuild.run.contexts import Contexts, ContextValue, named_contexts
 from pybuild.run.events import BuildFinished, Reporter
+from pybuild.run.inputs import Context, DockerfileSource
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
-from pybuild.run.misses import Misses
-from pybuild.run.result import BuildResult, OutputResult
-from pybuild.run.schedule import run_stages, sources
-from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
+from pybuild.run.onfailure import OnFailure
+from pybuild.run.result import BuildResult
+from pybuild.run.schedule import sources
+from pybuild.run.stage import StageSettings
 from pybuild.secrets import Secret
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
-    from pybuild.cachetransfer.caches import CacheRequest, Caches
+    from pybuild.cachetransfer.caches import CacheRequest
     from pybuild.cachetransfer.places import CacheExport, CacheImport
     from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
-    from pybuild.run.explaining.projects import Project
+    from pybuild.run.failedsteps import FailedSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +115,18 @@ def build(
     registry: RegistryClient | None = None,
     cache_from: Sequence[CacheImport | str] = (),
     cache_to: Sequence[CacheExport | str] = (),
+    logs: str | Path | None = None,
+    failed_steps: FailedSteps | None = None,
 ) -> BuildResult:
     """Build an image, for one platform or several, write it to its outputs, and return its
     digests and names.
 
     `context` is a folder, a stream with a tar archive (or a Dockerfile, then there is no
-    context), the URL of a git repository, of an archive or of a Dockerfile, or None.
-    `dockerfile` is a path, relative to the working directory, or the text itself; by default
-    ``Dockerfile``, else ``Containerfile``, of the context. In an archive or a repository the
-    path is one inside it. `contexts` are named contexts: what stands in for the
+    context), the URL of a git repository, of an archive or of a Dockerfile, files in memory
+    by their paths, or None. `dockerfile` is a path, relative to the working directory, or the
+    text itself as bytes or as a parsed Dockerfile; by default ``Dockerfile``, else
+    ``Containerfile``, of the context. In an archive, a repository or in memory the path is
+    one inside it. `contexts` are named contexts: what stands in for the
     images and stages of these names, in the forms of ``--build-context`` or as a tree.
     The stages named in `no_cache_filter` run again although their results may be kept. With
     `fail_on_miss`, True or the names of stages, a step that would have to run ends the build.
@@ -145,19 +155,29 @@ def build(
     `pybuild.cachetransfer.places` or what the flags of these names take: where steps that
     aren't kept here are sought, and where all are written to in the end.
 
+    `logs` is a folder, made if need be, where all that a process printed is kept if its step
+    doesn't end well; the error names the file. `failed_steps` keeps the files of such a step
+    beyond the build, for which the backend must be given open.
+
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
     began, clock = datetime.now(UTC), time.monotonic()
-    args = dict(build_args or {})
-    names = tuple(map(image_name, tags))
+    args, names = dict(build_args or {}), tuple(map(image_name, tags))
     lock = _chosen_lock(locked, context, dockerfile)
     platforms, policy = asked_platforms(platform), pull_policy(pull, locked=lock is not None)
-    as_index = wants_index(platforms, args)
+    as_index, fixed_time = wants_index(platforms, args), fixed_time_of(created, args)
     check_index_annotations(index_annotations or {}, as_index=as_index)
-    asked_outputs = wanted_outputs(outputs, names, as_index=as_index)
+    wanted = WantedImages(
+        names,
+        as_index,
+        annotations or {},
+        index_annotations or {},
+        fixed_time,
+        wanted_outputs(outputs, names, as_index=as_index),
+    )
     wanted_caches = _cache_request(cache_from, cache_to)
-    fixed_time = fixed_time_of(created, args)
     cancel, events = cancel or CancelToken(), Events(reporter)
+    on_failure = _on_failure(logs, failed_steps, backend)
     with ExitStack() as stack:
         fetched = Remotes(remotes, secrets or {}, default_agent(ssh or {}))
         source = stack.enter_context(
@@ -166,14 +186,9 @@ def build(
         if not isinstance(backend, Backend):
             backend = open_backend(backend or DEFAULT_BACKEND, backend_options)
             stack.enter_context(releasing(backend.close, events.warn))
-        request = PlanRequest(
-            platform=backend.platforms[0],
-            build_platform=backend.platforms[0],
-            target=target,
-            build_args=with_epoch(args, fixed_time),
-            labels=dict(labels or {}),
-            run=run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
-            contexts=named_contexts(contexts or {}),
+        run = run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow)
+        request = _request(
+            backend, target, with_epoch(args, fixed_time), run, labels=labels, contexts=contexts
         )
         asked, lookup = for_each(platforms, request), looked_up(backend, policy)
         use_cache = Capability.STEP_CACHE in backend.capabilities and not no_cache
@@ -181,12 +196,12 @@ def build(
             source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
         _check_plan(plan, backend, events)
-        client = _registry_client(registry, stack)
-        this = _Building(plan, backend, asked_outputs, client, events, cancel)
-        caches = _caches(this, wanted_caches, stack, no_cache=no_cache)
+        client = registry_client(registry, stack)
+        this = Building(plan, backend, wanted, client, events, cancel)
+        caches = opened_caches(this, wanted_caches, stack, no_cache=no_cache)
         refused = stages_to_hit(fail_on_miss, plan, source.stage_names, use_cache=use_cache)
-        project = partial(_project, backend, source, (context, dockerfile), names, asked)
-        misses = partial(Misses, plan, project, began, refused)
+        given = context, dockerfile
+        misses = noting_misses(this, source, given, asked, names, began=began, refused=refused)
         opened = Contexts(source.inputs.context, contexts or {}, fetched, stack)
         settings = StageSettings(
             contexts=_open_contexts(plan, opened, backend.notes_folder(), events, cancel),
@@ -196,34 +211,15 @@ def build(
             use_cache=use_cache,
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
+            on_failure=on_failure,
         )
-        runner = _run(this, settings, misses, caches, stack, max_workers=max_workers)
-        built = TargetImages(
-            backend,
-            _target_images(this, runner, caches, fixed_time, annotations or {}),
-            names,
-            as_index,
-            index_annotations or {},
-            None if fixed_time is None else int(fixed_time.timestamp()),
-            {} if caches is None else caches.blob_places(),
-        )
-        result = _delivered(this, built, runner, clock)
+        runner = run_plan(this, settings, misses, caches, stack, max_workers=max_workers)
+        built = made_images(this, runner, caches)
+        result = delivered(this, built, runner, clock)
         if caches is not None:
-            caches.export(runner, args, built, asked_outputs)
+            caches.export(runner, args, built, wanted.outputs)
     events.send(BuildFinished(result))
     return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Building:
-    """What the parts of a build share. ``client`` is asked for once a registry is needed."""
-
-    plan: Plan
-    backend: Backend
-    outputs: tuple[Output, ...]
-    client: Callable[[], RegistryClient]
-    events: Events
-    cancel: CancelToken
 
 
 def _cache_request(
@@ -236,146 +232,15 @@ def _cache_request(
     return cache_request(cache_from, cache_to)
 
 
-def _caches(
-    this: _Building, request: CacheRequest | None, stack: ExitStack, *, no_cache: bool
-) -> Caches | None:
-    if request is None:
-        return None
-    from pybuild.cachetransfer.caches import Caches  # noqa: PLC0415  (as above)
-
-    caches = Caches(
-        request,
-        this.plan,
-        this.backend,
-        this.client,
-        events=this.events,
-        cancel=this.cancel,
-        looks=not no_cache,
-    )
-    stack.callback(caches.close)
-    return caches
-
-
-def _registry_client(
-    registry: RegistryClient | None, stack: ExitStack
-) -> Callable[[], RegistryClient]:
-    """Gives `registry`, or a client of our own, made when it is first asked for."""
-    if registry is not None:
-        return lambda: registry
-
-    def connect() -> RegistryClient:
-        from pybuild.oci.registry import RegistryClient  # noqa: PLC0415  (few builds need one)
-
-        return RegistryClient()
-
-    own = OnDemand(connect)
-    stack.callback(own.close)
-    return own.client
-
-
-def _run(
-    this: _Building,
-    settings: StageSettings,
-    misses: Callable[[], Misses],
-    caches: Caches | None,
-    stack: ExitStack,
-    *,
-    max_workers: int | None,
-) -> StageRunner:
-    """Run all stages. What they left is released with `stack`."""
-
-    def run() -> StageRunner:
-        stop = CancelToken()
-        with misses() as noted:
-            runner = StageRunner(this.plan, this.backend, this.events, stop, settings, misses=noted)
-            stack.enter_context(releasing(runner.release, this.events.warn))
-            run_stages(
-                this.plan.stages, runner.run, cancel=this.cancel, stop=stop, max_workers=max_workers
-            )
-            if caches is not None:
-                caches.fetch_for(this.outputs, runner)
-        return runner
-
-    if caches is None:
-        return run()
-    settings = caches.settings(settings)
-    return caches.run(run)
-
-
-def _project(
-    backend: Backend,
-    source: BuildSource,
-    given: tuple[Context, DockerfileSource],
-    names: Sequence[Reference],
-    asked: Sequence[PlanRequest],
-) -> Project:
-    """What the build is compared within where a step misses."""
-    from pybuild.run.explaining.projects import Origin, project_of  # noqa: PLC0415  (few need it)
-
-    platforms = [request.platform for request in asked]
-    origin = Origin(*given, source.inputs.name, names, source.stage_names)
-    return project_of(backend.notes_folder(), origin, platforms, asked[0].target)
-
-
-def _target_images(
-    this: _Building,
-    runner: StageRunner,
-    caches: Caches | None,
-    created: datetime | None,
-    annotations: Mapping[str, str],
-) -> tuple[TargetImage, ...]:
-    """The images that the finished stages of `runner` make."""
-    found = []
-    for target in this.plan.targets:
-        made = runner.finished(target.stage.index)
-        spec = ImageSpec(
-            config=final_config(target.stage, made, created),
-            layers=made.layer.layer.diffs,
-            annotations=dict(annotations),
-            base=base_image(this.plan, target.stage),
+def _on_failure(
+    logs: str | Path | None, failed_steps: FailedSteps | None, backend: str | Backend | None
+) -> OnFailure:
+    if failed_steps is not None and not isinstance(backend, Backend):
+        raise UsageError(
+            "a backend that is opened for one build can't keep the files of failed steps",
+            hint="give an open one, or use a pybuild.Builder",
         )
-        found.append(TargetImage(target.platform, spec, made.layer.layer))
-    images = tuple(found)
-    return images if caches is None else caches.annotated(images, runner, created)
-
-
-def _export(this: _Building, built: TargetImages) -> tuple[OutputResult, ...]:
-    results = []
-    for output in this.outputs:
-        with this.events.unit(describe_output(output), this.cancel) as activity:
-            result = export(built, output, this.client, activity)
-            for image in result.images.values():
-                activity.note(f"exporting manifest {image.digest}")
-                activity.note(f"exporting config {image.config_digest}")
-            if built.as_index and result.descriptor is not None:
-                activity.note(f"exporting manifest list {result.descriptor.digest}")
-            for name in result.names:
-                activity.note(f"naming to {name}")
-        results.append(result)
-    return tuple(results)
-
-
-def _delivered(
-    this: _Building,
-    built: TargetImages,
-    runner: StageRunner,
-    clock: float,
-) -> BuildResult:
-    """Write the outputs, and give the result of a build that began at `clock`.
-
-    It has the digests of the first output that has any, else those in the store.
-    """
-    outputs = _export(this, built)
-    for output in outputs:
-        if output.descriptor is not None:
-            descriptor, images = output.descriptor, output.images
-            break
-    else:
-        stored = wanted_images(built, ImageOptions(), this.events.silent(this.cancel))
-        descriptor, images = stored.documents.descriptor, stored.results(built)
-    names = tuple(dict.fromkeys(name for one in outputs for name in one.names))
-    seconds = time.monotonic() - clock
-    return BuildResult(descriptor, names, images, runner.step_results(), seconds, outputs)
+    return OnFailure(failed_steps, None if logs is None else Path(logs))
 
 
 def plan_build(
@@ -417,16 +282,8 @@ def plan_build(
         source = stack.enter_context(
             reading(context, dockerfile, args, fetched, events=events, cancel=cancel)
         )
-        native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
-        request = PlanRequest(
-            platform=native,
-            build_platform=native,
-            target=target,
-            build_args=args,
-            labels=dict(labels or {}),
-            run=run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow),
-            contexts=named_contexts(contexts or {}),
-        )
+        run = run_defaults(network, add_hosts, shm_size, ulimits, cgroup_parent, allow)
+        request = _request(backend, target, args, run, labels=labels, contexts=contexts)
         lookup = LazyLookup(backend, backend_options, policy, stack, events)
         asked = for_each(platforms, request)
         plan = plan_all(source, asked, lookup, lock, events=events, cancel=cancel)
@@ -489,3 +346,25 @@ def _lend(
 
     wanted = {ident: tuple(map(Path, ssh[ident])) for ident in idents}
     return Lent(secrets, stack.enter_context(open_agents(wanted)), ca)
+
+
+def _request(
+    backend: str | Backend | None,
+    target: str | None,
+    build_args: Mapping[str, str],
+    run: RunDefaults,
+    *,
+    labels: Mapping[str, str] | None,
+    contexts: Mapping[str, ContextValue] | None,
+) -> PlanRequest:
+    """What is asked for, for the backend's own platform, or this machine's while none is open."""
+    native = backend.platforms[0] if isinstance(backend, Backend) else host_platform()
+    return PlanRequest(
+        platform=native,
+        build_platform=native,
+        target=target,
+        build_args=dict(build_args),
+        labels=dict(labels or {}),
+        run=run,
+        contexts=named_contexts(contexts or {}),
+    )

@@ -20,13 +20,13 @@ from pybuild.options import asked_platforms, pull_policy
 from pybuild.plan import make_plan
 from pybuild.plan.outline import Outline, make_outline
 from pybuild.plan.steps import PlanRequest
-from pybuild.planning import Context, DockerfileSource, opened_inputs
+from pybuild.planning import opened_inputs
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events
 from pybuild.run.contexts import ContextValue, named_contexts
 from pybuild.run.events import Reporter
-from pybuild.run.inputs import Inputs
+from pybuild.run.inputs import Context, DockerfileSource, Inputs
 from pybuild.secrets import Secret
 from pybuild.values import dataclass
 

@@ -38,13 +38,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
+    from pybuild.files.filesystem import FileSystem
     from pybuild.run.miss import Miss
-
 
 EXIT_BUG = 70
 
@@ -73,8 +74,11 @@ class PybuildError(Exception):
     """What every foreseen failure raises.
 
     ``message`` is one sentence without a final stop; ``where`` the place in the
-    Dockerfile or .dockerignore that it is about; ``hint`` what the user can do. ``files``
-    is given by `pybuild.build`: the texts that places name, for showing the line.
+    Dockerfile or .dockerignore that it is about; ``hint`` what the user can do.
+
+    The rest is given by `pybuild.build`: ``files`` are the texts that places name; ``step``
+    is the title of the step that it happened in, empty for none; ``log`` the file with all
+    that the step's process printed, if it printed anything and logs were asked for.
     """
 
     exit_code: ClassVar[int] = 1
@@ -87,6 +91,16 @@ class PybuildError(Exception):
         self.where = where
         self.hint = hint
         self.files: Mapping[str, bytes] = {}
+        self.step = ""
+        self.log: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """The lines that ``where`` means, without the last one's end; empty if unknown."""
+        if self.where is None:
+            return ""
+        lines = self.files.get(self.where.file, b"").decode("utf-8", "replace").split("\n")
+        return "\n".join(lines[self.where.start_line - 1 : self.where.end_line])
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -98,6 +112,21 @@ class StepFailed(PybuildError):
     """A step of the build ran and failed."""
 
     exit_code = 1
+    kept: FileSystem | None = None
+
+    @property
+    def fs(self) -> FileSystem:
+        """The files as the step left them; for a COPY, those that it was to be done on.
+
+        A :class:`~pybuild.builder.Builder` keeps them until it is closed. Raises UsageError
+        for a build without one.
+        """
+        if self.kept is None:
+            raise UsageError(
+                "the files of the failed step weren't kept",
+                hint="build with a pybuild.Builder: it keeps them until it is closed",
+            )
+        return self.kept
 
 
 class RunFailed(StepFailed):

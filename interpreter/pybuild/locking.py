@@ -19,13 +19,14 @@ from pybuild.pinning import commit_key, is_pinned
 from pybuild.plan import make_plan
 from pybuild.plan.resolve import ImageName, Resolve
 from pybuild.plan.steps import CopyStep, Plan, PlanRequest
-from pybuild.planning import Context, DockerfileSource, reading, report_warnings
+from pybuild.planning import reading, report_warnings
 from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.locations import Location, WebLocation
 from pybuild.remotes.options import RemoteOptions
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.contexts import ContextValue, named_contexts
 from pybuild.run.events import Reporter
+from pybuild.run.inputs import Context, DockerfileSource
 from pybuild.secrets import Secret
 
 

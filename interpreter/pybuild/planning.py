@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pybuild.dockerfile.frontend import SYNTAX_ARG
 from pybuild.dockerfile.instructions import Dockerfile, From
@@ -19,14 +18,11 @@ from pybuild.plan.steps import Plan, PlanRequest
 from pybuild.remotes.fetching import Remotes
 from pybuild.run.activity import CancelToken, Events
 from pybuild.run.events import LintReported
-from pybuild.run.inputs import Inputs, read_inputs
+from pybuild.run.inputs import Context, DockerfileSource, Inputs, read_inputs
 from pybuild.values import dataclass, replace
 
 if TYPE_CHECKING:
     from pybuild.lockfile import Lock
-
-Context = str | Path | BinaryIO | None
-DockerfileSource = str | Path | bytes | None
 
 
 @dataclass(frozen=True, slots=True)

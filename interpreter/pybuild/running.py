@@ -1,4 +1,4 @@
-"""`run_image`: run a process in an image, on files that are thrown away afterwards."""
+"""Running a process in an image, on files that are thrown away afterwards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from subprocess import CompletedProcess
 
-from pybuild.backend import Backend, Capability, Network, Process, PullPolicy, User
+from pybuild.backend import (
+    Backend,
+    BaseImage,
+    Capability,
+    Mount,
+    Network,
+    Process,
+    PullPolicy,
+    User,
+)
 from pybuild.backends import DEFAULT_BACKEND, open_backend
 from pybuild.errors import UnsupportedByBackend, UsageError
 from pybuild.files.users import resolve_user
@@ -36,40 +45,74 @@ def run_image(
 ) -> CompletedProcess[bytes]:
     """Run the image's entrypoint with `args`, by default with its command, to the end.
 
-    `env` is added to the image's; `user` and `workdir` stand in for the image's. The process
-    sees the image's files, may change them, and nothing of that is kept. It has no standard
-    input. The result has its arguments, exit code (128+n for signal n) and output, unless
-    `on_output` takes that. `backend` is as in :func:`pybuild.build`. Raises a
-    :class:`~pybuild.errors.PybuildError`.
+    `backend` is as in :func:`pybuild.build`, the rest and the result as in
+    :func:`run_process_in`. Raises a :class:`~pybuild.errors.PybuildError`.
     """
-    watch = _Watch(on_output, cancel or CancelToken())
+    cancel = cancel or CancelToken()
     with ExitStack() as stack:
         if not isinstance(backend, Backend):
             backend = stack.enter_context(open_backend(backend or DEFAULT_BACKEND, backend_options))
-        if Capability.RUN not in backend.capabilities:
-            raise UnsupportedByBackend(f'the backend "{backend.name}" runs no processes')
-        backend.require(frozenset({Capability.RUN}))
+        _check_runs(backend)
         wanted = parse_platform(platform) if isinstance(platform, str) else platform
         base = backend.resolve(
-            with_default_tag(parse_reference(image)), wanted or backend.platforms[0], pull, watch
+            with_default_tag(parse_reference(image)),
+            wanted or backend.platforms[0],
+            pull,
+            _Watch(None, cancel),
         )
-        layer = stack.enter_context(backend.checkout(base, watch))
+        return run_process_in(
+            backend,
+            base,
+            image_command(base.config, args, image),
+            env=env,
+            user=user,
+            workdir=workdir,
+            network=network,
+            on_output=on_output,
+            cancel=cancel,
+        )
+
+
+def run_process_in(
+    backend: Backend,
+    base: BaseImage,
+    args: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+    workdir: str | None = None,
+    network: Network = Network.DEFAULT,
+    mounts: Sequence[Mount] = (),
+    on_output: OnOutput | None = None,
+    cancel: CancelToken | None = None,
+) -> CompletedProcess[bytes]:
+    """Run exactly `args` on the image's files, to the end.
+
+    `env` is added to the image's; `user` and `workdir` stand in for the image's. The process
+    may change the files, and nothing of that is kept. It has no standard input. The result
+    has its arguments, exit code (128+n for signal n) and output, unless `on_output` takes
+    that. Raises a :class:`~pybuild.errors.PybuildError`.
+    """
+    watch = _Watch(on_output, cancel or CancelToken())
+    _check_runs(backend)
+    with backend.checkout(base, watch) as layer:
         identity = resolve_user(layer.tree(), user if user is not None else base.config.user)
         process = Process(
-            args=_command(base.config, args, image),
+            args=tuple(args),
             env=tuple((dict(base.config.env) | dict(env or {})).items()),
             cwd=workdir or base.config.working_dir or "/",
             user=User(identity.uid, identity.gid, identity.groups),
             network=network,
         )
         with layer.begin(runs=True) as files:
-            code = files.run(process, (), watch)
+            code = files.run(process, mounts, watch)
     return CompletedProcess(
         list(process.args), code, bytes(watch.written[1]), bytes(watch.written[2])
     )
 
 
-def _command(config: ImageConfig, args: Sequence[str], image: str) -> tuple[str, ...]:
+def image_command(config: ImageConfig, args: Sequence[str], image: str) -> tuple[str, ...]:
+    """The image's entrypoint with `args`, by default with its command. Raises UsageError."""
     command = (*(config.entrypoint or ()), *(args or config.cmd or ()))
     if not command:
         raise UsageError(
@@ -77,6 +120,12 @@ def _command(config: ImageConfig, args: Sequence[str], image: str) -> tuple[str,
             hint="say what to run in it",
         )
     return command
+
+
+def _check_runs(backend: Backend) -> None:
+    if Capability.RUN not in backend.capabilities:
+        raise UnsupportedByBackend(f'the backend "{backend.name}" runs no processes')
+    backend.require(frozenset({Capability.RUN}))
 
 
 class _Watch:

@@ -85,7 +85,7 @@ def serving(command: CommandLine, image: str, port: int) -> Iterator[None]:
 
 
 def test_there_is_a_test_for_every_sample() -> None:
-    tested = {"hello", "static-file", "gcc-scratch", "python-web"}
+    tested = {"hello", "static-file", "gcc-scratch", "python-web", "pytest"}
     assert {path.name for path in SAMPLES.iterdir() if path.is_dir()} == tested
     for sample in tested:
         assert (SAMPLES / sample / "Dockerfile").exists()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import BinaryIO, assert_type
 
 import pybuild
 from pybuild import BuildResult
 from pybuild.backends import open_backend
 from pybuild.cachetransfer.places import CacheMode, LocalExport, LocalImport
+from pybuild.dockerfile.instructions import Run
 from pybuild.errors import PybuildError, RunFailed
 from pybuild.export.outputs import OciOutput, RegistryOutput
 from pybuild.files.trees import Tree
@@ -127,8 +129,61 @@ def build_what_is_cached(folder: Path) -> str:
     return ""
 
 
+def build_many_in_threads(files: dict[str, bytes], folder: Path) -> list[str]:
+    with pybuild.Builder("embedded", max_builds=2) as builder:
+        futures = [
+            builder.submit(files, tags=["app:1"]),
+            builder.submit(
+                {"Dockerfile": "FROM scratch", "run": pybuild.File(b"#!", 0o755)}, logs=folder
+            ),
+            builder.submit(folder, dockerfile=pybuild.Dockerfile.parse("FROM scratch")),
+        ]
+        assert_type(futures[0].cancel(), bool)
+        return [future.result().digest for future in futures]
+
+
+def use_an_image(builder: pybuild.Builder, folder: Path) -> str:
+    image = builder.image(builder.build(folder))
+    assert_type(image, pybuild.Image)
+    assert_type(image.config.env, tuple[tuple[str, str], ...])
+    assert_type(image.fs.stat("/etc").st_mode, int)
+    assert_type(image.run(["true"]), CompletedProcess[bytes])
+    assert_type(image.run(["true"], text=True, mounts={"/x": {"a": b"b"}}), CompletedProcess[str])
+    image.save(folder / "image.tar", "docker")
+    for path, folders, files in image.fs.walk():
+        assert_type(path, str)
+        assert_type(folders + files, list[str])
+    return image.fs.read_text("/etc/passwd")
+
+
+def look_at_a_failure(builder: pybuild.Builder) -> str:
+    try:
+        builder.build(".")
+    except pybuild.StepFailed as error:
+        assert_type(error.log, Path | None)
+        assert_type(error.step + error.source, str)
+        return error.fs.read_text("/app/x.log")
+    return ""
+
+
+def stages_of(text: str) -> list[str]:
+    images = []
+    for stage in pybuild.Dockerfile.parse(text).stages:
+        for instruction in stage.instructions:
+            match instruction:
+                case Run(command=command):
+                    assert_type(command.args, tuple[str, ...])
+                case _:
+                    pass
+        images.append(stage.head.image)
+    return images
+
+
 def wrong_arguments(folder: Path) -> None:
     pybuild.build(folder, tags=1)  # type: ignore[arg-type]
     pybuild.build(folder, "Dockerfile")  # type: ignore[call-arg]
     pybuild.build(folder, outputs=[1])  # type: ignore[list-item]
     pybuild.build(folder, unknown=True)  # type: ignore[call-arg]
+    pybuild.Builder().build(folder, backend="memory")  # type: ignore[call-arg]
+    pybuild.Builder().submit({"a": 1})  # type: ignore[dict-item]
+    pybuild.Builder().image(folder)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from building import NoActivity, build, memory_backend
 
+from pybuild import Builder
 from pybuild.errors import BuildCancelled, ExportFailed, UsageError
 from pybuild.export.dockersocket import load_archive
 from pybuild.export.outputs import DockerLoadOutput
@@ -87,6 +88,19 @@ def test_docker_gets_the_archive_whole(tmp_path: Path, dockers: list[Docker]) ->
     assert result.outputs[0].place == docker.host
     with tarfile.open(fileobj=io.BytesIO(docker.body)) as archive:
         assert archive.getnames()
+
+
+def test_docker_gets_an_image_of_the_store_as_it_is(tmp_path: Path, dockers: list[Docker]) -> None:
+    dockers.append(Docker(tmp_path, answer("200 OK", "{}")))
+    with memory_backend() as backend, Builder(backend) as builder:
+        image = builder.image(
+            builder.build({"Dockerfile": "FROM busybox\nRUN touch /x\n"}, tags=["a:1"])
+        )
+        image.load_into(DockerLoadOutput(host=dockers[0].host))
+    archive = tmp_path / "archive.tar"
+    archive.write_bytes(dockers[0].body)
+    (name, loaded), *_ = LayoutReader(archive).images().items()
+    assert (name, loaded.manifest.digest) == ("docker.io/library/a:1", image.digest)
 
 
 def answer(status: str, body: str) -> bytes:

@@ -37,6 +37,18 @@ UNNEEDED = (
     *("pybuild.remotes.git", "pybuild.remotes.web", "pybuild.checks", "pybuild.reports"),
     *("pybuild.run.explaining", "pybuild.run.miss", "pybuild.plan.keyinputs"),
     *("pybuild.plan.outline", "pybuild.plan.describe", "pybuild.diagnostics", "pybuild.testkit"),
+    *(
+        "pybuild.builder",
+        "pybuild.image",
+        "pybuild.files.filesystem",
+        "pybuild.files.memorycontext",
+    ),
+    *(
+        "pybuild.run.failedsteps",
+        "pybuild.run.logfile",
+        "pybuild.imagefactory",
+        "pybuild.pytest_plugin",
+    ),
     *("pybuild_embedded.workers", "pybuild_embedded.newlayers", "pybuild_embedded.checking"),
 )
 NEEDED = (

@@ -1,4 +1,6 @@
-"""The instructions of a Dockerfile, as `parse` reads them and before any variable is expanded.
+"""The instructions of a Dockerfile, as it is written: before any variable is expanded.
+
+:meth:`Dockerfile.parse` reads them; each is a value of one of the classes here, to be matched.
 
 Words are kept as written, quotes and escapes included, where the builder expands variables in
 them; `words` turns them into values. Texts that the builder never expands (the command
@@ -8,9 +10,13 @@ of RUN, CMD, ENTRYPOINT and HEALTHCHECK, an element of a JSON array) are final.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from pybuild.errors import SourceRange
-from pybuild.values import dataclass
+from pybuild.errors import ContextError, SourceRange
+from pybuild.values import dataclass, field
+
+MAX_SIZE = 16 * 1024 * 1024
+"""The most bytes that a Dockerfile may have."""
 
 _LEADING_TABS = re.compile(r"(?m)^\t+")
 
@@ -223,6 +229,20 @@ class Directives:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A FROM, and the instructions up to the next one."""
+
+    head: From
+    instructions: tuple[Instruction, ...]
+    """Without the FROM."""
+
+    @property
+    def name(self) -> str | None:
+        """What ``FROM … AS name`` calls it, in lower case."""
+        return self.head.stage
+
+
+@dataclass(frozen=True, slots=True)
 class Dockerfile:
     """A parsed Dockerfile: ``global_args`` stand before the first FROM."""
 
@@ -232,3 +252,41 @@ class Dockerfile:
     global_args: tuple[Arg, ...]
     instructions: tuple[Instruction, ...]
     """From the first FROM on."""
+    source: bytes = field(default=b"", repr=False)
+    """The whole text."""
+
+    @classmethod
+    def parse(cls, source: str | bytes | Path, name: str = "Dockerfile") -> Dockerfile:
+        """Read `source`: the text itself, or the path of a file, which is then the name.
+
+        Raises DockerfileError, with the line, for whatever isn't a Dockerfile; ContextError
+        for a file that can't be read.
+        """
+        from pybuild.dockerfile.parse import parse  # noqa: PLC0415 - it makes these
+
+        if isinstance(source, Path):
+            return parse(_read(source), str(source))
+        text = source.encode("utf-8", "surrogateescape") if isinstance(source, str) else source
+        return parse(text, name)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages in order; the last one is the default target."""
+        every = self.instructions
+        heads = [(i, each) for i, each in enumerate(every) if isinstance(each, From)]
+        ends = [*(i for i, _ in heads[1:]), len(every)]
+        return tuple(
+            Stage(head, every[start + 1 : end])
+            for (start, head), end in zip(heads, ends, strict=True)
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise ContextError(f'can\'t read "{path}": {error.strerror or error}') from error
+    if len(text) > MAX_SIZE:
+        raise ContextError(f'"{path}" is larger than {MAX_SIZE} bytes')
+    return text

@@ -141,6 +141,7 @@ def parse(
         directives=source.directives,
         global_args=tuple(global_args),
         instructions=tuple(instructions),
+        source=data,
     )
     check_file(parsed, lint)
     return parsed

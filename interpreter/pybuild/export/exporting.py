@@ -136,7 +136,7 @@ def export(
             return OutputResult("local", output.dest)
         case _:
             wanted = wanted_images(built, output.image, activity)
-            kind, dest = _export_images(built, wanted, output, client, activity)
+            kind, dest = export_images(built, wanted, output, client, activity)
             return OutputResult(
                 kind,
                 place_of(dest),
@@ -146,7 +146,7 @@ def export(
             )
 
 
-def _export_images(
+def export_images(
     built: TargetImages,
     wanted: WantedImages,
     output: ImageOutput
@@ -158,7 +158,7 @@ def _export_images(
     client: Callable[[], RegistryClient],
     activity: Activity,
 ) -> tuple[str, Destination]:
-    """Write the images, and return the kind and place of the output's result."""
+    """Write the images; the kind and place of the result. Raises as :func:`export`."""
     if isinstance(output, ImageOutput):
         store_images(built, wanted, activity)
         if not output.push:

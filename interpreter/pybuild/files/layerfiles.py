@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # containerd takes minutes to unpack a single file below 2,000 folders
 _DEEPEST = 500
 _MOST_TREES = 64
+_MOST_INDEXES = 256
+_MOST_ENTRIES = 1 << 20
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 Read = TypeVar("Read")
@@ -56,7 +58,9 @@ class LayerFiles:
         self._cache = cache
         self._lock = threading.Lock()
         self._locks = KeyedLocks()
-        self._indexes: dict[str, LayerIndex] = {}
+        # those used last; others are read again from where they are kept
+        self._indexes: OrderedDict[str, LayerIndex] = OrderedDict()
+        self._entries = 0
         self._copies: dict[str, Path] = {}
         self._filed: dict[str, Path] = {}  # those that are known to be there and whole
         # the trees used last, by the number of their layers and the topmost diff id
@@ -72,7 +76,12 @@ class LayerFiles:
 
     def _hold(self, diff_id: str, index: LayerIndex) -> None:
         with self._lock:
+            self._entries += len(index) - len(self._indexes.pop(diff_id, ()))
             self._indexes[diff_id] = index
+            while len(self._indexes) > _MOST_INDEXES or (
+                self._entries > _MOST_ENTRIES and len(self._indexes) > 1
+            ):
+                self._entries -= len(self._indexes.popitem(last=False)[1])
 
     def tree(self, layers: Sequence[LayerDiff]) -> Tree:
         """The merged file system of `layers`, bottom first.

@@ -22,6 +22,14 @@ _MAX_LINKS = 40
 _MAX_PATH = 64 * 1024
 
 
+class LinkLoop(CopyFailed):
+    """A path leads through too many symlinks."""
+
+
+class NotAFolder(CopyFailed):
+    """A path leads through something that is no folder."""
+
+
 class Tree(ABC):
     """A read-only file system. Safe to use from several threads."""
 
@@ -89,7 +97,7 @@ def resolve(tree: Tree, path: bytes, *, follow_last: bool = True) -> bytes:
     Absolute links start at the root and ``..`` stops there, so the result never leaves the
     tree. From the first component that doesn't exist on, the rest is kept as written. With
     `follow_last` False a symlink at the end stays. A leading or trailing slash is ignored.
-    Raises CopyFailed for a loop and for a path through something that is no folder.
+    Raises LinkLoop, NotAFolder, and CopyFailed for what is no path.
     """
     if b"\0" in path or len(path) > _MAX_PATH:
         raise CopyFailed(f"{shown(path[:200])} is not a valid path")
@@ -111,7 +119,7 @@ def resolve(tree: Tree, path: bytes, *, follow_last: bool = True) -> bytes:
         if entry is not None and entry.kind is Kind.SYMLINK and (todo or follow_last):
             links += 1
             if links > _MAX_LINKS or len(entry.link) > _MAX_PATH:
-                raise CopyFailed(f"too many levels of symbolic links in {shown(path)}")
+                raise LinkLoop(f"too many levels of symbolic links in {shown(path)}")
             if entry.link.startswith(b"/"):
                 done, here = [], b""
             todo.extend(_components(entry.link))
@@ -119,7 +127,7 @@ def resolve(tree: Tree, path: bytes, *, follow_last: bool = True) -> bytes:
         if entry is None:
             missing = True
         elif todo and entry.kind is not Kind.DIRECTORY:
-            raise CopyFailed(f"{shown(there)} is not a directory")
+            raise NotAFolder(f"{shown(there)} is not a directory")
         done.append(name)
         here = there
     return here

@@ -133,6 +133,8 @@ class Events:
         except PybuildError as error:
             if error.where is None:
                 error.where = where
+            if position and not error.step:
+                error.step = title
             self._finish(activity, error)
             raise
         except BaseException as error:
@@ -169,7 +171,8 @@ class Events:
 class StepActivity:
     """The :class:`~pybuild.backend.Activity` of one unit.
 
-    ``tail`` keeps the last lines of output for a failure's message, shown or not.
+    ``tail`` keeps the last lines of output for a failure's message, shown or not. ``copy``,
+    if there is one, gets all output, from one thread at a time.
     """
 
     def __init__(self, number: int, events: Events, cancel: CancelToken) -> None:
@@ -177,6 +180,7 @@ class StepActivity:
         self.cancel = cancel
         self.cached = False
         self.tail = OutputTail()
+        self.copy: Callable[[bytes], None] | None = None
         self._events = events
         self._began = time.monotonic()
         self._lock = threading.Lock()
@@ -193,6 +197,8 @@ class StepActivity:
             return
         with self._lock:
             self.tail.feed(data)
+            if self.copy is not None:
+                self.copy(data)
         self._events.send(StepLog(self.id, stream, data, self.seconds))
 
     def progress(self, item: str, done: int, total: int | None) -> None:

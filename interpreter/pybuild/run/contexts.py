@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from pybuild.errors import UsageError
 from pybuild.files.context import ContextTree
@@ -14,8 +15,13 @@ from pybuild.plan.contexts import FilesContext, NamedContext, parse_context
 from pybuild.remotes.fetching import Remotes
 from pybuild.run.inputs import open_files
 
-ContextValue = str | Path | Tree
-"""A folder, an URL or another form of ``--build-context``; a path; or files as a tree."""
+if TYPE_CHECKING:
+    from pybuild.files.memorycontext import FilesInMemory
+
+ContextValue: TypeAlias = "str | Path | FilesInMemory | Tree"
+"""A folder, an URL or another form of ``--build-context``; a path; files in memory or as a tree."""
+
+_IN_MEMORY = "files in memory"
 
 
 def named_contexts(values: Mapping[str, ContextValue]) -> dict[str, NamedContext]:
@@ -24,7 +30,10 @@ def named_contexts(values: Mapping[str, ContextValue]) -> dict[str, NamedContext
     for name, value in values.items():
         if not name.partition("::")[0]:
             raise UsageError("a named context has no name")
-        found[name] = parse_context(value) if isinstance(value, str) else FilesContext(str(value))
+        if isinstance(value, str):
+            found[name] = parse_context(value)
+        else:
+            found[name] = FilesContext(str(value) if isinstance(value, Path) else _IN_MEMORY)
     return found
 
 

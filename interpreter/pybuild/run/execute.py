@@ -48,6 +48,7 @@ from pybuild.remotes.locations import Location, WebLocation
 from pybuild.run.activity import StepActivity
 from pybuild.run.digests import digested
 from pybuild.run.lending import Lent, secret_mount, secret_variable, ssh_mount, with_own_sockets
+from pybuild.run.onfailure import KEEP_NOTHING, OnFailure
 from pybuild.values import dataclass, replace
 
 _SCRIPT = b"script"
@@ -119,6 +120,8 @@ def perform(
     key: str | None,
     activity: StepActivity,
     newest: int | None = None,
+    *,
+    on_failure: OnFailure = KEEP_NOTHING,
 ) -> ROLayer | None:
     """Do it, and return the layer that it made; None if there was nothing to do.
 
@@ -129,7 +132,7 @@ def perform(
             process = identified()
             with (
                 with_own_sockets(mounts) as own_mounts,
-                layer.begin(runs=True, newest=newest) as rw,
+                on_failure.begun(layer, newest) as rw,
             ):
                 code = rw.run(process, own_mounts, activity)
                 # A process that was killed by a cancel failed for no reason of its own.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 
+from pybuild.dockerfile.instructions import MAX_SIZE, Dockerfile
 from pybuild.errors import ContextError, UsageError
 from pybuild.files.context import (
     ContextTree,
@@ -29,11 +30,16 @@ from pybuild.remotes.locations import (
 )
 from pybuild.values import dataclass, replace
 
+if TYPE_CHECKING:
+    from pybuild.files.memorycontext import FilesInMemory
+
 DEFAULT_NAMES = ("Dockerfile", "Containerfile")
-MAX_DOCKERFILE = 16 * 1024 * 1024
 _IGNORE_FILE = ".dockerignore"
 _HEAD = 512
 _SINGLE = "context"  # what BuildKit calls a file that is a context by itself
+
+Context: TypeAlias = "str | Path | BinaryIO | FilesInMemory | None"
+DockerfileSource = str | Path | bytes | Dockerfile | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,8 @@ class _Text:
 
 @contextmanager
 def read_inputs(
-    context: str | Path | BinaryIO | None,
-    dockerfile: str | Path | bytes | None,
+    context: Context,
+    dockerfile: DockerfileSource,
     remotes: Remotes,
     activity: Activity,
     *,
@@ -92,6 +98,9 @@ def read_inputs(
                 return
             tree = stack.enter_context(_unpacked(file.open()))
             text = _find_in_tree(tree, dockerfile, str(location))
+        elif isinstance(context, Mapping):
+            tree = _in_memory(context)
+            text = _find_in_tree(tree, dockerfile, "the files of the context")
         elif isinstance(context, str | Path):
             tree = stack.enter_context(_open_folder(context))
             text = _find_in_folder(tree, Path(context), dockerfile)
@@ -110,20 +119,24 @@ def read_inputs(
 
 
 @contextmanager
-def open_files(location: str | Path, remotes: Remotes, activity: Activity) -> Iterator[Tree]:
-    """The files of a named context: of a folder, less what its .dockerignore excludes; of a
-    repository; of an archive on the web, or the one file there as ``context``.
+def open_files(
+    location: str | Path | FilesInMemory, remotes: Remotes, activity: Activity
+) -> Iterator[Tree]:
+    """The files of a named context: of a folder or in memory, less what its .dockerignore
+    excludes; of a repository; of an archive on the web, or the one file there as ``context``.
 
     Raises ContextError, UsageError, FetchFailed.
     """
+    if isinstance(location, Mapping):
+        yield _less_ignored(_in_memory(location))
+        return
     found = _location(location) if isinstance(location, str) else None
     if isinstance(found, GitLocation):
         yield remotes.repository(found, activity)
         return
     if found is None:
         with _open_folder(location) as folder:
-            matcher = _matcher(folder)
-            yield folder if matcher is None else folder.ignoring(matcher)
+            yield _less_ignored(folder)
         return
     file = remotes.file(found, activity)
     with file.open() as stream:
@@ -141,9 +154,20 @@ def read_limited(stream: BinaryIO, what: str) -> bytes:
     while part := stream.read(1 << 16):
         parts.append(part)
         size += len(part)
-        if size > MAX_DOCKERFILE:
-            raise ContextError(f"{what} is larger than {MAX_DOCKERFILE} bytes")
+        if size > MAX_SIZE:
+            raise ContextError(f"{what} is larger than {MAX_SIZE} bytes")
     return b"".join(parts)
+
+
+def _in_memory(files: FilesInMemory) -> ContextTree:
+    from pybuild.files.memorycontext import MemoryContext  # noqa: PLC0415 - few builds have one
+
+    return MemoryContext(files)
+
+
+def _less_ignored(tree: ContextTree) -> ContextTree:
+    matcher = _matcher(tree)
+    return tree if matcher is None else tree.ignoring(matcher)
 
 
 def _matcher(tree: ContextTree, ignore: bytes | None = None) -> IgnoreMatcher | None:
@@ -173,14 +197,14 @@ def _open_folder(path: str | Path) -> ContextTree:
     return open_context_directory(path)
 
 
-def _outside(dockerfile: str | Path | bytes | None) -> tuple[str, bytes]:
+def _outside(dockerfile: DockerfileSource) -> tuple[str, bytes]:
     if dockerfile is None:
         raise UsageError("without a build context a Dockerfile must be given")
     text = _given(dockerfile)
     return text.name, text.data
 
 
-def _from_stream(stream: BinaryIO, dockerfile: str | Path | bytes | None) -> tuple[str, bytes]:
+def _from_stream(stream: BinaryIO, dockerfile: DockerfileSource) -> tuple[str, bytes]:
     """A stream that is no archive is the Dockerfile, and there is no context."""
     if dockerfile is not None:
         raise ContextError(
@@ -190,8 +214,8 @@ def _from_stream(stream: BinaryIO, dockerfile: str | Path | bytes | None) -> tup
     return "Dockerfile", read_limited(stream, "the Dockerfile")
 
 
-def _find_in_folder(tree: Tree, root: Path, dockerfile: str | Path | bytes | None) -> _Text:
-    if dockerfile is None or isinstance(dockerfile, bytes):
+def _find_in_folder(tree: Tree, root: Path, dockerfile: DockerfileSource) -> _Text:
+    if dockerfile is None or isinstance(dockerfile, bytes | Dockerfile):
         return _find_in_tree(tree, dockerfile, f'"{root}"')
     path = Path(dockerfile)
     if not path.is_absolute() and not os.path.lexists(path):
@@ -217,14 +241,14 @@ def _inside(path: Path, root: Path) -> Path | None:
     return None
 
 
-def _find_in_tree(tree: Tree, dockerfile: str | Path | bytes | None, place: str) -> _Text:
-    if isinstance(dockerfile, bytes):
-        return _Text("Dockerfile", dockerfile)
+def _find_in_tree(tree: Tree, dockerfile: DockerfileSource, place: str) -> _Text:
+    if isinstance(dockerfile, bytes | Dockerfile):
+        return _given(dockerfile)
     names = DEFAULT_NAMES if dockerfile is None else (Path(dockerfile).as_posix(),)
     for name in names:
-        data = read_file(tree, name, MAX_DOCKERFILE)
+        data = read_file(tree, name, MAX_SIZE)
         if data is not None:
-            ignore = read_file(tree, f"{name}{_IGNORE_FILE}", MAX_DOCKERFILE)
+            ignore = read_file(tree, f"{name}{_IGNORE_FILE}", MAX_SIZE)
             return _Text(name, data, ignore)
     raise ContextError(
         f"there is no {' or '.join(names)} in {place}",
@@ -232,10 +256,12 @@ def _find_in_tree(tree: Tree, dockerfile: str | Path | bytes | None, place: str)
     )
 
 
-def _given(dockerfile: str | Path | bytes) -> _Text:
+def _given(dockerfile: str | Path | bytes | Dockerfile) -> _Text:
     """A Dockerfile that isn't part of the context: the caller's own file, or text."""
     if isinstance(dockerfile, bytes):
         return _Text("Dockerfile", dockerfile)
+    if isinstance(dockerfile, Dockerfile):
+        return _Text(dockerfile.name, dockerfile.source)
     path = Path(dockerfile)
     beside = path.with_name(path.name + _IGNORE_FILE)
     ignore = _read_path(beside) if beside.is_file() else None

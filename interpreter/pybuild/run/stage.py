@@ -38,6 +38,7 @@ from pybuild.run.keys import ContentKey, content_key
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
 from pybuild.run.lending import Lent
 from pybuild.run.misses import Misses, StepNotes
+from pybuild.run.onfailure import KEEP_NOTHING, OnFailure
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
 from pybuild.values import dataclass, field, replace
@@ -55,7 +56,7 @@ class StageSettings:
     ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
     those of ``fresh_stages``, names in lower case, are only kept. ``elsewhere`` are caches of
     other machines, looked into next; with ``keeps_steps`` a finished stage tells what they may
-    get of it. ``lent`` is what steps may see.
+    get of it. ``lent`` is what steps may see, ``on_failure`` what is kept of one that fails.
     """
 
     contexts: Mapping[str | None, Tree]
@@ -67,6 +68,7 @@ class StageSettings:
     lent: Lent = field(default_factory=Lent)
     elsewhere: Elsewhere | None = None
     keeps_steps: bool = False
+    on_failure: OnFailure = KEEP_NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +267,10 @@ class StageRunner:
     ) -> StepOutcome:
         step = notes.step
         images: list[SharedLayer] = []
-        with releasing(lambda: release_all([x.release for x in images]), self._events.warn):
+        with (
+            releasing(lambda: release_all([x.release for x in images]), self._events.warn),
+            self._settings.on_failure.watching(step.title, layer, activity),
+        ):
             open_source = self._opener(activity, images)
             created, lent = self._created_seconds(), self._settings.lent
             prepared = prepare(step, layer, open_source, created, lent)
@@ -318,7 +323,10 @@ class StageRunner:
     ) -> ROLayer | None:
         if self._settings.elsewhere is not None:
             prepared = self._settings.elsewhere.seeded(prepared, activity)
-        return perform(prepared, layer, key or None, activity, self._newest())
+        on_failure = self._settings.on_failure
+        return perform(
+            prepared, layer, key or None, activity, self._newest(), on_failure=on_failure
+        )
 
     def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source | Location) -> SourceFiles:

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
+from pybuild.dockerfile.instructions import Dockerfile
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
 from pybuild.remotes.locations import parse_context_location
+from pybuild.run.inputs import Context, DockerfileSource
 from pybuild.values import dataclass
 
 
@@ -22,8 +23,8 @@ class Origin:
     folder nor an address.
     """
 
-    context: str | Path | BinaryIO | None
-    dockerfile: str | Path | bytes | None
+    context: Context
+    dockerfile: DockerfileSource
     name: str
     tags: Sequence[Reference]
     stages: Sequence[str | None]
@@ -65,7 +66,7 @@ def _context(origin: Origin) -> tuple[str, list[str]]:
 
 def _dockerfile(origin: Origin) -> str:
     given = origin.dockerfile
-    if isinstance(given, bytes):
+    if isinstance(given, bytes | Dockerfile):
         return ""
     if given is not None and os.path.lexists(given):
         return os.path.realpath(given)

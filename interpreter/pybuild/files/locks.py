@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 
 def try_lock(descriptor: int) -> bool:
     """Lock an open file unless another descriptor, in whatever process, has it locked."""
+    import fcntl  # noqa: PLC0415 - Windows has none
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,0 +1,86 @@
+"""Builds many small images through one Builder from several threads, and tells what that took.
+
+``python many_builds.py FOLDER`` prints JSON: what this process had after the first builds and
+after the last ones.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from embedding import Stores
+from pybuild import Builder, RunFailed
+from pybuild.testkit._containerd_cleaner import mounts_below
+
+BUILDS = 300
+WARM = 50
+THREADS = 8
+
+
+def build_one(builder: Builder, number: int) -> None:
+    """Two steps that are the build's own, on one that all share; every tenth fails."""
+    text = f"FROM busybox\nRUN echo all > /all\nCOPY own /own\nRUN cat /own > /{number}\n"
+    if number % 10 == 0:
+        text += "RUN echo why > /why; exit 1\n"
+    future = builder.submit({"Dockerfile": text, "own": f"{number}\n"})
+    error = future.exception()
+    if error is not None:
+        assert isinstance(error, RunFailed)
+        assert error.fs.read_text("/why") == "why\n"
+        return
+    image = builder.image(future.result())
+    assert image.fs.read_text(f"/{number}") == f"{number}\n"
+    if number % 25 == 1:
+        assert image.run(["cat", f"/{number}"], text=True).stdout == f"{number}\n"
+
+
+def resident(process: str) -> int:
+    """The memory of a process, in KiB; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def children() -> list[str]:
+    """The processes that this one's threads started."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
+
+
+def held(folder: Path) -> dict[str, int]:
+    """What this process has at the moment."""
+    gc.collect()
+    return {
+        "kibibytes": resident("self"),
+        "kibibytes of others": sum(resident(process) for process in children()),
+        "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - names alone
+        "threads": threading.active_count(),
+        "mounts": len(mounts_below(folder)),
+    }
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    stores = Stores(folder / "stores")
+    before = held(folder)
+    with (
+        Builder(backend_options={"root": stores.new()}, max_builds=THREADS) as builder,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
+        marks = []
+        for numbers in (range(WARM), range(WARM, 150), range(150, BUILDS)):
+            list(pool.map(lambda number: build_one(builder, number), numbers))
+            marks.append(held(folder))
+    sys.stdout.write(json.dumps({"before": before, "marks": marks, "after": held(folder)}))
+
+
+if __name__ == "__main__":
+    main()
