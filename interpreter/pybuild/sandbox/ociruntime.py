@@ -100,6 +100,7 @@ def _start(config: Spec) -> int:
     if runtime == 0:
         try:
             os.chdir("/")
+            os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
             program.restore(config)
             os.execve(path, [path, *args, b"--pid-file", _PID, b"step"], {})  # noqa: S606 - what it is for
         finally:

@@ -109,7 +109,6 @@ def run_in(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Sp
         _raise_loopback()
     os.umask(0o022)
     program.set_home(spec, root.fd)
-    os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
     os.dup2(_STDOUT, 1)
     os.dup2(_STDERR, 2)
     if config[b"runtime"]:
@@ -127,9 +126,10 @@ def go_in(root: int, spec: Spec, config: Spec) -> None:
     os.fchdir(root)
     kernel.call("pivot_root", "pivot_root", b".", b".")
     kernel.unmount(b".", kernel.MNT_DETACH)
+    os.chdir("/")
+    os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
     _close_others(3, 1)
     # no descriptor leads out any more
-    os.chdir("/")
     program.enter(spec[b"cwd"])
     program.restore(config)
     program.limit(spec[b"ulimits"])
