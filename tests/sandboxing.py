@@ -177,10 +177,9 @@ def holding(folder: Path, program: str = "") -> list[int]:
 
 
 def state_of_runtimes() -> set[Path]:
-    """The control groups of the machine, and what runtimes keep of their containers."""
-    usual = [Path("/run"), Path(f"/run/user/{os.getuid()}")]
-    kept = {each for folder in usual for name in RUNTIMES for each in folder.glob(f"{name}/*")}
-    return kept | set(Path("/sys/fs/cgroup").glob("**/"))
+    """What runtimes keep of our containers where they usually do, and control groups."""
+    usual = [Path("/run"), Path(f"/run/user/{os.getuid()}"), Path("/sys/fs/cgroup")]
+    return {each for folder in usual for each in folder.glob("**/pybuild-step")}
 
 
 def as_user(folder: Path, command: list[str], *, subordinate: bool) -> list[str]:

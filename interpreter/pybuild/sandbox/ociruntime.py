@@ -102,7 +102,7 @@ def _start(config: Spec) -> int:
             os.chdir("/")
             os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
             program.restore(config)
-            os.execve(path, [path, *args, b"--pid-file", _PID, b"step"], {})  # noqa: S606 - what it is for
+            os.execve(path, [path, *args, b"--pid-file", _PID, b"pybuild-step"], {})  # noqa: S606 - what it is for
         finally:
             os._exit(_FAILED)
     return runtime
