@@ -25,7 +25,7 @@ USER = 4242
 FIRST_SUBORDINATE = 700000
 PROGRAMS = """
     sh cat chmod chown dd echo env false grep head hostname id ifconfig kill ln ls mkdir mknod
-    mount pwd readlink rm rmdir seq sleep stat sync touch true umask uname unshare wc yes
+    mount pwd readlink rm rmdir seq sleep stat sync touch true umask umount uname unshare wc yes
 """.split()  # noqa: SIM905 - a line for each would hide the rest
 ENV = (("PATH", "/bin"),)
 

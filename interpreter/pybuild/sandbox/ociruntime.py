@@ -54,9 +54,11 @@ def run(spec: Spec, config: Spec) -> NoReturn:
     code = _wait(_start(config), ended)
     if code:
         raise Failed(name, 0, _complaint() or f"it ended with {code}")
-    with open(_PID, "rb") as file:  # noqa: PTH123 - as above
-        pid = int(file.read())
-    code = _wait(pid, ended)
+    try:
+        with open(_PID, "rb") as file:  # noqa: PTH123 - as above
+            code = _wait(int(file.read()), ended)
+    except (OSError, ValueError):
+        raise Failed(name, 0, "it tells of no process that it has started") from None
     os._exit(code if code >= 0 else 128 - code)
 
 
