@@ -4,7 +4,7 @@ Each workload is built with 1 and with N+1 steps, nothing cached, on one open st
 difference divided by N is the cost of a step, its process included. Medians of several
 rounds; the first warms up. As root, all three ways are measured::
 
-    .venv/bin/python bench/embedded.py [--tiny] [--strict]
+    .venv/bin/python bench/embedded.py [--tiny] [--strict] [--runner=crun|runc]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pybuild import Backend, build
 from pybuild.backends import open_backend
 from pybuild.oci.image_config import serialize_config
 from pybuild.oci.layertar import write_layer
+from pybuild.sandbox.runtimes import RUNTIMES
 from pybuild.testkit.baseimages import LARGE_FILES, busybox_config, busybox_entries
 from pybuild.testkit.registry import Registry
 
@@ -70,14 +71,16 @@ def seconds(backend: Backend, context: Path, base: str, steps: list[str]) -> flo
     return time.perf_counter() - start
 
 
-def measure(folder: Path, *, steps: int, rounds: int, workloads: tuple[Workload, ...]) -> Medians:
+def measure(
+    folder: Path, runner: str, *, steps: int, rounds: int, workloads: tuple[Workload, ...]
+) -> Medians:
     """For the user who runs this."""
     context = folder / "context"
     context.mkdir()
     for number in range(steps + 1):
         (context / f"file-{number}").write_text(f"{number}\n")
     found = {}
-    options = {"root": folder / "store"}
+    options = {"root": folder / "store", "runner": runner}
     with bases(workloads) as registry, open_backend("embedded", options) as backend:
         for workload in workloads:
             base = f"{registry.address}/base:{workload.extra_files}"
@@ -90,7 +93,7 @@ def measure(folder: Path, *, steps: int, rounds: int, workloads: tuple[Workload,
     return found
 
 
-def measure_others(folder: Path, tiny: list[str]) -> dict[str, Medians]:
+def measure_others(folder: Path, further: list[str]) -> dict[str, Medians]:
     """For a user with a range of ids, and for one without."""
     sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
     from sandboxing import run_python_as_user  # noqa: PLC0415 - found only now
@@ -99,7 +102,7 @@ def measure_others(folder: Path, tiny: list[str]) -> dict[str, Medians]:
     for kind in ("range", "single"):
         own = folder / kind
         own.mkdir()
-        arguments = [__file__, "--json", *tiny]
+        arguments = [__file__, "--json", *further]
         done = run_python_as_user(own, arguments, subordinate=kind == "range")
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -125,18 +128,22 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a smoke test: few steps, once")
     parser.add_argument("--strict", action="store_true", help="fail if a target isn't kept")
     parser.add_argument("--json", action="store_true", help="this user alone, as JSON")
+    parser.add_argument(
+        "--runner", default="sandbox", choices=("sandbox", *RUNTIMES), help="what starts processes"
+    )
     given = parser.parse_args()
     steps, rounds = (2, 1) if given.tiny else (20, 7)
     with tempfile.TemporaryDirectory(prefix="bench-") as text:
         folder = Path(text)
         folder.chmod(0o711)
-        mine = measure(folder, steps=steps, rounds=rounds, workloads=WORKLOADS)
+        mine = measure(folder, given.runner, steps=steps, rounds=rounds, workloads=WORKLOADS)
         if given.json:
             print(json.dumps(mine))
             return 0
         results = {"root" if os.geteuid() == 0 else "user": mine}
         if os.geteuid() == 0:
-            results |= measure_others(folder, ["--tiny"] if given.tiny else [])
+            further = ["--tiny"] if given.tiny else []
+            results |= measure_others(folder, [*further, f"--runner={given.runner}"])
             # what belongs to other ids is root's to remove
             subprocess.run(["rm", "-rf", *folder.iterdir()], check=True)
     kept = report(results, WORKLOADS)

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from pybuild.sandbox.client import Sandbox
-from pybuild.sandbox.mapping import Mapping
+from pybuild.sandbox.mapping import Mapping, system_program
 from pybuild.sandbox.modes import probe
+from pybuild.sandbox.runtimes import RUNTIMES, Runtime, find_runtime
 from pybuild.sandbox.spec import FuseOverlay, Overlay, Plain, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ USER = 4242
 FIRST_SUBORDINATE = 700000
 PROGRAMS = """
     sh cat chmod chown dd echo env false grep head hostname id ifconfig kill ln ls mkdir mknod
-    mount pwd readlink rm rmdir seq sleep stat sync touch true umask uname unshare wc yes
+    mount pwd readlink rm rmdir seq sleep stat sync touch true umask umount uname unshare wc yes
 """.split()  # noqa: SIM905 - a line for each would hide the rest
 ENV = (("PATH", "/bin"),)
 
@@ -106,17 +107,38 @@ def best_mapping(folder: Path, *, namespace_for_root: bool = True) -> Mapping:
     return found.mapping
 
 
+WAYS = ("overlay", "fuse", *RUNTIMES)
+"""How steps are run: on a kind of root, or by a runtime on the kernel's overlay."""
+
+
 @contextmanager
-def steps_in(folder: Path, mapping: Mapping | None = None) -> Iterator[Steps]:
+def steps_in(folder: Path, mapping: Mapping | None = None, way: str = "overlay") -> Iterator[Steps]:
     """Steps under the best mapping of this user. The folder is emptied at the end."""
     mapping = mapping or best_mapping(folder)
+    runtime = usable_runtime(way, mapping) if way in RUNTIMES else None
+    if way == "fuse":
+        need_fuse()
     places = folder / "steps"
     places.mkdir()
     try:
-        with Sandbox(mapping) as sandbox:
-            yield Steps(sandbox, busybox_root(folder / "base"), places)
+        with Sandbox(mapping, runtime=runtime) as sandbox:
+            root = FuseOverlay if way == "fuse" else Overlay
+            yield Steps(sandbox, busybox_root(folder / "base"), places, root=root)
     finally:
         empty(mapping, folder)
+
+
+def need_fuse() -> None:
+    if system_program("fuse-overlayfs") is None:
+        pytest.skip("needs fuse-overlayfs")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("inherent: this user may not open /dev/fuse")
+
+
+def usable_runtime(name: str, mapping: Mapping) -> Runtime:
+    if system_program(name) is None:
+        pytest.skip(f"needs {name}")
+    return find_runtime(name, mapping)
 
 
 def empty(mapping: Mapping, folder: Path) -> None:
@@ -137,6 +159,27 @@ def alive(mark: str) -> list[int]:
         if mark.encode() in words:
             found.append(int(process.name))
     return found
+
+
+def holding(folder: Path, program: str = "") -> list[int]:
+    """Other processes, of this program, that have something below a folder open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if program not in (process / "comm").read_text():
+                continue
+            paths = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if int(process.name) != os.getpid() and any(p.startswith(f"{folder}/") for p in paths):
+            found.append(int(process.name))
+    return found
+
+
+def state_of_runtimes() -> set[Path]:
+    """What runtimes keep of our containers where they usually do, and control groups."""
+    usual = [Path("/run"), Path(f"/run/user/{os.getuid()}"), Path("/sys/fs/cgroup")]
+    return {each for folder in usual for each in folder.glob("**/pybuild-step")}
 
 
 def as_user(folder: Path, command: list[str], *, subordinate: bool) -> list[str]:

@@ -169,6 +169,7 @@ FOR_TYPES_ONLY = {
     ("pybuild_embedded.fetching", "pybuild.oci.pull"),
     ("pybuild_embedded.layers", "pybuild_embedded.pending"),  # once something is run
     ("pybuild_embedded.machine", "pybuild.sandbox.client"),
+    ("pybuild_embedded.machine", "pybuild.sandbox.runtimes"),
     ("pybuild_embedded.machine", "pybuild_embedded.workers"),
     ("pybuild_embedded.layers", "pybuild_embedded.copies"),
     ("pybuild_embedded.layers", "pybuild_embedded.stepfiles"),
@@ -191,6 +192,8 @@ INSIDE = {
     "pybuild.sandbox.step",
     "pybuild.sandbox.rootfs",
     "pybuild.sandbox.fuse",
+    "pybuild.sandbox.program",
+    "pybuild.sandbox.ociruntime",
     "pybuild_embedded.inside.worker",
 }
 
@@ -208,7 +211,7 @@ BANNED = {
     "yaml.load": set[str](),
     "os.chdir": INSIDE,
     "os.umask": INSIDE,
-    "kernel.clone": {"pybuild.sandbox.zygote", "pybuild.sandbox.fuse"},
+    "kernel.clone": {f"pybuild.sandbox.{name}" for name in ("zygote", "fuse", "ociruntime")},
     "time.clock": set[str](),
     "hashlib.md5": set[str](),
     "hashlib.sha1": set[str](),

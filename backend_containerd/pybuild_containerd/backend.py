@@ -130,7 +130,7 @@ class ContainerdBackend(Backend):
         mountable = found.can_mount and _is_root()
         runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
         resources.callback(runners.close)
-        if options.runner == "sandbox":
+        if options.runner not in ("auto", "task"):
             runners.sandbox()  # or say at once that there is none
         self._space = Workspace(
             folder=folder,

@@ -17,9 +17,9 @@ class Options:
     then the well-known places, one of them below ``xdg_runtime_dir``.
     ``pull`` is "auto" to have containerd fetch layers where it can, which is faster, "own" to
     have pybuild do it. ``runner`` says how a RUN is run: "sandbox" by pybuild on the files of
-    a snapshot, "task" by containerd, "auto" by a sandbox where that works. ``cache_dir`` keeps
-    what is found out about layers, and the locks of cache mounts: builds with the same one
-    wait for each other. ``hosts_dir`` is
+    a snapshot, "crun" or "runc" by that runtime in such a sandbox, "task" by containerd, "auto"
+    by a sandbox where that works. ``cache_dir`` keeps what is found out about layers, and the
+    locks of cache mounts: builds with the same one wait for each other. ``hosts_dir`` is
     containerd's ``certs.d``, ``docker_config`` the path of Docker's config.json, ``proxies``
     maps a URL's scheme to its proxy (``no`` lists what needs none). ``moby_labels`` adds what
     Docker's classic builder leaves; None means in the namespace ``moby``. With ``unpack`` the
@@ -49,7 +49,7 @@ _TEXTS = frozenset(
 )
 _CHOICES = {
     "pull": frozenset({"auto", "own"}),
-    "runner": frozenset({"auto", "sandbox", "task"}),
+    "runner": frozenset({"auto", "sandbox", "task", "crun", "runc"}),
 }
 _NEVER_NONE = frozenset({"namespace", "runtime", "proxies", "pull", "runner", "unpack"})
 

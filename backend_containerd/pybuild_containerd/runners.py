@@ -16,6 +16,8 @@ from pybuild.errors import BackendError, BackendFailed, BackendUnavailable
 from pybuild.files.trees import Tree
 from pybuild.sandbox.client import Sandbox, SandboxFailed
 from pybuild.sandbox.mapping import Kind, Mapping
+from pybuild.sandbox.modes import try_runtime
+from pybuild.sandbox.runtimes import RUNTIMES, find_runtime
 from pybuild.sandbox.spec import Bind, Overlay, OverlayBind, RunSpec, Tmpfs
 from pybuild.sandbox.spec import Mount as SandboxMount
 from pybuild_containerd.runtime_spec import SpecMount
@@ -23,13 +25,17 @@ from pybuild_containerd.snapshots import Mount, Snapshots, layer_folders
 
 _TMPFS_MODE = 0o1777
 _SIZE = "size="
+_IN_SANDBOX = ("sandbox", *RUNTIMES)
 
 
 class Runners:
     """Starts the sandbox of a backend when the first process needs it. Safe in threads."""
 
     def __init__(self, wanted: str, snapshots: Snapshots, *, mounts_snapshots: bool) -> None:
-        """`wanted` is auto, sandbox or task. `mounts_snapshots`: as root, on this machine."""
+        """`wanted` is auto, sandbox, task, or a runtime to start processes in the sandbox.
+
+        `mounts_snapshots`: as root, on this machine.
+        """
         self._wanted = wanted
         self._snapshots = snapshots
         self._mounts_snapshots = mounts_snapshots
@@ -40,12 +46,12 @@ class Runners:
     def sandbox(self) -> Sandbox | None:
         """The sandbox to run processes in; None if they are to be tasks.
 
-        Raises BackendUnavailable if a sandbox is wanted and none works here.
+        Raises BackendUnavailable if a sandbox or a runtime is wanted and doesn't work here.
         """
         with self._lock:
             if self._sandbox is None and self._refusal is None:
                 self._refusal = self._start()
-            if self._refusal is not None and self._wanted == "sandbox":
+            if self._refusal is not None and self._wanted in _IN_SANDBOX:
                 raise BackendUnavailable(
                     f"a RUN can't go through a sandbox: {self._refusal}",
                     hint="--runner=task has containerd run it",
@@ -54,9 +60,10 @@ class Runners:
 
     def describe(self) -> str:
         """Which way is taken, and why not the other."""
-        if self.sandbox() is not None:
-            return "sandbox"
-        return f"task ({self._refusal})"
+        sandbox = self.sandbox()
+        if sandbox is None:
+            return f"task ({self._refusal})"
+        return "sandbox" if sandbox.runtime is None else f"{sandbox.runtime} in the sandbox"
 
     def close(self) -> None:
         """End what runs in the sandbox. Idempotent."""
@@ -73,7 +80,9 @@ class Runners:
         if not self._mounts_snapshots:
             return "this process can't mount containerd's snapshots"
         # as the machine's own root: containerd's overlays have attributes that only it may set
-        sandbox = Sandbox(Mapping(Kind.INIT))
+        mapping = Mapping(Kind.INIT)
+        runtime = find_runtime(self._wanted, mapping) if self._wanted in RUNTIMES else None
+        sandbox = Sandbox(mapping, runtime=runtime)
         try:
             sandbox.start()
             with _overlay_for_trial(self._snapshots) as root:
@@ -81,6 +90,8 @@ class Runners:
                     sandbox.close()
                     return f"the snapshotter {self._snapshots.snapshotter} makes no plain overlays"
                 sandbox.run(RunSpec(root, ()), lambda _stream, _piece: None)
+            if runtime is not None:
+                try_runtime(sandbox)
         except SandboxFailed as failure:
             sandbox.close()
             return failure.message

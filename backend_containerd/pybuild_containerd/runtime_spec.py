@@ -8,6 +8,7 @@ from typing import Any
 
 from pybuild.backend import Network, Process, Ulimit
 from pybuild.errors import UsageError
+from pybuild.sandbox.oci_seccomp import default_profile
 from pybuild.sandbox.profile import (
     ALL_CAPABILITIES,
     CAPABILITIES,
@@ -18,7 +19,6 @@ from pybuild.sandbox.profile import (
     READ_ONLY,
 )
 from pybuild.values import dataclass, replace
-from pybuild_containerd.seccomp import default_profile
 
 _MOST_CPUS = 256
 _RLIM_INFINITY = 2**64 - 1

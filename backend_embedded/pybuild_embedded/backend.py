@@ -94,7 +94,7 @@ class EmbeddedBackend(Backend):
         """Takes over `store` and closes it."""
         self.platforms = (host_platform(),)
         self._store = store
-        machine = Machine(store.root, user_namespace=options.user_namespace)
+        machine = Machine(store.root, options.runner, user_namespace=options.user_namespace)
         self._images = Images(store, machine.remove, machine.measure)
         fetcher = Fetcher(functools.partial(_connected, options), store)
         files = LayerFiles(
@@ -119,7 +119,7 @@ class EmbeddedBackend(Backend):
 
     def require(self, capabilities: frozenset[Capability]) -> None:
         if Capability.RUN in capabilities:
-            self._space.machine.mapping()
+            self._space.machine.require_runner()
 
     def executes(self, platform: Platform) -> bool | None:
         if super().executes(platform):
@@ -307,6 +307,7 @@ class EmbeddedBackend(Backend):
             ("store", str(self._store.root)),
             ("processes run as", found.reason),
             *([("processes run on", shown)] if found.mapping is not None else []),
+            ("processes are started by", self._space.machine.describe_runner()),
             *refused,
         )
 

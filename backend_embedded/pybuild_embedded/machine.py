@@ -25,8 +25,10 @@ from pybuild_embedded.usage import measure_plainly
 
 if TYPE_CHECKING:
     from pybuild.sandbox.client import Sandbox
+    from pybuild.sandbox.runtimes import Runtime
     from pybuild_embedded.workers import Workers
 
+_OWN = ("auto", "sandbox")  # runners that need no runtime
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 _RULES = (
@@ -49,11 +51,15 @@ class Machine:
     """Finds a sandbox that works and starts it when the first process is to run.
 
     What was found is kept in `folder`, the store's, until the machine boots again, or who
-    may have which ids changes. A context manager; safe in threads.
+    may have which ids changes. `runner` may name a runtime that is to start the processes of
+    steps. A context manager; safe in threads.
     """
 
-    def __init__(self, folder: Path, *, user_namespace: bool) -> None:
+    def __init__(self, folder: Path, runner: str, *, user_namespace: bool) -> None:
         self._folder = folder
+        self._runner = runner
+        self._refusal: BackendUnavailable | None = None  # of the runtime
+        self._tried = False
         self._note = folder / "machine.json"
         self._user_namespace = user_namespace
         self._lock = threading.RLock()
@@ -110,6 +116,37 @@ class Machine:
                 self._sandbox = self._started()
             return self._sandbox
 
+    def step_sandbox(self) -> Sandbox:
+        """The sandbox for processes of steps. Raises BackendUnavailable also for the runtime."""
+        from pybuild.sandbox.modes import try_runtime  # noqa: PLC0415 - for a RUN
+
+        with self._lock:
+            sandbox = self.sandbox()
+            if sandbox.runtime is not None and not self._tried:
+                self._tried = True
+                try:
+                    try_runtime(sandbox)
+                except BackendUnavailable as error:
+                    self._refusal = error
+            if self._refusal is not None:
+                raise self._refusal
+            return sandbox
+
+    def require_runner(self) -> None:
+        """Raises BackendUnavailable where the processes of steps can't be run as wanted."""
+        self.mapping()
+        if self._runner not in _OWN:
+            self.step_sandbox()
+
+    def describe_runner(self) -> str:
+        """What starts the processes of steps."""
+        if self._runner in _OWN:
+            return "pybuild"
+        try:
+            return str(self.step_sandbox().runtime)
+        except BackendUnavailable as error:
+            return f"nothing: {error.message}"
+
     def workers(self) -> Workers:
         """The workers in the sandbox's user namespace."""
         with self._lock:
@@ -155,16 +192,28 @@ class Machine:
     def _started(self) -> Sandbox:
         from pybuild.sandbox.client import Sandbox  # noqa: PLC0415 - for a RUN
 
-        sandbox = Sandbox(self.mapping())
+        sandbox = Sandbox(self.mapping(), runtime=self._runtime())
         try:
             sandbox.start()
         except PybuildError:
             # what was found before may have been forbidden since
             self._note.unlink(missing_ok=True)
             self._found = self._look()
-            sandbox = Sandbox(self.mapping())
+            sandbox = Sandbox(self.mapping(), runtime=sandbox.runtime)
             sandbox.start()
         return sandbox
+
+    def _runtime(self) -> Runtime | None:
+        """The runtime that is wanted; a sandbox without one still serves the workers."""
+        if self._runner in _OWN:
+            return None
+        from pybuild.sandbox.runtimes import find_runtime  # noqa: PLC0415 - seldom wanted
+
+        try:
+            return find_runtime(self._runner, self.mapping())
+        except BackendUnavailable as error:
+            self._refusal = error
+            return None
 
     def _look(self) -> _Found:
         from pybuild.sandbox.modes import probe, probe_root  # noqa: PLC0415 - once a boot

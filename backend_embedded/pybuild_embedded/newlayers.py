@@ -52,7 +52,7 @@ class EmbeddedRWLayer(RWLayer):
             raise RuntimeError("a process was run on a layer begun without runs, or after put")
         activity.raise_if_cancelled()
         space = self._space
-        sandbox = space.machine.sandbox()
+        sandbox = space.machine.step_sandbox()
         space.warn_of_one_id(activity)
         space.warn_of_copies(activity)
         if self._files is None:

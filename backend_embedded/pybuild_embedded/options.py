@@ -19,8 +19,9 @@ class Options:
     config.json, ``proxies`` maps a URL's scheme to its proxy (``no`` lists what needs none).
     ``max_size`` is what the store may take up when a build has ended, in bytes, or as a share
     of the disk (``15%``); by default :func:`pybuild.imagestore.usual_ceiling`.
-    ``runner`` is "auto" or "sandbox", which are the same here. ``user_namespace`` False lets
-    root run steps in the machine's own user namespace.
+    ``runner`` is "auto" or "sandbox", which are the same here, or "crun" or "runc": that
+    runtime starts the processes in the sandbox. ``user_namespace`` False lets root run steps
+    in the machine's own user namespace.
     """
 
     root: Path | None = None
@@ -32,6 +33,7 @@ class Options:
     user_namespace: bool = True
 
 
+_RUNNERS = ("auto", "sandbox", "crun", "runc")
 _PATHS = frozenset({"root", "hosts_dir", "docker_config"})
 
 
@@ -51,7 +53,7 @@ def parse_options(options: Mapping[str, object]) -> Options:
 def _checked(name: str, value: object) -> object:
     if name in _PATHS and isinstance(value, str | Path) and str(value):
         return Path(value)
-    if name == "runner" and value in ("auto", "sandbox"):
+    if name == "runner" and value in _RUNNERS:
         return value
     if name == "max_size" and _is_size(value):
         return value

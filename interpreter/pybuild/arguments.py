@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 PROGRESS_MODES = ("auto", "plain", "tty", "rawjson")
 STORE_COMMANDS = ("images", "inspect", "history", "tag", "rm", "df", "prune", "fsck")
 """The commands of :mod:`pybuild.storecommands`."""
-RUNNERS = ("auto", "sandbox", "task")
+RUNNERS = ("auto", "sandbox", "task", "crun", "runc")
 
 _LATER = {
     "--attest": "attestations",
@@ -321,7 +321,10 @@ def add_backend_options(parser: _Parser) -> None:
     add("--containerd-namespace", metavar="NAME", help="where images go (CONTAINERD_NAMESPACE)")
     add("--snapshotter", metavar="NAME", help="which snapshotter (CONTAINERD_SNAPSHOTTER)")
     add(
-        "--runner", choices=RUNNERS, help="how a RUN is run (default: auto, the fastest that works)"
+        "--runner",
+        choices=RUNNERS,
+        help="what runs a RUN: pybuild's own sandbox, containerd (task), or a runtime in the "
+        "sandbox (default: auto, the fastest that works)",
     )
     add("--hosts-dir", metavar="DIR", help="mirrors of registries, as hosts.toml files")
     add("--moby-labels", action="store_true", help="label the image as Docker's builder does")

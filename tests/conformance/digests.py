@@ -26,13 +26,19 @@ EPOCH = 1700000000
 
 
 def embedded_digests(
-    folder: Path, address: str, bases: Sequence[str], dockerfiles: Sequence[Path], workers: int
+    folder: Path,
+    address: str,
+    bases: Sequence[str],
+    dockerfiles: Sequence[Path],
+    workers: int,
+    *,
+    runner: str = "auto",
 ) -> dict[str, str]:
     """Manifest digests by the Dockerfiles' names, built with this many workers from scratch.
 
     `bases` are the full names of images that the registry has under their last part.
     """
-    with open_backend({"root": folder / "store"}) as backend:
+    with open_backend({"root": folder / "store", "runner": runner}) as backend:
         for base in bases:
             name = f"{address}/{base.rpartition('/')[2]}"
             asked = parse_reference(name), host_platform(), PullPolicy.MISSING

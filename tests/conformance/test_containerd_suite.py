@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from pybuild.backend import Backend
+from pybuild.errors import BackendUnavailable
+from pybuild.sandbox.mapping import Kind, Mapping
 from pybuild.testkit.baseimages import BUSYBOX, busybox_layout
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
 from pybuild.testkit.layouts import import_into_containerd
 from pybuild.testkit.suite import BackendSuite
+from pybuild.testkit.suite_runs import RunSuite
 from pybuild_containerd import backend as containerd_backend
 from pybuild_containerd.backend import open_backend
+from sandboxing import usable_runtime
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
@@ -57,6 +61,26 @@ class TestSandbox(_ContainerdSuite):
 
     namespace = "suite-sandbox"
     runner = "sandbox"
+
+
+class TestRunc(RunSuite):
+    """Processes started by runc in a sandbox of our own."""
+
+    @pytest.fixture
+    def backend(self, containerd: PrivateContainerd, tmp_path: Path) -> Iterator[Backend]:
+        namespace = "suite-runc"
+        layout = busybox_layout(tmp_path / "busybox", BUSYBOX)
+        import_into_containerd(layout, containerd.address, namespace)
+        options = {"address": containerd.address, "namespace": namespace, "runner": "runc"}
+        with open_backend(options | {"cache_dir": tmp_path / "cache"}) as backend:
+            yield backend
+        check_nothing_left(containerd.address, namespace, containerd.folder)
+
+
+def test_crun_is_refused_at_once(containerd: PrivateContainerd) -> None:
+    usable_runtime("crun", Mapping(Kind.IDENTITY))
+    with pytest.raises(BackendUnavailable, match="crun can't run steps without a user namespace"):
+        open_backend({"address": containerd.address, "runner": "crun"})
 
 
 class TestDiffService(_ContainerdSuite):

@@ -12,11 +12,12 @@ from digests import digests, embedded_digests
 from platformdirs import user_cache_path
 
 from embedding import serve_layout
+from pybuild.sandbox.runtimes import RUNTIMES
 from pybuild.testkit.baseimages import BUSYBOX, DEBIAN_NAMES, busybox_layout, debian_layout
 from pybuild.testkit.containerd import PrivateContainerd
 from pybuild.testkit.registry import Registry
 from pybuild_containerd.backend import open_backend
-from sandboxing import run_python_as_user
+from sandboxing import best_mapping, run_python_as_user, usable_runtime
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
@@ -74,6 +75,21 @@ def test_every_builder_makes_the_same_images(
     _check_same(builders, dockerfiles)
     # again, one step after the other
     assert builders.root(dockerfiles, 1) == builders.containerd(dockerfiles)
+
+
+@pytest.mark.parametrize("runner", RUNTIMES)
+def test_a_runtime_makes_the_same_images(registry: Registry, tmp_path: Path, runner: str) -> None:
+    usable_runtime(runner, best_mapping(tmp_path))
+    dockerfiles = [path for path in _CASES if path.name.startswith(("run-", "user", "shell"))]
+    assert len(dockerfiles) >= 9
+    serve_layout(registry, busybox_layout(tmp_path / "layout"))
+    found = []
+    for name in ("sandbox", runner):
+        folder = tmp_path / name
+        folder.mkdir()
+        bases, address = [BUSYBOX], registry.address
+        found.append(embedded_digests(folder, address, bases, dockerfiles, 2, runner=name))
+    assert found[0] == found[1]
 
 
 @pytest.mark.debootstrap

@@ -9,8 +9,8 @@ import pytest
 
 from pybuild.backend import Network, Process, Ulimit, User
 from pybuild.errors import UsageError
+from pybuild.sandbox.oci_seccomp import default_profile
 from pybuild_containerd.runtime_spec import Machine, SpecMount, any_machine, runtime_spec
-from pybuild_containerd.seccomp import default_profile
 
 _AMD64 = Machine("amd64")
 

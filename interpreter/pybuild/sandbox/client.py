@@ -26,6 +26,7 @@ from typing import Self
 from pybuild.errors import BackendFailed, BackendUnavailable
 from pybuild.sandbox import profile, wire
 from pybuild.sandbox.mapping import Kind, Mapping, system_program
+from pybuild.sandbox.runtimes import INSTEAD, RUNTIMES, Runtime, check_fitness, runtime_config
 from pybuild.sandbox.seccomp import compile_ownership, compile_profile
 from pybuild.sandbox.spec import FuseOverlay, RunSpec, as_value, passed_descriptors
 
@@ -44,11 +45,17 @@ _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 
 
 class SandboxFailed(BackendFailed):
-    """A sandbox couldn't be made. ``step`` names the call, ``number`` is its errno or 0."""
+    """A sandbox couldn't be made. ``step`` names the call, ``number`` is its errno or 0.
+
+    Of a runtime that failed, ``step`` is the name.
+    """
 
     def __init__(self, step: str, number: int, text: str) -> None:
         reason = ": ".join(part for part in (text, number and os.strerror(number)) if part)
-        super().__init__(f"the sandbox can't be made: {step}: {reason}")
+        if step in RUNTIMES:
+            super().__init__(f"{step} doesn't run the step: {reason}", hint=INSTEAD)
+        else:
+            super().__init__(f"the sandbox can't be made: {step}: {reason}")
         self.step = step
         self.number = number
         self.text = text
@@ -57,9 +64,15 @@ class SandboxFailed(BackendFailed):
 class Sandbox:
     """A zygote and what runs below it: a context manager. Safe in threads once entered."""
 
-    def __init__(self, mapping: Mapping, *, python: str = sys.executable) -> None:
-        """`mapping` as `modes.probe` gives it. Nothing is started yet."""
+    def __init__(
+        self, mapping: Mapping, *, runtime: Runtime | None = None, python: str = sys.executable
+    ) -> None:
+        """`mapping` as `modes.probe` gives it. `runtime` starts the programs, if there is one.
+
+        Nothing is started yet.
+        """
         self.mapping = mapping
+        self.runtime = runtime
         self._python = python
         self._control: socket.socket | None = None
         self._zygote: subprocess.Popen[bytes] | None = None
@@ -73,7 +86,7 @@ class Sandbox:
 
     def start(self) -> None:
         """Start the zygote and wait until it is ready. Raises SandboxFailed."""
-        config = wire.encode(_config(self.mapping))
+        config = wire.encode(_config(self.mapping, self.runtime))
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [self._python, "-I", "-S", os.fspath(_ZYGOTE), str(theirs.fileno())]
@@ -126,6 +139,8 @@ class Sandbox:
         can't be executed 126, with a line on stream 2. On cancel every process of the run is
         killed and the code is 137. Raises SandboxFailed, and UsageError for a wrong `spec`.
         """
+        if self.runtime is not None:
+            check_fitness(spec, self.runtime, self.mapping)
         value, passed = as_value(spec), passed_descriptors(spec)
         with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -228,7 +243,7 @@ class InsideProcess:
         return self._code
 
 
-def _config(mapping: Mapping) -> dict[bytes, object]:
+def _config(mapping: Mapping, runtime: Runtime | None) -> dict[bytes, object]:
     machine = platform.machine()
     single = mapping.kind is Kind.SINGLE
     try:
@@ -253,6 +268,7 @@ def _config(mapping: Mapping) -> dict[bytes, object]:
         b"capabilities": profile.capability_mask(),
         b"seccomp": program,
         b"insecure_seccomp": insecure,
+        **({b"runtime": b""} if runtime is None else runtime_config(runtime, mapping)),
     }
 
 

@@ -15,7 +15,8 @@ import signal
 
 from pybuild.sandbox import kernel
 from pybuild.sandbox.kernel import FOLDER, NODEV, Failed
-from pybuild.sandbox.step import STEP_NAMESPACES, Spec, begin_root, close_all, run_in
+from pybuild.sandbox.program import Spec
+from pybuild.sandbox.step import STEP_NAMESPACES, begin_root, close_all, run_in
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:

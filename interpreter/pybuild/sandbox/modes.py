@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pybuild.errors import PybuildError
+from pybuild.errors import BackendUnavailable, PybuildError
 from pybuild.sandbox.client import Sandbox, SandboxFailed
 from pybuild.sandbox.mapping import (
     Attempt,
@@ -26,12 +26,14 @@ from pybuild.sandbox.mapping import (
     RootKind,
     system_program,
 )
+from pybuild.sandbox.runtimes import INSTEAD
 from pybuild.sandbox.spec import FuseOverlay, Overlay, Plain, Root, RunSpec
 from pybuild.values import dataclass
 
 IDS = 65536
 """How many ids an image may use: those of Docker's user namespaces, and of a line of /etc/subuid."""
 
+_TRIAL = 7
 _ELSE = "or use the containerd backend"
 _SYSCTLS = (
     ("kernel.unprivileged_userns_clone", "0", "1"),
@@ -197,6 +199,22 @@ def _try(
         for made in (work / "work", work / "index", work, *system, upper, place):
             if made.exists():
                 made.rmdir()
+
+
+def try_runtime(sandbox: Sandbox) -> None:
+    """Have the runtime of a started sandbox run a shell of the machine.
+
+    Raises BackendUnavailable if it doesn't.
+    """
+    root = Plain(b"/")
+    try:
+        code = sandbox.run(RunSpec(root, ("/bin/sh", "-c", f"exit {_TRIAL}")), lambda *_: None)
+    except SandboxFailed as failure:
+        message = f"{sandbox.runtime} can't be used here: {failure.message}"
+        raise BackendUnavailable(message, hint=INSTEAD) from failure
+    if code != _TRIAL:
+        message = f"{sandbox.runtime} can't be used here: a shell ended with {code}, not {_TRIAL}"
+        raise BackendUnavailable(message, hint=INSTEAD)
 
 
 def explain(kind: Kind, failure: SandboxFailed, folder: Path) -> Attempt:

@@ -30,7 +30,8 @@ if not __package__:
 
 from pybuild.sandbox import fuse, kernel, rootfs, wire
 from pybuild.sandbox.kernel import FOLDER, Failed, attach
-from pybuild.sandbox.step import STEP_NAMESPACES, Spec, become, reply, run_inside, run_step
+from pybuild.sandbox.program import Spec
+from pybuild.sandbox.step import STEP_NAMESPACES, become, reply, run_inside, run_step
 
 _MAX_PACKET = 1 << 17
 _MAX_FDS = 64
@@ -45,6 +46,8 @@ Child = tuple[int, int, int]
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     config = wire.decode(control.recv(_MAX_PACKET))
+    if config[b"runtime"]:
+        from pybuild.sandbox import ociruntime  # noqa: F401, PLC0415 - once for all steps
     try:
         if config[b"by"] != b"none":
             enter_user_namespace(config)

@@ -1,4 +1,6 @@
-"""The system calls that a RUN may make: Docker's default profile for its default capabilities.
+"""The system calls that a RUN may make, in the form of the OCI runtime specification.
+
+Docker's default profile for its default capabilities.
 
 It allows what :mod:`pybuild.sandbox.syscall_names` lists and answers anything else with
 EPERM; ``clone3`` gets ENOSYS, so that C libraries fall back to ``clone``, whose flags can be
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pybuild.sandbox.profile import CLONE_NAMESPACES, DENIED_SOCKETS, PERSONALITIES
+from pybuild.sandbox.profile import CLONE_NAMESPACES, DENIED_SOCKETS, OWNERSHIP, PERSONALITIES
 from pybuild.sandbox.syscall_names import ALLOWED, OF_ARCHITECTURE
 
 _ENOSYS = 38
@@ -33,14 +35,25 @@ _OF_ARCHITECTURE: dict[str, list[str]] = {
 }
 
 
-def default_profile(architecture: str) -> dict[str, Any]:
-    """``linux.seccomp`` of the runtime specification for a machine of this GOARCH."""
+def default_profile(architecture: str, *, keep_owners: bool = False) -> dict[str, Any]:
+    """``linux.seccomp`` of the runtime specification for a machine of this GOARCH.
+
+    With `keep_owners`, changes of owner and identity are answered with success and not made.
+    """
+    unmade = OWNERSHIP if keep_owners else []
     algorithms, machines = DENIED_SOCKETS  # 39, between them, is allowed
     profile: dict[str, Any] = {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": _EPERM,
         "syscalls": [
-            _allow([*ALLOWED, *_OF_ARCHITECTURE.get(architecture, [])]),
+            _allow(
+                [
+                    name
+                    for name in (*ALLOWED, *_OF_ARCHITECTURE.get(architecture, []))
+                    if name not in unmade
+                ]
+            ),
+            *([_answer(unmade, 0)] if unmade else []),
             _allow(["socket"], _compare(0, "SCMP_CMP_LT", algorithms)),
             _allow(["socket"], _compare(0, "SCMP_CMP_EQ", algorithms + 1)),
             _allow(["socket"], _compare(0, "SCMP_CMP_GT", machines)),
@@ -55,12 +68,26 @@ def default_profile(architecture: str) -> dict[str, Any]:
                     1 if architecture == "s390x" else 0, "SCMP_CMP_MASKED_EQ", CLONE_NAMESPACES
                 ),
             ),
-            {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
+            _answer(["clone3"], _ENOSYS),
         ],
     }
-    if architecture in _ARCHITECTURES:
-        profile["architectures"] = _ARCHITECTURES[architecture]
-    return profile
+    return profile | _architectures(architecture)
+
+
+def ownership_profile(architecture: str) -> dict[str, Any]:
+    """One that allows all but changes of owner and identity, which succeed unmade."""
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [_answer(OWNERSHIP, 0)]}
+    return profile | _architectures(architecture)
+
+
+def _architectures(architecture: str) -> dict[str, Any]:
+    known = _ARCHITECTURES.get(architecture)
+    return {} if known is None else {"architectures": known}
+
+
+def _answer(names: list[str], number: int) -> dict[str, Any]:
+    """Not making the calls but returning this errno; 0 is success."""
+    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": number}
 
 
 def _allow(names: list[str], *conditions: dict[str, Any]) -> dict[str, Any]:
