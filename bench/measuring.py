@@ -1,0 +1,116 @@
+"""Running a builder's command, and what it costs: time, and the most memory at once."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from controlgroups import ControlGroup, resident
+
+_MIB = 1024 * 1024
+_PAUSE = 0.01
+_LONGEST = 1800.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """``environ`` is the whole environment, or None for this process's own."""
+
+    arguments: tuple[str, ...]
+    environ: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds. ``cpu`` is that of the program and its children, not of daemons."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most MiB at once: of the program with all below it, and of its daemons."""
+
+    program: float
+    daemons: float
+
+
+def call(command: Command) -> str:
+    """Run it and return what it wrote. Raises SystemExit with that if it fails."""
+    with tempfile.TemporaryFile() as said:
+        process = _start(command, said)
+        _wait(process, command, said)
+        said.seek(0)
+        return said.read().decode(errors="replace")
+
+
+def timed(command: Command) -> Cost:
+    """Run it alone, undisturbed by any watching. Fails as `call` does."""
+    with tempfile.TemporaryFile() as said:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.perf_counter()
+        process = _start(command, said)
+        _wait(process, command, said)
+        wall = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(wall, cpu)
+
+
+def watched(command: Command, group: ControlGroup, daemons: Sequence[ControlGroup]) -> Memory:
+    """Run it and look at its memory every 10 ms. `group` is that of this process."""
+    others = group.pids()
+    program, serving = 0, 0
+    with tempfile.TemporaryFile() as said:
+        process = _start(command, said)
+        deadline = time.monotonic() + _LONGEST
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                program = max(program, resident(group.pids() - others))
+                serving = max(serving, sum(resident(daemon.pids()) for daemon in daemons))
+                time.sleep(_PAUSE)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        _wait(process, command, said)
+    return Memory(program / _MIB, serving / _MIB)
+
+
+def _start(command: Command, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command.arguments,
+        env=command.environ,
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], command: Command, said: IO[bytes]) -> None:
+    try:
+        code = process.wait(_LONGEST)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if code != 0:
+        said.seek(0)
+        text = said.read().decode(errors="replace")[-4000:]
+        fate = f"took more than {_LONGEST:.0f} s" if code is None else f"failed ({code})"
+        raise SystemExit(f"{' '.join(command.arguments)} {fate}:\n{text}")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment but what would slow a Python down, and more."""
+    kept = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | more
