@@ -17,9 +17,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bases import served_bases
@@ -134,10 +135,9 @@ class Bench:
         call(builder.command(build))
 
 
-def run(plan: Plan, given: Given, *, tiny: bool) -> Results:
-    """Everything from nothing, and nothing is left; what is finished is printed."""
-    found: dict[str, dict[str, Series]] = {}
-    before = os.getloadavg()
+def run(plan: Plan, given: Given, keep: Callable[[Results], object], *, tiny: bool) -> Results:
+    """Everything from nothing, and nothing is left. `keep` gets what there is so far."""
+    results = Results(_about(plan), {})
     with (
         own_group() as group,
         work_folder() as folder,
@@ -148,21 +148,22 @@ def run(plan: Plan, given: Given, *, tiny: bool) -> Results:
         place.mkdir()
         place.chmod(0o755)
         for workload, row in Bench(plan, place, bases, builders, group).run():
-            found[workload.name] = row
+            results = replace(results, found={**results.found, workload.name: row})
+            keep(results)
             print(line(workload, row), flush=True)
-    return Results(_about(plan, before), found)
+    load = f"{results.about['load']}, {os.getloadavg()[2]:.1f} in the end"
+    return replace(results, about={**results.about, "load": load})
 
 
-def _about(plan: Plan, before: tuple[float, float, float]) -> dict[str, str]:
+def _about(plan: Plan) -> dict[str, str]:
     revision = ["git", "-C", str(_HERE), "describe", "--always", "--dirty", "--exclude=*"]
     said = subprocess.run(revision, check=False, capture_output=True, text=True).stdout.strip()
-    loads = f"{before[2]:.1f} before, {os.getloadavg()[2]:.1f} in the end"
     return {
         "date": datetime.now(tz=UTC).date().isoformat(),
         "pybuild": said or "unknown revision",
         "machine": f"{os.cpu_count()} processors, {platform.machine()}, Linux {platform.release()},"
         f" Python {platform.python_version()}",
-        "load": f"{loads} (average of 15 minutes)",
+        "load": f"averages of 15 minutes: {os.getloadavg()[2]:.1f} before",
         "rounds": str(plan.rounds),
         **versions(),
     }
@@ -177,6 +178,11 @@ def publish(results: Results) -> None:
     _, _, after = rest.partition(_END)
     tables = f"\n{as_markdown(results)}\n\n![the same as bars](result.svg)\n\n"
     readme.write_text(f"{before}{_BEGIN}{tables}{_END}{after}")
+
+
+def _keep(file: Path | None, results: Results) -> None:
+    if file:
+        file.write_text(as_json(results))
 
 
 def _arguments() -> argparse.Namespace:
@@ -216,10 +222,10 @@ def main() -> int:
         results = from_json(given.shown.read_text())
     else:
         only = tuple(filter(None, given.builders.split(",")))
-        results = run(plan, Given(given.buildkitd, given.kaniko, only), tiny=given.tiny)
+        peers = Given(given.buildkitd, given.kaniko, only)
+        results = run(plan, peers, partial(_keep, given.json), tiny=given.tiny)
+    _keep(given.json, results)
     print(as_markdown(results))
-    if given.json:
-        given.json.write_text(as_json(results))
     if given.svg:
         given.svg.write_text(as_svg(results))
     if given.publish:
