@@ -18,7 +18,9 @@ from pybuild.testkit.registry import Registry
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from embedding import serve_layout
+from embedding import serve_layout as serve
+
+__all__ = ["serve", "served_bases"]
 
 _NAMES = {
     Base.BUSYBOX: "busybox:latest",
@@ -36,7 +38,7 @@ def served_bases(folder: Path, *, tiny: bool) -> Iterator[Mapping[Base, str]]:
     With `tiny`, no Debian is made: a busybox that looks like one stands in.
     """
     with Registry() as registry:
-        serve_layout(registry, busybox_layout(folder / "busybox", BUSYBOX))
+        serve(registry, busybox_layout(folder / "busybox", BUSYBOX))
         for base, packages in ((Base.DEBIAN, ()), (Base.PYTHON, _PYTHON)):
             name = f"docker.io/library/{_NAMES[base]}"
             if tiny:
@@ -45,5 +47,5 @@ def served_bases(folder: Path, *, tiny: bool) -> Iterator[Mapping[Base, str]]:
             else:
                 cache = user_cache_path("pybuild-tests", appauthor=False)
                 layout = debian_layout(cache, (name,), packages)
-            serve_layout(registry, layout)
+            serve(registry, layout)
         yield {base: f"{registry.address}/{name}" for base, name in _NAMES.items()}

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Self
 
 from controlgroups import ControlGroup, resident
 
@@ -53,22 +53,18 @@ def call(command: Command) -> str:
 
 def timed(command: Command) -> Cost:
     """Run it alone, undisturbed by any watching. Fails as `call` does."""
-    with tempfile.TemporaryFile() as said:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        start = time.perf_counter()
-        process = _start(command, said)
-        _wait(process, command, said)
-        wall = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(wall, cpu)
+    with tempfile.TemporaryFile() as said, _Meter() as meter:
+        _wait(_start(command, said), command, said)
+    return meter.cost
 
 
-def watched(command: Command, group: ControlGroup, daemons: Sequence[ControlGroup]) -> Memory:
+def watched(
+    command: Command, group: ControlGroup, daemons: Sequence[ControlGroup]
+) -> tuple[Cost, Memory]:
     """Run it and look at its memory every 10 ms. `group` is that of this process."""
     others = group.pids()
     program, serving = 0, 0
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, _Meter() as meter:
         process = _start(command, said)
         deadline = time.monotonic() + _LONGEST
         try:
@@ -81,7 +77,22 @@ def watched(command: Command, group: ControlGroup, daemons: Sequence[ControlGrou
             process.wait()
             raise
         _wait(process, command, said)
-    return Memory(program / _MIB, serving / _MIB)
+    return meter.cost, Memory(program / _MIB, serving / _MIB)
+
+
+class _Meter:
+    """What a with-block's processes cost."""
+
+    def __enter__(self) -> Self:
+        self._used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall = time.perf_counter() - self._start
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = used.ru_utime + used.ru_stime - self._used.ru_utime - self._used.ru_stime
+        self.cost = Cost(wall, cpu)
 
 
 def _start(command: Command, said: IO[bytes]) -> subprocess.Popen[bytes]:

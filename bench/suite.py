@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,10 @@ _CACHES_TRUST_AFTER = 2.1
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is built: the rounds that are timed, the size of all, the workloads."""
+    """How much is built: the rounds that are timed, the size of all, the workloads.
+
+    Without a round, the one that watches memory is timed too, for what that is worth.
+    """
 
     rounds: int
     size: float
@@ -56,13 +59,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where it happens: `group` is that of this process."""
+    """Where it happens: `group` is that of this process. ``built`` tells who built what before."""
 
     plan: Plan
     folder: Path
     bases: Mapping[Base, str]
     builders: Sequence[Builder]
     group: ControlGroup
+    built: set[tuple[str, str]] = field(default_factory=set)
 
     def run(self) -> Iterator[tuple[Workload, dict[str, Series]]]:
         """Each workload as it is finished."""
@@ -77,62 +81,68 @@ class Bench:
                 yield workload, self._measure(workload, context)
             for builder in self.builders:
                 builder.empty()
+            self.built.clear()
             remove(context)
 
     def _measure(self, workload: Workload, context: Path) -> dict[str, Series]:
-        place = self.folder / f"dockerfile-{workload.name}"
-        place.mkdir()
-        dockerfile = place / "Dockerfile"
-        dockerfile.write_text(workload.dockerfile(self.bases[workload.base], self.plan.size))
+        text = workload.dockerfile(self.bases[workload.base], self.plan.size)
+        dockerfile = self._dockerfile(workload.name, text)
         again = workload.start in {Start.BUILT, Start.ONE_FILE_CHANGED}
         found = [builder for builder in self.builders if builder.keeps_steps or not again]
+        tag = workload.name.lower()
         builds = {
-            builder.name: Build(
-                context, dockerfile, f"made-by-{builder.name}:{workload.name.lower()}", not again
-            )
+            builder.name: Build(context, dockerfile, f"made-by-{builder.name}:{tag}", not again)
             for builder in found
         }
         for builder in found:
-            self._prepare(builder, workload, builds[builder.name])
-        if again:
+            if workload.start is Start.BASE:
+                self._warm(builder, workload.base)
+            elif again:
+                self._build_once(builder, builds[builder.name])
+        if again and self.plan.rounds:
             time.sleep(_CACHES_TRUST_AFTER)  # no builder trusts a file that has just changed
         memories: dict[str, Memory] = {}
         costs: dict[str, list[Cost]] = {builder.name: [] for builder in found}
         for turn in range(self.plan.rounds + 1):
             if workload.start is Start.ONE_FILE_CHANGED:
                 change_one_file(context, turn)
-            for builder in found[turn % len(found) :] + found[: turn % len(found)]:
-                build = builds[builder.name]
+            first = turn % len(found)
+            for builder in found[first:] + found[:first]:
                 if workload.start is Start.NOTHING:
                     builder.empty()
+                    self.built.clear()
                     self._warm(builder, Base.BUSYBOX)
-                command = builder.command(build)
+                command = builder.command(builds[builder.name])
                 if turn == 0:
-                    memories[builder.name] = watched(command, self.group, builder.daemons)
+                    cost, memory = watched(command, self.group, builder.daemons)
+                    memories[builder.name] = memory
                 else:
-                    costs[builder.name].append(timed(command))
+                    cost = timed(command)
+                if turn or not self.plan.rounds:
+                    costs[builder.name].append(cost)
                 if not again:
-                    builder.forget(build.tag)
+                    builder.forget(builds[builder.name].tag)
         return {name: Series(tuple(costs[name]), memories[name]) for name in builds}
-
-    def _prepare(self, builder: Builder, workload: Workload, build: Build) -> None:
-        """Give it what it has when its builds are measured."""
-        match workload.start:
-            case Start.BASE:
-                self._warm(builder, workload.base)
-            case Start.BUILT | Start.ONE_FILE_CHANGED:
-                call(builder.command(build))
-            case Start.NOTHING:
-                pass
 
     def _warm(self, builder: Builder, base: Base) -> None:
         """Have it pull a base, unpack it, and run something on it."""
-        place = self.folder / f"warm-{base.value}"
-        (place / "context").mkdir(parents=True, exist_ok=True)
-        dockerfile = place / "Dockerfile"
-        dockerfile.write_text(f"FROM {self.bases[base]}\nRUN echo warm\n")
-        build = Build(place / "context", dockerfile, f"warmed:{builder.name}-{base.value}")
-        call(builder.command(build))
+        dockerfile = self._dockerfile("warm", f"FROM {self.bases[base]}\nRUN echo warm\n")
+        context = self.folder / "empty"
+        context.mkdir(exist_ok=True)
+        self._build_once(builder, Build(context, dockerfile, f"warmed-{builder.name}:{base.value}"))
+
+    def _build_once(self, builder: Builder, build: Build) -> None:
+        """Build, with the builder's cache, what it hasn't built since it was emptied."""
+        key = builder.name, build.dockerfile.read_text()
+        if key not in self.built:
+            call(builder.command(build))
+            self.built.add(key)
+
+    def _dockerfile(self, name: str, text: str) -> Path:
+        place = self.folder / f"dockerfile-{name}"
+        place.mkdir(exist_ok=True)
+        (place / "Dockerfile").write_text(text)
+        return place / "Dockerfile"
 
 
 def run(plan: Plan, given: Given, keep: Callable[[Results], object], *, tiny: bool) -> Results:
@@ -217,7 +227,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     plan = Plan(given.rounds, 1, given.names)
     if given.tiny:
-        plan = replace(plan, rounds=1, size=_TINY)
+        plan = replace(plan, rounds=0, size=_TINY)
     if given.shown:
         results = from_json(given.shown.read_text())
     else:
