@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from controlgroups import ControlGroup
-from measuring import Command
+from measuring import Command, Daemons
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,7 @@ class Builder(Protocol):
         ...
 
     @property
-    def daemons(self) -> Sequence[ControlGroup]:
-        """Where the daemons are that it needs."""
-        ...
+    def daemons(self) -> Daemons: ...
 
     def command(self, build: Build) -> Command:
         """The program to run; it ends when the image is in the builder's store."""

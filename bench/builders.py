@@ -66,7 +66,7 @@ class _Makers:
                 if self._wants(docker.name):
                     yield docker
         if self.given.buildkitd and has_buildctl() and self._wants("buildkit"):
-            yield Buildkit("buildkit", self.given.buildkitd, ())
+            yield Buildkit("buildkit", self.given.buildkitd, None)
         elif has_buildkitd() and self._wants("buildkit"):
             maker = buildkit(self._place("bk"), self._group("buildkit"))
             yield self.stack.enter_context(maker)

@@ -28,6 +28,11 @@ class ControlGroup:
         """Those in this group itself, not those in groups below it."""
         return set(map(int, (self._folder / "cgroup.procs").read_text().split()))
 
+    def cpu(self) -> float:
+        """Seconds of processor that it took so far, with those that have ended."""
+        stat = (self._folder / "cpu.stat").read_text().split()
+        return int(stat[stat.index("usage_usec") + 1]) / 1e6
+
     @contextmanager
     def below(self, name: str) -> Iterator[ControlGroup]:
         """A group in this one; its processes are killed at the end."""

@@ -26,12 +26,20 @@ class Command:
     environ: Mapping[str, str] | None = None
 
 
+Daemons = Sequence[ControlGroup] | None
+"""Where those are that a builder needs; None if they aren't ours to look at."""
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Seconds. ``cpu`` is that of the program and its children, not of daemons."""
+    """Seconds: of the clock; of processors, by the program with all below it and by its daemons.
+
+    ``daemons`` is None for those that aren't ours to look at.
+    """
 
     wall: float
     cpu: float
+    daemons: float | None
 
 
 @dataclass(frozen=True)
@@ -51,26 +59,24 @@ def call(command: Command) -> str:
         return said.read().decode(errors="replace")
 
 
-def timed(command: Command) -> Cost:
+def timed(command: Command, daemons: Daemons) -> Cost:
     """Run it alone, undisturbed by any watching. Fails as `call` does."""
-    with tempfile.TemporaryFile() as said, _Meter() as meter:
+    with tempfile.TemporaryFile() as said, _Meter(daemons) as meter:
         _wait(_start(command, said), command, said)
     return meter.cost
 
 
-def watched(
-    command: Command, group: ControlGroup, daemons: Sequence[ControlGroup]
-) -> tuple[Cost, Memory]:
+def watched(command: Command, daemons: Daemons, group: ControlGroup) -> tuple[Cost, Memory]:
     """Run it and look at its memory every 10 ms. `group` is that of this process."""
     others = group.pids()
     program, serving = 0, 0
-    with tempfile.TemporaryFile() as said, _Meter() as meter:
+    with tempfile.TemporaryFile() as said, _Meter(daemons) as meter:
         process = _start(command, said)
         deadline = time.monotonic() + _LONGEST
         try:
             while process.poll() is None and time.monotonic() < deadline:
                 program = max(program, resident(group.pids() - others))
-                serving = max(serving, sum(resident(daemon.pids()) for daemon in daemons))
+                serving = max(serving, sum(resident(each.pids()) for each in daemons or ()))
                 time.sleep(_PAUSE)
         except BaseException:
             process.kill()
@@ -83,7 +89,11 @@ def watched(
 class _Meter:
     """What a with-block's processes cost."""
 
+    def __init__(self, daemons: Daemons) -> None:
+        self._daemons = daemons
+
     def __enter__(self) -> Self:
+        self._served = self._serving()
         self._used = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._start = time.perf_counter()
         return self
@@ -92,7 +102,11 @@ class _Meter:
         wall = time.perf_counter() - self._start
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = used.ru_utime + used.ru_stime - self._used.ru_utime - self._used.ru_stime
-        self.cost = Cost(wall, cpu)
+        served = None if self._daemons is None else self._serving() - self._served
+        self.cost = Cost(wall, cpu, served)
+
+    def _serving(self) -> float:
+        return sum(daemon.cpu() for daemon in self._daemons or ())
 
 
 def _start(command: Command, said: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ from typing import Self
 
 from builder import Build
 from controlgroups import ControlGroup
-from measuring import Command, call, environment
+from measuring import Command, Daemons, call, environment
 from workfolder import remove
 
 from pybuild.testkit.containerd import private_containerd
@@ -35,7 +35,7 @@ class Embedded:
     environ: Mapping[str, str]
     place: Path
     keeps_steps: bool = True
-    daemons: Sequence[ControlGroup] = ()
+    daemons: Daemons = ()
 
     def command(self, build: Build) -> Command:
         return Command((*self.program, *_words(build)), self.environ)
@@ -92,7 +92,7 @@ class OnContainerd:
     _running: ExitStack = field(default_factory=ExitStack)
 
     @property
-    def daemons(self) -> Sequence[ControlGroup]:
+    def daemons(self) -> Daemons:
         return (self.group,)
 
     def __enter__(self) -> Self:

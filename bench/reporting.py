@@ -78,6 +78,8 @@ def as_markdown(results: Results) -> str:
             _table(("", *results.builders), _seconds(results)),
             _RATIOS,
             _table(("", *OURS), _ratios(results)),
+            "Seconds of processor time, of the program with all below it + of its daemons:",
+            _table(("", *results.builders), _processor(results)),
             "The most memory at once in MiB, of the program with all below it + of its daemons:",
             _table(("", *results.builders, "goal"), _memory(results)),
         )
@@ -109,6 +111,19 @@ def _seconds(results: Results) -> Iterator[list[str]]:
 def _ratios(results: Results) -> Iterator[list[str]]:
     for workload, row in _rows(results):
         yield [workload.name, *(str(ratio(workload, ours, row) or "-") for ours in OURS)]
+
+
+def _processor(results: Results) -> Iterator[list[str]]:
+    for workload, row in _rows(results):
+        cells = [workload.name]
+        for name in results.builders:
+            if name not in row:
+                cells.append("-")
+                continue
+            served = row[name].daemons_cpu
+            more = "?" if served is None else f"{served:.2f}"
+            cells.append(f"{row[name].cpu:.2f}" + (f" + {more}" if served != 0 else ""))
+        yield cells
 
 
 def _memory(results: Results) -> Iterator[list[str]]:

@@ -24,7 +24,14 @@ class Series:
 
     @property
     def cpu(self) -> float:
+        """The median of the processor's seconds, without daemons."""
         return statistics.median(cost.cpu for cost in self.costs)
+
+    @property
+    def daemons_cpu(self) -> float | None:
+        """The same of daemons; None if it isn't known."""
+        known = [cost.daemons for cost in self.costs if cost.daemons is not None]
+        return statistics.median(known) if known else None
 
 
 Found = Mapping[str, Mapping[str, Series]]

@@ -63,9 +63,9 @@ def copied(folder: Path, files: int, group: ControlGroup) -> Copied:
     environ = environment(PYBUILD_ROOT=str(folder / "store"), XDG_CACHE_HOME=str(folder / "cache"))
     words = ("-q", "-t", "many:1", "-f", str(dockerfile), str(context))
     command = Command((sys.executable, "-m", "pybuild", *words), environ)
-    first, memory = watched(command, group, ())
-    timed(command)  # trusts what the first one saw too soon after it was written
-    again = timed(command)
+    first, memory = watched(command, (), group)
+    timed(command, ())  # trusts what the first one saw too soon after it was written
+    again = timed(command, ())
     for path in folder.iterdir():
         remove(path)
     return Copied(files, first, again, memory)

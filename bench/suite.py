@@ -114,10 +114,10 @@ class Bench:
                     self._warm(builder, Base.BUSYBOX)
                 command = builder.command(builds[builder.name])
                 if turn == 0:
-                    cost, memory = watched(command, self.group, builder.daemons)
+                    cost, memory = watched(command, builder.daemons, self.group)
                     memories[builder.name] = memory
                 else:
-                    cost = timed(command)
+                    cost = timed(command, builder.daemons)
                 if turn or not self.plan.rounds:
                     costs[builder.name].append(cost)
                 if not again:

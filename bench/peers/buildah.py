@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import Build
-from controlgroups import ControlGroup
-from measuring import Command, call
+from measuring import Command, Daemons, call
 
 _OPTIONS = ("--layers", "--jobs=4", "--network=host", "--pull=missing", "--tls-verify=false", "-q")
 
@@ -23,7 +22,7 @@ class Buildah:
     runtime: Sequence[str]
     name: str = "buildah"
     keeps_steps: bool = True
-    daemons: Sequence[ControlGroup] = ()
+    daemons: Daemons = ()
 
     def command(self, build: Build) -> Command:
         fresh = ("--no-cache",) if build.no_cache else ()

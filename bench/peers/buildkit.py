@@ -13,7 +13,7 @@ from pathlib import Path
 
 from builder import Build
 from controlgroups import ControlGroup
-from measuring import Command, call
+from measuring import Command, Daemons, call
 
 from pybuild.testkit.containerd import private_containerd
 
@@ -26,7 +26,7 @@ class Buildkit:
 
     name: str
     address: str
-    daemons: Sequence[ControlGroup]
+    daemons: Daemons
     keeps_steps: bool = True
 
     def command(self, build: Build) -> Command:

@@ -7,14 +7,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder import Build
 from controlgroups import ControlGroup
-from measuring import Command, call, environment
+from measuring import Command, Daemons, call, environment
 
 from pybuild.testkit.containerd import private_containerd
 
@@ -28,7 +28,7 @@ class Docker:
     name: str
     program: str
     environ: Mapping[str, str]
-    daemons: Sequence[ControlGroup]
+    daemons: Daemons
     keeps_steps: bool = True
 
     def command(self, build: Build) -> Command:

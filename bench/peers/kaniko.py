@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder import Build
-from controlgroups import ControlGroup
-from measuring import Command
+from measuring import Command, Daemons
 from workfolder import remove
 
 # $1 is the root, $2 the context, $3 the Dockerfile's folder; kaniko leaves mounts alone
@@ -35,7 +34,7 @@ class Kaniko:
     folder: Path
     name: str = "kaniko"
     keeps_steps: bool = False
-    daemons: Sequence[ControlGroup] = ()
+    daemons: Daemons = ()
 
     def command(self, build: Build) -> Command:
         root = self._new_root()

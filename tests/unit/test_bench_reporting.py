@@ -30,8 +30,8 @@ class Bench:
         self.baselines, self.measuring = baselines, measuring
         self.plotting, self.reporting, self.results = plotting, reporting, results
 
-    def series(self, *walls: float, program: float = 20) -> Any:
-        costs = tuple(self.measuring.Cost(wall, wall / 2) for wall in walls)
+    def series(self, *walls: float, program: float = 20, daemons: float | None = 0.5) -> Any:
+        costs = tuple(self.measuring.Cost(wall, wall / 2, daemons) for wall in walls)
         return self.results.Series(costs, self.measuring.Memory(program, 5))
 
     def found(self, **found: dict[str, Any]) -> Any:
@@ -53,6 +53,8 @@ def test_a_series_is_told_by_its_median(bench: Bench) -> None:
     assert bench.series(9, 1, 2).wall == 2
     assert bench.series(4, 1, 2, 3).wall == 2.5
     assert bench.series(9, 1, 2).cpu == 1
+    assert bench.series(9, 1, 2).daemons_cpu == 0.5
+    assert bench.series(9, 1, 2, daemons=None).daemons_cpu is None
 
 
 def test_results_survive_their_json(bench: Bench) -> None:
@@ -106,7 +108,7 @@ def test_tables_have_a_cell_for_each_builder_and_a_dash_for_what_it_did_not_buil
     bench: Bench,
 ) -> None:
     results = bench.found(
-        W1={"embedded": bench.series(1), "kaniko": bench.series(2)},
+        W1={"embedded": bench.series(1, daemons=0), "kaniko": bench.series(2, daemons=None)},
         **{"W6-W1": {"embedded": bench.series(0.25)}},
     )
     lines = bench.reporting.as_markdown(results).splitlines()
@@ -114,6 +116,8 @@ def test_tables_have_a_cell_for_each_builder_and_a_dash_for_what_it_did_not_buil
     assert "|  | embedded | kaniko |" in lines
     assert "| W1 20 x RUN | **1.00** | 2.00 |" in lines
     assert "| W6-W1 W1 again, nothing new | **0.25** | - |" in lines
+    assert "| W1 | 0.50 | 1.00 + ? |" in lines
+    assert "| W6-W1 | 0.12 + 0.50 | - |" in lines
     assert "| W1 | 20 + 5 | 20 + 5 | 150 |" in lines
 
 
