@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from bases import served_bases
 from builder import Build, Builder
@@ -39,6 +40,7 @@ _HERE = Path(__file__).resolve().parent
 _BEGIN, _END = "<!-- result: made by suite.py --publish -->\n", "<!-- end of result -->\n"
 _TINY = 0.02
 _CACHES_TRUST_AFTER = 2.1
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ def run(plan: Plan, given: Given, keep: Callable[[Results], object], *, tiny: bo
     """Everything from nothing, and nothing is left. `keep` gets what there is so far."""
     results = Results(_about(plan), {})
     with (
-        own_group() as group,
         work_folder() as folder,
+        own_group() as group,
         served_bases(folder, tiny=tiny) as bases,
         opened(folder, group, given) as builders,
     ):
@@ -222,9 +224,19 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
+def _stop(number: int, frame: object) -> NoReturn:
+    """End in order, which takes its time and isn't to be stopped again."""
+    del number, frame
+    for other in _STOPPING:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit("stopped; removing what was made")
+
+
 def main() -> int:
     given = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _stop)
     plan = Plan(given.rounds, 1, given.names)
     if given.tiny:
         plan = replace(plan, rounds=0, size=_TINY)

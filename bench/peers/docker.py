@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import Build
-from controlgroups import ControlGroup
+from controlgroups import ControlGroup, parent_of_steps
 from measuring import Command, Daemons, call, environment
 
 from pybuild.testkit.containerd import private_containerd
@@ -51,9 +51,10 @@ class Docker:
 @contextmanager
 def docker_builders(folder: Path, group: ControlGroup) -> Iterator[list[Docker]]:
     """The classic builder, and BuildKit if there is a client that speaks to it."""
-    with private_containerd(parent=folder) as containerd:
+    with parent_of_steps("docker") as parent, private_containerd(parent=folder) as containerd:
         group.add(containerd.pid)
-        with _dockerd(folder, containerd.address, group) as socket:
+        places = {"containerd": containerd.address, "cgroup-parent": parent}
+        with _dockerd(folder, places, group) as socket:
             environ = environment(DOCKER_HOST=f"unix://{socket}", DOCKER_BUILDKIT="0")
             found = [Docker("docker-classic", "docker", environ, (group,))]
             environ = environ | {"DOCKER_BUILDKIT": "1"}
@@ -69,13 +70,13 @@ def has_dockerd() -> bool:
 
 
 @contextmanager
-def _dockerd(folder: Path, containerd: str, group: ControlGroup) -> Iterator[Path]:
+def _dockerd(folder: Path, places: Mapping[str, str | Path], group: ControlGroup) -> Iterator[Path]:
     """Its socket. It touches neither the machine's Docker nor its network."""
     socket, log = folder / "d.sock", folder / "dockerd.log"
     (folder / "dockerd.json").write_text("{}")
     places = {
+        **places,
         "config-file": folder / "dockerd.json",
-        "containerd": containerd,
         "data-root": folder / "data",
         "exec-root": folder / "exec",
         "pidfile": folder / "dockerd.pid",
