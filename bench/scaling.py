@@ -2,8 +2,8 @@
 
 A Dockerfile of 1,000 steps, whose last hundred may cost 1.5 times what the first hundred do;
 and a COPY of up to 200,000 files, of which each may cost 1.25 times what it does among an
-eighth of them, and memory may not grow with them. Both on the embedded backend, in processor
-time, which others on the machine disturb least. Needs root and busybox-static::
+eighth of them; the memory is shown too. Both on the embedded backend, in processor time,
+which others on the machine disturb least. Needs root and busybox-static::
 
     .venv/bin/python bench/scaling.py [--tiny] [--strict]
 """
