@@ -247,7 +247,8 @@ def main() -> int:
         peers = Given(given.buildkitd, given.kaniko, only)
         results = run(plan, peers, partial(_keep, given.json), tiny=given.tiny)
     _keep(given.json, results)
-    print(as_markdown(results))
+    if not given.tiny:  # the ratios of small builds mean nothing
+        print(as_markdown(results))
     if given.svg:
         given.svg.write_text(as_svg(results))
     if given.publish:
