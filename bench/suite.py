@@ -16,6 +16,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -175,10 +176,17 @@ def _about(plan: Plan) -> dict[str, str]:
         "pybuild": said or "unknown revision",
         "machine": f"{os.cpu_count()} processors, {platform.machine()}, Linux {platform.release()},"
         f" Python {platform.python_version()}",
+        "stores": f"on {_file_system()}",
         "load": f"averages of 15 minutes: {os.getloadavg()[2]:.1f} before",
         "rounds": str(plan.rounds),
         **versions(),
     }
+
+
+def _file_system() -> str:
+    """The kind of that which all builders' stores are on."""
+    asked = ["stat", "-f", "-c", "%T", tempfile.gettempdir()]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def publish(results: Results) -> None:
