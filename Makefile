@@ -14,11 +14,12 @@ test:
 check:
 	scripts/check
 
-# The overhead of steps; see bench/.
+# What steps and start-up cost; see bench/ for whole builds beside other builders.
 bench:
 	scripts/setup test
 	.venv/bin/python bench/overhead.py
 	.venv/bin/python bench/embedded.py
+	.venv/bin/python bench/startup.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -1,133 +1,107 @@
-"""The builders that are compared, as programs: pybuild on a private containerd, and buildah."""
+"""All builders that this machine has, each with a folder and a store of its own."""
 
 from __future__ import annotations
 
-import os
-import resource
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from pybuild.testkit.containerd import private_containerd
-from pybuild.testkit.layouts import import_into_containerd
-
-BASE = "docker.io/library/busybox:large"
-_MADE = "docker.io/library/made-by-bench:latest"
+from builder import Builder
+from controlgroups import ControlGroup
+from ours import OnContainerd, embedded_as_root, embedded_as_user
+from peers.buildah import buildah, has_buildah
+from peers.buildkit import (
+    Buildkit,
+    buildkit,
+    buildkit_on_containerd,
+    has_buildctl,
+    has_buildkitd,
+)
+from peers.docker import docker_builders, has_dockerd
+from peers.kaniko import kaniko
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds. ``cpu`` is that of the program and its children, not of containerd."""
+class Given:
+    """Peers that PATH doesn't tell of, and the names of the builders wanted; none: all."""
 
-    wall: float
-    cpu: float
-
-
-class Builder(Protocol):
-    """A program that builds images."""
-
-    def build(self, context: Path, dockerfile: str) -> Cost:
-        """Build, with nothing taken from a cache."""
-        ...
-
-    def forget(self) -> None:
-        """Remove what was built last."""
-        ...
-
-
-class PybuildOnContainerd:
-    """``python -m pybuild``."""
-
-    def __init__(self, address: str, cache: Path) -> None:
-        self._address = address
-        self._environ = {
-            **os.environ,
-            "PYBUILD_BACKEND": "containerd",
-            "CONTAINERD_ADDRESS": address,
-            "XDG_CACHE_HOME": str(cache),
-        }
-
-    def build(self, context: Path, dockerfile: str) -> Cost:
-        command = [sys.executable, "-m", "pybuild", "-q", "-t", _MADE, "-f", "-", str(context)]
-        return _run(command, dockerfile, self._environ)
-
-    def forget(self) -> None:
-        command = ["ctr", "--address", self._address, "images", "rm", "--sync", _MADE]
-        _call(command)
-
-
-class Buildah:
-    """buildah with runc and a layer for each step."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = list(command)
-
-    def build(self, context: Path, dockerfile: str) -> Cost:
-        options = ["--runtime=runc", "--layers", "--no-cache", "--pull=never", "-q"]
-        command = [*self._command, "build", *options, "-t", _MADE, "-f", "-", str(context)]
-        return _run(command, dockerfile)
-
-    def cached(self, context: Path, name: str) -> list[str]:
-        """The command of a build that takes from the cache what it can."""
-        options = ["--runtime=runc", "--layers", "--pull=never", "-q"]
-        return [*self._command, "build", *options, "-t", name, str(context)]
-
-    def forget(self) -> None:
-        for arguments in (["rmi", _MADE], ["rmi", "--prune"]):
-            _call([*self._command, *arguments])
+    buildkitd: str | None = None
+    executor: Path | None = None
+    only: Sequence[str] = ()
 
 
 @contextmanager
-def pybuild_on_containerd(layout: Path, cache: Path) -> Iterator[Builder]:
-    """pybuild with the image in `layout` as :data:`BASE`."""
-    with private_containerd() as daemon:
-        import_into_containerd(layout, daemon.address)
-        yield PybuildOnContainerd(daemon.address, cache)
+def opened(folder: Path, group: ControlGroup, given: Given) -> Iterator[list[Builder]]:
+    """The builders, ours first. `group` is this process's, and gets one for each daemon."""
+    with ExitStack() as stack:
+        makers = _Makers(folder, group, stack, given)
+        yield [*makers.ours(), *makers.peers()]
 
 
-@contextmanager
-def buildah(layout: Path, storage: Path) -> Iterator[Buildah]:
-    """buildah on a storage of its own, with the image in `layout` as :data:`BASE`."""
-    command = ["buildah", "--root", str(storage / "root"), "--runroot", str(storage / "run")]
-    # by its name alone, as buildah makes a reference of the path, and few paths can be one
-    image = _call([*command, "pull", "-q", f"oci:{layout.name}:large"], cwd=layout.parent).strip()
-    _call([*command, "tag", image, BASE])
-    try:
-        yield Buildah(command)
-    finally:
-        _call([*command, "rmi", "--all", "--force"])
+@dataclass(frozen=True)
+class _Makers:
+    folder: Path
+    group: ControlGroup
+    stack: ExitStack
+    given: Given
+
+    def ours(self) -> Iterator[Builder]:
+        if self._wants("embedded"):
+            yield self.stack.enter_context(embedded_as_root(self._place("root")))
+        if self._wants("embedded-user"):
+            yield self.stack.enter_context(embedded_as_user(self._place("user")))
+        if self._wants("containerd"):
+            place, group = self._place("ctd"), self._group("containerd")
+            yield self.stack.enter_context(OnContainerd(place, group))
+
+    def peers(self) -> Iterator[Builder]:
+        if has_buildah() and self._wants("buildah"):
+            yield self.stack.enter_context(buildah(self._place("buildah")))
+        if has_dockerd() and self._wants("docker-classic", "docker-buildkit"):
+            found = docker_builders(self._place("docker"), self._group("docker"))
+            for docker in self.stack.enter_context(found):
+                if self._wants(docker.name):
+                    yield docker
+        if self.given.buildkitd and has_buildctl() and self._wants("buildkit"):
+            yield Buildkit("buildkit", self.given.buildkitd, None)
+        elif has_buildkitd() and self._wants("buildkit"):
+            maker = buildkit(self._place("bk"), self._group("buildkit"))
+            yield self.stack.enter_context(maker)
+        if has_buildkitd() and self._wants("buildkit-containerd"):
+            maker = buildkit_on_containerd(self._place("bc"), self._group("buildkit-containerd"))
+            yield self.stack.enter_context(maker)
+        executor = self.given.executor or shutil.which("executor")
+        if executor and self._wants("kaniko"):
+            yield self.stack.enter_context(kaniko(self._place("kaniko"), Path(executor)))
+
+    def _wants(self, *names: str) -> bool:
+        return not self.given.only or any(name in self.given.only for name in names)
+
+    def _place(self, name: str) -> Path:
+        place = self.folder / name
+        place.mkdir()
+        place.chmod(0o711)
+        return place
+
+    def _group(self, name: str) -> ControlGroup:
+        return self.stack.enter_context(self.group.below(name))
 
 
-def has_buildah() -> bool:
-    return shutil.which("buildah") is not None
-
-
-def _run(command: Sequence[str], text: str, environ: dict[str, str] | None = None) -> Cost:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    _call(command, text, environ)
-    wall = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(wall, cpu)
-
-
-def _call(
-    command: Sequence[str],
-    text: str | None = None,
-    environ: dict[str, str] | None = None,
-    *,
-    cwd: Path | None = None,
-) -> str:
-    done = subprocess.run(
-        command, input=text, env=environ, cwd=cwd, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return done.stdout
+def versions() -> dict[str, str]:
+    """What those say that are installed."""
+    asked = {
+        "buildah": ("buildah", "--version"),
+        "dockerd": ("dockerd", "--version"),
+        "buildkitd": ("buildkitd", "--version"),
+        "containerd": ("containerd", "--version"),
+        "runc": ("runc", "--version"),
+    }
+    found = {}
+    for name, command in asked.items():
+        if shutil.which(name):
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[name] = said.splitlines()[0]
+    return found

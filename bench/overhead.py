@@ -13,20 +13,24 @@ import argparse
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from builders import BASE, buildah, has_buildah
+from bases import serve
+from builder import Build
+from measuring import call
+from peers.buildah import Buildah, buildah, has_buildah
+from workfolder import work_folder
 
 import pybuild
 from pybuild.backends import open_backend
-from pybuild.testkit.baseimages import BUSYBOX_LARGE, LARGE_FILES, busybox_layout
+from pybuild.testkit.baseimages import LARGE_FILES, busybox_layout
 from pybuild.testkit.containerd import private_containerd
-from pybuild.testkit.layouts import import_into_containerd
+from pybuild.testkit.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Workload:
     step: Callable[[int], str]
     target: float | None
 
-    def dockerfile(self, steps: int) -> str:
-        lines = [f"FROM {BASE}", *(self.step(number) for number in range(steps))]
+    def dockerfile(self, base: str, steps: int) -> str:
+        lines = [f"FROM {base}", *(self.step(number) for number in range(steps))]
         return "\n".join(lines) + "\n"
 
 
@@ -47,40 +51,49 @@ WORKLOADS = (
     Workload("RUN echo > file", lambda number: f"RUN echo {number} > /made-{number}", None),
     Workload("COPY of one file", lambda number: f"COPY file-{number} /copied-{number}", 60),
 )
-Build = Callable[[Path, str], object]
+Builds = Callable[[Path, Path], object]
+"""With a context and a Dockerfile, nothing taken from a cache."""
 Results = dict[str, dict[str, list[float]]]
 
 
 @contextmanager
-def pybuild_on_containerd(layout: Path, cache: Path) -> Iterator[Build]:
+def pybuild_on_containerd(cache: Path) -> Iterator[Builds]:
     """pybuild's API on a private containerd, connected once."""
     with private_containerd() as daemon:
-        import_into_containerd(layout, daemon.address)
         options = {"address": daemon.address, "cache_dir": cache}
 
         with open_backend("containerd", options) as backend:
 
-            def build(context: Path, dockerfile: str) -> None:
-                pybuild.build(context, dockerfile=dockerfile.encode(), backend=backend)
+            def build(context: Path, dockerfile: Path) -> None:
+                text = dockerfile.read_bytes()
+                pybuild.build(context, dockerfile=text, backend=backend, no_cache=True)
 
             yield build
 
 
-def measure(builders: dict[str, Build], context: Path, *, steps: int, rounds: int) -> Results:
+def build_with(peer: Buildah, context: Path, dockerfile: Path) -> None:
+    call(peer.command(Build(context, dockerfile, "made-by-bench", no_cache=True)))
+
+
+def measure(
+    builders: dict[str, Builds], folder: Path, base: str, *, steps: int, rounds: int
+) -> Results:
     """Milliseconds a step by workload and builder, a value for each round but the first."""
     results: Results = {}
+    dockerfiles = {number: folder / f"Dockerfile-{number}" for number in (1, steps + 1)}
     for workload in WORKLOADS:
+        for number, path in dockerfiles.items():
+            path.write_text(workload.dockerfile(base, number))
         for turn in range(rounds + 1):
             for name, build in builders.items():
-                few = seconds(build, context, workload.dockerfile(1))
-                many = seconds(build, context, workload.dockerfile(steps + 1))
+                few, many = (seconds(build, folder / "context", d) for d in dockerfiles.values())
                 if turn:
                     cost = (many - few) / steps * 1000
                     results.setdefault(workload.name, {}).setdefault(name, []).append(cost)
     return results
 
 
-def seconds(build: Build, context: Path, dockerfile: str) -> float:
+def seconds(build: Builds, context: Path, dockerfile: Path) -> float:
     start = time.perf_counter()
     build(context, dockerfile)
     return time.perf_counter() - start
@@ -107,18 +120,18 @@ def main() -> int:
     given = parser.parse_args()
     files, steps, rounds = (100, 2, 1) if given.tiny else (LARGE_FILES, 10, 7)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        layout = busybox_layout(folder / "layout", BUSYBOX_LARGE, extra_files=files)
-        context = folder / "context"
-        context.mkdir()
+        folder = stack.enter_context(work_folder())
+        registry = stack.enter_context(Registry())
+        serve(registry, busybox_layout(folder / "layout", extra_files=files))
+        (folder / "context").mkdir()
         for number in range(steps + 1):
-            (context / f"file-{number}").write_text(f"{number}\n")
-        maker = pybuild_on_containerd(layout, folder / "cache")
-        builders = {"pybuild": stack.enter_context(maker)}
+            (folder / "context" / f"file-{number}").write_text(f"{number}\n")
+        builders = {"pybuild": stack.enter_context(pybuild_on_containerd(folder / "cache"))}
         if has_buildah():
-            peer = stack.enter_context(buildah(layout, folder / "buildah"))
-            builders["buildah"] = peer.build
-        results = measure(builders, context, steps=steps, rounds=rounds)
+            peer = stack.enter_context(buildah(folder / "buildah"))
+            builders["buildah"] = partial(build_with, peer)
+        base = f"{registry.address}/busybox:latest"
+        results = measure(builders, folder, base, steps=steps, rounds=rounds)
     kept = report(results)
     if given.json:
         machine = {"cpus": os.cpu_count(), "load": os.getloadavg()}

@@ -23,7 +23,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders import buildah, has_buildah
+from builder import Build
+from peers.buildah import buildah, has_buildah
 
 from pybuild.testkit.baseimages import BUSYBOX_LARGE, busybox_layout
 from pybuild.testkit.containerd import private_containerd
@@ -128,11 +129,21 @@ def buildahs(
     layout: Path, folder: Path, contexts: Mapping[int, Path]
 ) -> Iterator[dict[int, Command]]:
     """Buildah's commands to build the contexts again."""
-    with buildah(layout, folder / "buildah") as builder:
-        commands = {n: builder.cached(each, f"made:{each.name}") for n, each in contexts.items()}
-        for command in commands.values():
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        yield dict(commands)
+    with buildah(folder / "buildah") as builder:
+        # by its name alone, as buildah makes a reference of the path, and few paths can be one
+        pull = [*builder.program, "pull", "-q", f"oci:{layout.name}:large"]
+        pulled = subprocess.run(pull, cwd=layout.parent, check=True, capture_output=True, text=True)
+        base = pulled.stdout.strip()
+        subprocess.run([*builder.program, "tag", base, BUSYBOX_LARGE], check=True)
+        commands = {}
+        for number, context in contexts.items():
+            build = Build(context, context / "Dockerfile", f"made:{context.name}")
+            commands[number] = list(builder.command(build).arguments)
+            subprocess.run(commands[number], check=True, stdout=subprocess.DEVNULL)
+        try:
+            yield commands
+        finally:
+            builder.empty()
 
 
 @contextmanager

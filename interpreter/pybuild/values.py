@@ -97,11 +97,11 @@ class _Later:
 
 
 def _dataclass(
-    *, slots: bool, frozen: bool = False, kw_only: bool = False
+    *, slots: bool, frozen: bool = False, kw_only: bool = False, eq: bool = True
 ) -> Callable[[_Class], _Class]:
     if not slots:
         raise TypeError("only classes with slots are made here")
-    return partial(_finished, frozen=frozen, kw_only=kw_only)
+    return partial(_finished, frozen=frozen, kw_only=kw_only, eq=eq)
 
 
 def _field(
@@ -120,7 +120,7 @@ def _replace(value: Any, /, **changes: Any) -> Any:
     return type(value)(**changes)
 
 
-def _finished(cls: _Class, *, frozen: bool, kw_only: bool) -> _Class:
+def _finished(cls: _Class, *, frozen: bool, kw_only: bool, eq: bool) -> _Class:
     """The class once more, with slots and the methods of a dataclass."""
     own = _fields_of(cls, kw_only=kw_only)
     inherited: dict[str, _Field] = {
@@ -132,7 +132,7 @@ def _finished(cls: _Class, *, frozen: bool, kw_only: bool) -> _Class:
     key = _key_of([each.name for each in fields])
     namespace: dict[str, Any] = {
         "__repr__": _shown,
-        "__eq__": _equal_by(key),
+        **({"__eq__": _equal_by(key)} if eq else {}),
         "__getstate__": _state,
         "__setstate__": _set_state,
         "__replace__": _replace,
@@ -142,7 +142,7 @@ def _finished(cls: _Class, *, frozen: bool, kw_only: bool) -> _Class:
         "__match_args__": tuple(each.name for each in fields if not each.kw_only),
         _OWN_FIELDS: fields,
     }
-    if namespace.get("__hash__") is None:
+    if eq and namespace.get("__hash__") is None:
         namespace["__hash__"] = _hash_by(key) if frozen else None
     for name in (*own, "__dict__", "__weakref__"):
         namespace.pop(name, None)

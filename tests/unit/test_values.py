@@ -164,6 +164,17 @@ def test_a_changing_class_is_changed() -> None:
     assert one == Changing(1)
 
 
+def test_a_class_may_compare_its_values_by_identity() -> None:
+    @values.dataclass(slots=True, eq=False)
+    class Kept:
+        one: int
+
+    kept = Kept(1)
+    assert kept == kept  # noqa: PLR0124 - the point
+    assert kept != Kept(1)
+    assert {kept: "found"}[kept] == "found"
+
+
 def test_own_methods_stay() -> None:
     assert Odd(1) == Odd(3)
     assert hash(Odd(1)) == hash(Odd(3))

@@ -1,0 +1,1 @@
+"""The other builders, those that are installed."""
