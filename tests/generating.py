@@ -7,18 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
+from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from modelling import (
-    Impossible,
     State,
     apply,
     first_state,
     model_of,
+    needed_stages,
     surroundings,
-    without_ignored,
 )
+from placing import Impossible, without_ignored
 from projects import (
     FOLDER,
     Arg,
@@ -265,6 +266,30 @@ def _readable(
     context = tuple(without_ignored(project.files, project.ignored))
     mine = own(states[number]) if number in states else ()
     return _Readable(context, mine, others)
+
+
+@st.composite
+def lending_projects(draw: DrawFn, bases: Mapping[int, Files]) -> Project:
+    """A project with a RUN that fails if the secret is bad."""
+    project = draw(projects(bases))
+    places = [(number, 0) for number in needed_stages(project.stages)]
+    places += [(n, at + 1) for n, at in project.lines if n in needed_stages(project.stages)]
+    number, at = draw(st.sampled_from(sorted(places)))
+    stage = project.stages[number]
+    lines = (*stage.instructions[:at], Lend("lent", "/tmp/lent"), *stage.instructions[at:])
+    stages = list(project.stages)
+    stages[number] = replace(stage, instructions=lines)
+    lending = replace(project, stages=tuple(stages))
+    assume(_is_possible(lending, bases))
+    return lending
+
+
+def _is_possible(project: Project, bases: Mapping[int, Files]) -> bool:
+    try:
+        model_of(project, bases)
+    except Impossible:
+        return False
+    return True
 
 
 @st.composite

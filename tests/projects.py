@@ -151,7 +151,10 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Lend:
-    """RUN that sees a secret and a cache, and writes `word` to `out`."""
+    """RUN that sees a secret and a cache, and writes `word` to `out`.
+
+    It fails if the secret is ``bad``.
+    """
 
     word: str
     out: str
@@ -229,7 +232,8 @@ def _run_text(run: Show | ShowMounted | Tell | Make | Remove | Lend) -> str:
         case Lend(word, out):
             secret = "--mount=type=secret,id=s,env=S"
             cache = "--mount=type=cache,target=/mnt/cache"
-            return f'RUN {secret} {cache} echo "$S" >> /mnt/cache/kept && echo {word} > {out}'
+            keep = '[ ! "$S" = bad ] && echo "$S" >> /mnt/cache/kept'
+            return f"RUN {secret} {cache} {keep} && echo {word} > {out}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,12 +268,21 @@ class Project:
         rules = "".join(f"{rule}\n" for rule in self.ignored)
         return {**self.context, ".dockerignore": Node("file", 0o644, rules.encode())}
 
+    @property
+    def heads(self) -> list[int]:
+        """The lines of the FROMs."""
+        lengths = [
+            1 + sum(text_of(line).count("\n") + 1 for line in stage.instructions)
+            for stage in self.stages
+        ]
+        return [1 + sum(lengths[:number]) for number in range(len(lengths))]
+
     @cached_property
     def lines(self) -> Mapping[tuple[int, int], int]:
         """The line of each instruction, by the numbers of its stage and of itself."""
-        found, line = {}, 1
-        for number, stage in enumerate(self.stages):
-            line += 1
+        found = {}
+        for number, (head, stage) in enumerate(zip(self.heads, self.stages, strict=True)):
+            line = head + 1
             for position, instruction in enumerate(stage.instructions):
                 found[number, position] = line
                 line += text_of(instruction).count("\n") + 1

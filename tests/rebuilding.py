@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import pytest
+
 import pybuild
-from modelling import Identity, Impossible, Model, ModelStep, model_of
+from modelling import Model, ModelStep, model_of
+from placing import Identity, Impossible
 from projects import Files, Node, Project, write_context
 from pybuild.backend import Backend, PullPolicy
-from pybuild.errors import PybuildError
+from pybuild.errors import PybuildError, RunFailed
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.layerindex import Kind
 from pybuild.oci.reference import parse_reference
@@ -47,29 +50,62 @@ class Rebuilds:
         self._written: Project | None = None
         self._known: set[Identity] = set()
         self._doubtful = False
+        self.last: pybuild.BuildResult
+        """The last build that went well."""
 
     def build(self, project: Project) -> str | None:
         """Build, check what was run and what came out, and return the image's digest.
 
         None if the build failed because it must.
         """
-        write_context(project, self._folder, self._written)
-        self._written = project
-        self._set_base(self.backend, project.variant)
+        self.write(project)
         try:
             model = model_of(project, self._bases)
         except Impossible as impossible:
             return self._build_impossible(project, impossible)
-        result = build(self.backend, project, self._folder)
-        self._check_steps(result, model)
+        self.last = build(self.backend, project, self._folder)
+        self._check_steps(self.last, model)
         self._check_files(project, model)
-        return result.digest
+        return self.last.digest
 
     def build_anew(self, project: Project, other: AbstractContextManager[Backend]) -> str:
         """The digest of the same build on a backend that has seen nothing yet."""
         with other as backend:
             self._set_base(backend, project.variant)
             return build(backend, project, self._folder).digest
+
+    def fail(self, project: Project) -> int:
+        """Build `project`, in which a step must fail; its line. Later builds are checked for
+        what it left.
+        """
+        self.write(project)
+        with pytest.raises(RunFailed) as caught:
+            build(self.backend, project, self._folder)
+        assert caught.value.where is not None
+        line = caught.value.where.start_line
+        model = model_of(project, self._bases)
+        failed = next(step for step in model.steps if step.line == line)
+        # those before it in its stage went well; of those in other stages nobody knows
+        start = max(head for head in project.heads if head < line)
+        self._known |= {step.identity for step in model.steps if start < step.line < line}
+        self._known -= {failed.identity}
+        self._doubtful = True
+        return line
+
+    def lines_run(self, project: Project) -> set[int]:
+        """Build `project`, and say at which lines steps were run."""
+        self.build(project)
+        return {step.where.start_line for step in self.last.steps if not step.cached}
+
+    def doubt(self) -> None:
+        """Something was built that isn't told: steps that are new may be there already."""
+        self._doubtful = True
+
+    def write(self, project: Project) -> None:
+        """Write the context and choose the base image."""
+        write_context(project, self._folder, self._written)
+        self._written = project
+        self._set_base(self.backend, project.variant)
 
     def _build_impossible(self, project: Project, impossible: Impossible) -> str | None:
         """It should fail; if it doesn't, `modelling` doesn't tell enough to check it."""
