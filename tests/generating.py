@@ -274,14 +274,18 @@ def lending_projects(draw: DrawFn, bases: Mapping[int, Files]) -> Project:
     project = draw(projects(bases))
     places = [(number, 0) for number in needed_stages(project.stages)]
     places += [(n, at + 1) for n, at in project.lines if n in needed_stages(project.stages)]
-    number, at = draw(st.sampled_from(sorted(places)))
+    lending = [_with_lending(project, number, at) for number, at in sorted(places)]
+    possible = [each for each in lending if _is_possible(each, bases)]
+    assume(possible)
+    return draw(st.sampled_from(possible))
+
+
+def _with_lending(project: Project, number: int, at: int) -> Project:
     stage = project.stages[number]
     lines = (*stage.instructions[:at], Lend("lent", "/tmp/lent"), *stage.instructions[at:])
     stages = list(project.stages)
     stages[number] = replace(stage, instructions=lines)
-    lending = replace(project, stages=tuple(stages))
-    assume(_is_possible(lending, bases))
-    return lending
+    return replace(project, stages=tuple(stages))
 
 
 def _is_possible(project: Project, bases: Mapping[int, Files]) -> bool:
@@ -305,7 +309,7 @@ def changes(draw: DrawFn, project: Project, bases: Mapping[int, Files]) -> tuple
 
 _CONTEXT_CHANGES = ["content", "mode", "add", "remove", "rename", "touch", "ignore"]
 _DOCKERFILE_CHANGES = ["replace", "insert", "delete", "swap"]
-_OPTION_CHANGES = ["build arg", "default", "base", "secret", "label", "nothing"]
+_OPTION_CHANGES = ["variable", "variable", "variable", "base", "secret", "label", "nothing"]
 
 
 @st.composite
@@ -365,13 +369,8 @@ def _changed_dockerfile(
 @st.composite
 def _changed_options(draw: DrawFn, project: Project, kind: str) -> Project:
     match kind:
-        case "build arg":
-            values = st.dictionaries(st.sampled_from(_ARGS), _WORDS, max_size=2)
-            return replace(project, build_args=draw(values))
-        case "default":
-            default = draw(_WORDS)
-            stages = tuple(_with_default(stage, default) for stage in project.stages)
-            return replace(project, stages=stages)
+        case "variable":
+            return draw(_changed_variable(project))
         case "base":
             return replace(project, variant=(project.variant + 1) % VARIANTS)
         case "secret":
@@ -382,10 +381,24 @@ def _changed_options(draw: DrawFn, project: Project, kind: str) -> Project:
             return project
 
 
-def _with_default(stage: Stage, default: str) -> Stage:
-    """The stage whose first ARG has another default."""
-    for at, line in enumerate(stage.instructions):
-        if isinstance(line, Arg):
-            lines = (*stage.instructions[:at], replace(line, default=default))
-            return replace(stage, instructions=(*lines, *stage.instructions[at + 1 :]))
-    return stage
+@st.composite
+def _changed_variable(draw: DrawFn, project: Project) -> Project:
+    """Another value of an ARG or ENV; of an ARG by its default or from outside."""
+    found = [
+        (number, at, line)
+        for number in sorted(needed_stages(project.stages))
+        for at, line in enumerate(project.stages[number].instructions)
+        if isinstance(line, Arg | Env)
+    ]
+    if not found:
+        return replace(project, build_args={"A": "unused"})
+    number, at, line = draw(st.sampled_from(found))
+    value = draw(_WORDS)
+    if isinstance(line, Arg) and draw(st.booleans()):
+        return replace(project, build_args={**project.build_args, line.name: value})
+    changed = replace(line, default=value) if isinstance(line, Arg) else replace(line, value=value)
+    stage = project.stages[number]
+    lines = (*stage.instructions[:at], changed, *stage.instructions[at + 1 :])
+    stages = list(project.stages)
+    stages[number] = replace(stage, instructions=lines)
+    return replace(project, stages=tuple(stages))
