@@ -309,7 +309,16 @@ def changes(draw: DrawFn, project: Project, bases: Mapping[int, Files]) -> tuple
 
 _CONTEXT_CHANGES = ["content", "mode", "add", "remove", "rename", "touch", "ignore"]
 _DOCKERFILE_CHANGES = ["replace", "insert", "delete", "swap"]
-_OPTION_CHANGES = ["variable", "variable", "variable", "base", "secret", "label", "nothing"]
+_OPTION_CHANGES = [
+    "variable",
+    "variable",
+    "variable",
+    "base",
+    "secret",
+    "secret",
+    "label",
+    "nothing",
+]
 
 
 @st.composite

@@ -245,8 +245,8 @@ def _run(run: _Run, state: State, around: Surroundings) -> State:
                 raise Impossible("the mount has no source")
             mounted = {real: shown[real], **files_below(shown, real)}
             seen = tuple(sorted((path, facts_of(node)) for path, node in mounted.items()))
-            inside = {path[len(real) + 1 :]: mounted[path] for path in mounted if path != real}
-            files = _written(state, out, _content(inside, name))
+            inside = {f"mnt/seen{path[len(real) :]}": node for path, node in mounted.items()}
+            files = _written(state, out, _content({**state.files, **inside}, f"mnt/seen/{name}"))
         case Tell(name, out):
             text = f"{name}={state.variables.get(name, '')}\n{state.owner}\n"
             files = _written(state, out, text.encode())
@@ -271,8 +271,10 @@ def _stage_of(run: _Run) -> int | None:
 
 
 def _shown(files: Files, path: str, out: str, state: State) -> Files:
-    absolute = path if path.startswith("/") else f"{state.workdir}/{path}"
-    return _written(state, out, _content(files, absolute.strip("/")))
+    read = _absolute(path, state)
+    if followed(files, read) == out.strip("/"):
+        raise Impossible("a shell empties a file before it is read")
+    return _written(state, out, _content(files, read))
 
 
 def _content(files: Files, path: str) -> bytes:
