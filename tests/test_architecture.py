@@ -134,6 +134,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.api", "pybuild.oci.registry"),  # once something is pushed
     ("pybuild.api", "pybuild.lockfile"),  # once a lock file is used
     ("pybuild.planning", "pybuild.lockfile"),
+    ("pybuild.builder", "pybuild.cachetransfer.places"),
     ("pybuild.builder", "pybuild.lockfile"),
     ("pybuild.builder", "pybuild.oci.registry"),
     ("pybuild.image", "pybuild.oci.registry"),

@@ -31,6 +31,7 @@ from pybuild.run.schedule import workers
 from pybuild.secrets import Secret
 
 if TYPE_CHECKING:
+    from pybuild.cachetransfer.places import CacheExport, CacheImport
     from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
 
@@ -49,6 +50,7 @@ class BuildOptions(TypedDict, total=False):
     pull: PullPolicy | str | bool
     no_cache: bool
     no_cache_filter: Collection[str]
+    fail_on_miss: bool | Collection[str]
     labels: Mapping[str, str] | None
     annotations: Mapping[str, str] | None
     index_annotations: Mapping[str, str] | None
@@ -69,6 +71,8 @@ class BuildOptions(TypedDict, total=False):
     created: datetime | int | None
     locked: Lock | str | Path | bool
     outputs: Sequence[Output | str]
+    cache_from: Sequence[CacheImport | str]
+    cache_to: Sequence[CacheExport | str]
     logs: str | Path | None
 
 

@@ -401,6 +401,23 @@ def test_a_rebuilt_stage_with_the_same_files_keeps_what_copies_them(context: Pat
         assert [step.cached for step in steps] == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FROM scratch\nENV A=b\n",
+        "FROM busybox\nENV A=b\n",
+        "FROM busybox\nWORKDIR /tmp\n",
+        "FROM busybox\nLABEL a=b\nRUN true\nWORKDIR /tmp\nCMD x\n",
+        "FROM busybox\nWORKDIR /tmp\nCOPY file /\n",
+    ],
+)
+def test_the_same_build_gives_the_same_image_whenever_it_is_done(context: Path, text: str) -> None:
+    (context / "file").write_text("content")
+    with memory_backend() as backend:
+        first = build(backend, text, context)
+        assert build(backend, text, context).digest == first.digest
+
+
 def test_a_bind_mount_misses_when_its_files_change(context: Path) -> None:
     text = "FROM busybox\nRUN --mount=target=/src cat /src/a.txt > /out\n"
     with memory_backend() as backend:

@@ -376,8 +376,9 @@ class StageRunner:
     ) -> tuple[HistoryEntry, ...]:
         """The history of a finished stage, that of its base first.
 
-        As in BuildKit, a line of metadata has the time of the step before it, the first
-        lines that of the first step.
+        As in BuildKit, a line that made no layer has the time of the layer before it, the first
+        lines that of the first layer; without any it is as old as the base, so that the same
+        build gives the same image.
         """
         if isinstance(stage.parent, StageSource):
             inherited = self._finished[stage.parent.index].history
@@ -385,19 +386,24 @@ class StageRunner:
             inherited = base_history(stage.inherited, len(stage.parent.image.layers))
         else:
             inherited = stage.inherited
-        now = done[0][0].outcome.ended if done else datetime.now(UTC)
+        times = [one.outcome.ended for one, _ in done if one.outcome.layer is not None]
+        base_times = (line.created for line in reversed(inherited) if line.created)
+        now = rfc3339(times[0]) if times else next(base_times, None)
+        fixed = rfc3339(self._settings.created) if self._settings.created else None
         own = []
         for planned in stage.history:
             empty = True
             if planned.step is not None:
                 one, diff = done[planned.step]
-                now, empty = one.outcome.ended, diff is None
+                empty = diff is None
+                if one.outcome.layer is not None:
+                    now = rfc3339(one.outcome.ended)
             own.append(
                 HistoryEntry(
                     created_by=planned.created_by,
                     empty_layer=empty,
                     comment=planned.comment,
-                    created=rfc3339(self._settings.created or now),
+                    created=fixed or now,
                 )
             )
         return (*inherited, *own)
@@ -408,12 +414,12 @@ def final_config(
 ) -> ImageConfig:
     """The config of the image made from `stage`, complete with rootfs, history and time.
 
-    `created` None is the time of the last line of its history.
+    `created` None is the time of the last line of its history that has one, if any does.
     """
-    last = finished.history[-1].created if finished.history else None
+    times = (line.created for line in reversed(finished.history) if line.created)
     return replace(
         stage.config,
-        created=rfc3339(created) if created else last or rfc3339(datetime.now(UTC)),
+        created=rfc3339(created) if created else next(times, None),
         history=finished.history,
         diff_ids=tuple(diff.diff_id for diff in finished.layer.layer.diffs),
     )
