@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 
@@ -10,25 +11,52 @@ from pybuild.backend import Activity
 from pybuild.files.safepath import ExactReader
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.run.schedule import workers
 from pybuild.values import replace
 
 _CHUNK = 1 << 20
+_LARGE = 1 << 20
+_FEW = 2
 
 
-def digested(tree: Tree, path: bytes, activity: Activity | None = None) -> Iterator[Entry]:
+def digested(tree: Tree, path: bytes, activity: Activity | None = None) -> list[Entry]:
     """The entry at `path` and all below it, each regular file with its digest."""
-    for entry in walk(tree, path):
-        yield with_digest(NewEntry(entry, partial(tree.open, entry.path)), activity)
+    entries = [NewEntry(entry, partial(tree.open, entry.path)) for entry in walk(tree, path)]
+    return with_digests(entries, activity)
 
 
-def with_digest(new: NewEntry, activity: Activity | None = None) -> Entry:
-    """The entry, which is read if it is a regular file without a digest.
+def with_digests(entries: Sequence[NewEntry], activity: Activity | None = None) -> list[Entry]:
+    """The entries, of which regular files without a digest are read; raises BuildCancelled.
 
-    Raises BuildCancelled in the middle of it.
+    Large files are read in threads, which hashing lets run at the same time.
     """
+    large = [at for at, new in enumerate(entries) if new.entry.size >= _LARGE and _is_unknown(new)]
+    if len(large) < _FEW:
+        return [_with_digest(new, activity) for new in entries]
+    with workers(os.cpu_count()) as pool:
+        try:
+            futures = {at: pool.submit(_with_digest, entries[at], activity) for at in large}
+            # small ones meanwhile in this thread: handing them over costs more than reading them
+            found = {
+                at: _with_digest(new, activity)
+                for at, new in enumerate(entries)
+                if at not in futures
+            }
+            found |= {at: future.result() for at, future in futures.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [found[at] for at in range(len(entries))]
+
+
+def _is_unknown(new: NewEntry) -> bool:
     entry = new.entry
-    if entry.kind is not Kind.FILE or entry.digest is not None or new.content is None:
-        return entry
+    return entry.kind is Kind.FILE and entry.digest is None and new.content is not None
+
+
+def _with_digest(new: NewEntry, activity: Activity | None) -> Entry:
+    if not _is_unknown(new) or new.content is None:
+        return new.entry
     digest = sha256()
     with new.content() as stream:
         while chunk := stream.read(_CHUNK):
@@ -38,4 +66,4 @@ def with_digest(new: NewEntry, activity: Activity | None = None) -> Entry:
         found = f"sha256:{digest.hexdigest()}"
         if isinstance(stream, ExactReader) and stream.on_digest is not None:
             stream.on_digest(found)
-    return replace(entry, digest=found)
+    return replace(new.entry, digest=found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pybuild.backend import Activity, BindMount, CacheMount
 from pybuild.plan.cachekey import chained_key, copy_key, mount_key
 from pybuild.plan.steps import Step
-from pybuild.run.digests import digested, with_digest
+from pybuild.run.digests import digested, with_digests
 from pybuild.run.execute import Prepared, PreparedFiles
 from pybuild.run.misses import KeyFiles
 from pybuild.values import dataclass, field
@@ -28,11 +28,11 @@ def content_key(step: Step, parent: str, prepared: Prepared, activity: Activity)
     Reads every file whose digest isn't known yet. Raises BuildCancelled.
     """
     if isinstance(prepared, PreparedFiles):
-        entries = [with_digest(new, activity) for new in prepared.entries]
+        entries = with_digests(prepared.entries, activity)
         paths = [new.source for new in prepared.entries]
         return ContentKey(copy_key(step.key, entries, parent=parent), {"": (entries, paths)})
     files = {
-        mount.target: list(digested(mount.tree, mount.path, activity))
+        mount.target: digested(mount.tree, mount.path, activity)
         for mount in prepared.mounts
         if isinstance(mount, BindMount | CacheMount) and mount.tree is not None
     }
