@@ -52,6 +52,7 @@ _WORDS = st.sampled_from(["x", "y", "z"])
 _NAMES = ["a.txt", "b.txt", "c.cfg", "n.md", "src/a.txt", "src/n.md", "src/sub/b.txt"]
 _NAMES += ["src/sub/d.cfg", "docs/n.md", "docs/sub/a.txt"]
 _LINKS = {"ln": "a.txt", "src/ln": "sub/b.txt", "docs/up": "../a.txt", "gone": "nowhere"}
+_TARGETS = ["a.txt", "src", "n.md", "../b.txt"]
 _ARCHIVE = "t.tar"
 _FILE_NODES = st.builds(lambda mode, content: Node("file", mode, content), _MODES, _CONTENTS)
 _ARCHIVES = st.builds(
@@ -307,8 +308,8 @@ def changes(draw: DrawFn, project: Project, bases: Mapping[int, Files]) -> tuple
     return kind, draw(_changed_options(project, kind))
 
 
-_CONTEXT_CHANGES = ["content", "mode", "add", "remove", "rename", "touch", "ignore"]
-_DOCKERFILE_CHANGES = ["replace", "insert", "delete", "swap"]
+_CONTEXT_CHANGES = ["content", "mode", "link", "add", "remove", "rename", "touch", "ignore"]
+_DOCKERFILE_CHANGES = ["replace", "insert", "delete", "swap", "owner"]
 _OPTION_CHANGES = [
     "variable",
     "variable",
@@ -332,6 +333,10 @@ def _changed_context(draw: DrawFn, project: Project, kind: str) -> Project:
             path = draw(st.sampled_from(sorted(p for p, n in files.items() if n.kind != "link")))
             modes = _FOLDER_MODES if files[path].kind == "folder" else _MODES
             files[path] = replace(files[path], mode=draw(modes))
+        case "link":
+            links = sorted(p for p, n in files.items() if n.kind == "link")
+            if links:
+                files[draw(st.sampled_from(links))] = link_to(draw(st.sampled_from(_TARGETS)))
         case "add":
             name = draw(st.sampled_from([*_NAMES, *_LINKS, "new.txt", "src/new.txt", "new/f"]))
             if name not in files:
@@ -367,6 +372,10 @@ def _changed_dockerfile(
             lines[at] = draw(_instructions(readable))
         case "delete" if lines:
             del lines[at]
+        case "owner":
+            for place, line in enumerate(lines):
+                if isinstance(line, Copy):
+                    lines[place] = replace(line, chown=None if line.chown else 101)
         case _ if len(lines) > 1:
             other = draw(st.integers(0, len(lines) - 1))
             lines[at], lines[other] = lines[other], lines[at]
