@@ -262,7 +262,7 @@ def test_plain_progress_looks_like_buildkits(pybuild: CommandLine) -> None:
     for line in lines:
         assert re.fullmatch(
             r"|#\d+ (\[\w+( \d/\d)?\] .+|exporting to image|exporting (manifest|config) .+"
-            r"|(unpacking|naming to) .+|\d+\.\d{3} .*|DONE \d+\.\d+s|CACHED)",
+            r"|(unpacking|naming to) .+|\d+\.\d{3} .*|DONE \d+\.\d+s|CACHED|miss: .+)",
             line,
         ), line
     (run,) = [line for line in lines if "RUN echo" in line]

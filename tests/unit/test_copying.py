@@ -172,8 +172,10 @@ def test_folders_inside_take_on_the_sources_attributes_even_if_they_exist() -> N
     assert (found(entries, "out/e").mode, found(entries, "out/e").uid) == (0o750, 7)
 
 
-def test_an_equal_folder_makes_no_entry() -> None:
-    base = MemoryTree([NewEntry(Entry(b"e", Kind.DIRECTORY, mode=0o750, uid=7, gid=8, mtime=9))])
+@pytest.mark.parametrize("mtime", [9, 10])
+def test_a_folder_that_is_equal_but_for_its_time_makes_no_entry(mtime: int) -> None:
+    entry = Entry(b"e", Kind.DIRECTORY, mode=0o750, uid=7, gid=8, mtime=mtime)
+    base = MemoryTree([NewEntry(entry)])
     assert names(copied(SOURCE, "d", "/", base)) == "e/y l@ x.txt".replace("e/y", "e/y")
 
 

@@ -214,7 +214,8 @@ class _Copy:
         if there is not None and there.kind is not Kind.DIRECTORY:
             raise CopyFailed(f"cannot copy to non-directory: /{shown(target)}")
         placed = self._placed(entry, target)
-        if there != placed:
+        # its time alone is no change: what a step does mustn't depend on what is in no key
+        if there is None or replace(there, mtime=placed.mtime) != placed:
             self.staging.replace(there, NewEntry(placed, source=path))
 
     def _put_file(
