@@ -34,6 +34,7 @@ from pybuild.run.explaining.recorded import (
 )
 from pybuild.run.miss import CauseKind
 from pybuild.run.misses import StepNotes
+from pybuild.values import replace
 
 LONGEST_TEXT = 400
 """Characters of a value or title that are kept; of the rest a hash."""
@@ -42,14 +43,25 @@ _LOGIN = re.compile(r"//[^/@\s]*@")
 
 
 class Describer:
-    """Describes the stages of one plan. What it made of a step's files it makes but once."""
+    """Describes the stages of one plan, each step of them but once."""
 
     def __init__(self, plan: Plan) -> None:
         self._stages = {stage.index: stage for stage in plan.stages}
-        self._read: dict[int, dict[str, ReadFiles]] = {}
+        self._described: dict[int, RecordedStage] = {}
+        self._steps: dict[int, RecordedStep] = {}
 
     def stage(self, stage: PlannedStage, begun: Sequence[StepNotes]) -> RecordedStage:
         """The stage with the steps `begun`, the first of its steps."""
+        described = self._described.get(stage.index)
+        if described is None:
+            described = self._described[stage.index] = self._without_steps(stage)
+        return replace(
+            described,
+            below_key=begun[0].parent_key if begun else "",
+            steps=tuple([self._step(notes) for notes in begun if notes.key]),
+        )
+
+    def _without_steps(self, stage: PlannedStage) -> RecordedStage:
         bottom = stage
         while isinstance(bottom.parent, StageSource):
             bottom = self._stages[bottom.parent.index]
@@ -58,17 +70,22 @@ class Describer:
             label=stage.label,
             base=_base(bottom.parent, bottom.platform),
             below=self._stages[below.index].label if isinstance(below, StageSource) else "",
-            below_key=begun[0].parent_key if begun else "",
+            below_key="",
             variables=_variables(stage),
             titles=tuple(shortened(step.title) for step in stage.steps),
-            steps=tuple(self._step(notes) for notes in begun if notes.key),
+            steps=(),
         )
 
     def _step(self, notes: StepNotes) -> RecordedStep:
+        """The step as it is by now."""
+        found = self._steps.get(id(notes)) or self._described_step(notes)
+        if found.state.value != notes.state or found.miss is not notes.miss:
+            found = replace(found, state=StepState(notes.state), miss=notes.miss)
+        self._steps[id(notes)] = found
+        return found
+
+    def _described_step(self, notes: StepNotes) -> RecordedStep:
         step = notes.step
-        read = self._read.get(id(notes))
-        if read is None:
-            read = self._read[id(notes)] = self._files(notes)
         images = [each for each in _sources(step).values() if isinstance(each, ImageSource)]
         return RecordedStep(
             title=shortened(step.title),
@@ -79,7 +96,7 @@ class Describer:
             images={
                 familiar(each.image.reference): each.image.digest for each in images if each.image
             },
-            files=read,
+            files=self._files(notes),
             miss=notes.miss,
         )
 
