@@ -53,6 +53,7 @@ from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.image_config import ImageConfig
+from pybuild.oci.layerindex import LayerIndex
 from pybuild.oci.manifest import (
     ImageDocuments,
     IndexDocument,
@@ -372,6 +373,10 @@ class ROLayer(_Layer):
     @abstractmethod
     def diffs(self) -> tuple[LayerDiff, ...]:
         """All layers of this file system, bottom first, the base image's included; waits."""
+
+    def contents(self) -> tuple[LayerIndex | None, ...]:
+        """What is in each of :attr:`diffs`; None for a layer that would have to be fetched first."""
+        return (None,) * len(self.diffs)
 
     @abstractmethod
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:

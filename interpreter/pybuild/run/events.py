@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from pybuild.dockerfile.lint import LintWarning
 from pybuild.errors import PybuildError, SourceRange
+from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.layerindex import LayerIndex
+from pybuild.oci.platform import Platform
+from pybuild.plan.steps import Plan
 from pybuild.run.result import BuildResult
 from pybuild.values import dataclass
 
@@ -95,6 +100,30 @@ class LintReported:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanMade:
+    """What is going to be done, before any of it is. ``source`` is the text of ``file``, the
+    Dockerfile.
+    """
+
+    plan: Plan
+    file: str
+    source: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMade:
+    """One image, with its ``layers`` bottom first; comes once for each platform.
+
+    ``contents`` may be called while the event is reported: it gives the index of each layer, and
+    None for one that isn't known without fetching it.
+    """
+
+    platform: Platform
+    layers: tuple[LayerDiff, ...]
+    contents: Callable[[], tuple[LayerIndex | None, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class BuildFinished:
     """The last event of a build that succeeded."""
 
@@ -109,6 +138,8 @@ Event = (
     | StepFinished
     | Warned
     | LintReported
+    | PlanMade
+    | ImageMade
     | BuildFinished
 )
 
