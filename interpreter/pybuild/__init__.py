@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from pybuild.explanations import explain
     from pybuild.files.filesystem import FileSystem
     from pybuild.files.memorycontext import File
+    from pybuild.htmlreport.report import HtmlReport
     from pybuild.image import Image
     from pybuild.lockfile import Lock, LockChange, LockedImage, read_lock
     from pybuild.locking import lock_images
@@ -78,7 +79,9 @@ if TYPE_CHECKING:
     from pybuild.run.events import (
         BuildFinished,
         Event,
+        ImageMade,
         LintReported,
+        PlanMade,
         Reporter,
         StepFinished,
         StepLog,
@@ -124,8 +127,10 @@ __all__ = [
     "File",
     "FileSystem",
     "HostEntry",
+    "HtmlReport",
     "Image",
     "ImageError",
+    "ImageMade",
     "ImageNotFound",
     "InvalidImage",
     "LintReported",
@@ -141,6 +146,7 @@ __all__ = [
     "OutlineMount",
     "OutlineResult",
     "OutputResult",
+    "PlanMade",
     "PlannedBuild",
     "Platform",
     "PlatformMismatch",
@@ -236,6 +242,7 @@ _HOMES = {
     "pybuild.locking": ("lock_images",),
     "pybuild.files.filesystem": ("FileSystem",),
     "pybuild.files.memorycontext": ("File",),
+    "pybuild.htmlreport.report": ("HtmlReport",),
     "pybuild.image": ("Image",),
     "pybuild.oci.platform": ("Platform",),
     "pybuild.plan.outline": ("Outline", "OutlineArg", "OutlineMount"),
@@ -244,7 +251,9 @@ _HOMES = {
     "pybuild.run.events": (
         "BuildFinished",
         "Event",
+        "ImageMade",
         "LintReported",
+        "PlanMade",
         "Reporter",
         "StepFinished",
         "StepLog",

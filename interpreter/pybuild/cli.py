@@ -143,6 +143,10 @@ def _build(arguments: BuildArguments) -> int:
     with ExitStack() as stack:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
+        if arguments.report:
+            from pybuild.htmlreport.report import HtmlReport  # noqa: PLC0415  (few builds have one)
+
+            reporter = stack.enter_context(HtmlReport(arguments.report, reporter))
         context, dockerfile = _inputs(arguments, cancel)
         outputs = outputs_of(arguments, os.environ, partial(_standard_output, cancel))
         registry = registry_of(arguments, os.environ, outputs)
