@@ -69,6 +69,8 @@ LAYERS |= {
     "explanations": {*BELOW_API, "options"},
     "htmlreport": {"errors", "oci", "dockerfile", "files", "plan", "run", "htmlreport"},
     "explaincommand": {*BELOW_API, "arguments", "explanations"},
+    "imagediff": {"files", "oci"},
+    "diffcommand": {*BELOW_API, "arguments", "imagediff", "storecommands"},
     "doctor": {"errors", "backend", "backends", "oci"},
     "__init__": {
         *BELOW_API,
@@ -80,7 +82,15 @@ LAYERS |= {
     "storecommands": {*BELOW_API, "arguments", "flagvalues"},
     "resultfiles": {"errors", "oci", "arguments", "run"},
     "completion": {
-        *("errors", "arguments", "explaincommand", "lockcommand", "runcommand", "storecommands"),
+        *(
+            "errors",
+            "arguments",
+            "diffcommand",
+            "explaincommand",
+            "lockcommand",
+            "runcommand",
+            "storecommands",
+        ),
     },
     "lockcommand": {*BELOW_API, "arguments", "environment", "lockfile", "locking"},
     "cli": {
@@ -91,6 +101,7 @@ LAYERS |= {
             "checks",
             "completion",
             "diagnostics",
+            "diffcommand",
             "doctor",
             "environment",
             "explaincommand",

@@ -351,6 +351,7 @@ def build_parser(version: str) -> _Parser:
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
         "       pybuild explain [CONTEXT]\n       pybuild lock [options] CONTEXT\n"
+        "       pybuild diff IMAGE IMAGE\n"
         "       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...\n       pybuild completion bash|zsh|fish",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "

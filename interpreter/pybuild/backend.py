@@ -54,12 +54,7 @@ from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.layerindex import LayerIndex
-from pybuild.oci.manifest import (
-    ImageDocuments,
-    IndexDocument,
-    image_documents,
-    index_document,
-)
+from pybuild.oci.manifest import ImageDocuments, IndexDocument, image_documents, index_document
 from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference
 from pybuild.values import dataclass, field
