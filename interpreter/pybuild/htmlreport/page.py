@@ -56,11 +56,13 @@ def _error(recording: Recording) -> str:
 
 
 def _facts(recording: Recording) -> str:
-    states = [unit.state for unit in recording.units.values() if unit.started.position]
+    states = [unit.state for unit in recording.units.values()]
+    stages = () if recording.plan is None else recording.plan.plan.stages
+    steps = sum(len(stage.steps) for stage in stages)
     facts = [
         ("Began", recording.time.strftime("%Y-%m-%d %H:%M:%S UTC")),
         ("Took", duration(recording.seconds)),
-        ("Steps", f"{len(states)}, {states.count('cached')} cached"),
+        ("Steps", f"{steps}, {states.count('cached')} cached"),
     ]
     found = len(recording.warnings) + len(recording.lint)
     if found:
