@@ -169,6 +169,8 @@ FOR_TYPES_ONLY = {
     ("pybuild.errors", "pybuild.run.miss"),  # once a step misses
     ("pybuild.run.activity", "pybuild.run.miss"),
     ("pybuild.run.events", "pybuild.run.miss"),
+    ("pybuild.run.events", "pybuild.oci.layerindex"),  # once there is a plan
+    ("pybuild.run.events", "pybuild.plan.steps"),
     ("pybuild.run.misses", "pybuild.run.miss"),
     ("pybuild.run.misses", "pybuild.run.explaining.explainer"),
     ("pybuild.run.misses", "pybuild.run.explaining.projects"),

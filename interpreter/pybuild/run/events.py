@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 from pybuild.dockerfile.lint import LintWarning
 from pybuild.errors import PybuildError, SourceRange
 from pybuild.oci.descriptor import LayerDiff
-from pybuild.oci.layerindex import LayerIndex
 from pybuild.oci.platform import Platform
-from pybuild.plan.steps import Plan
 from pybuild.run.result import BuildResult
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
+    from pybuild.oci.layerindex import LayerIndex
+    from pybuild.plan.steps import Plan
     from pybuild.run.miss import Miss
 
 
