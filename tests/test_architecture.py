@@ -67,7 +67,7 @@ LAYERS |= {
     "checks": {*BELOW_API, "options", "lookups", "planning"},
     "reports": {*BELOW_API, "checks"},
     "explanations": {*BELOW_API, "options"},
-    "htmlreport": {"errors", "oci", "dockerfile", "files", "plan", "run", "htmlreport"},
+    "htmlreport": {"errors", "oci", "dockerfile", "files", "run"},
     "explaincommand": {*BELOW_API, "arguments", "explanations"},
     "imagediff": {"files", "oci"},
     "diffcommand": {*BELOW_API, "arguments", "imagediff", "storecommands"},
@@ -169,8 +169,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.errors", "pybuild.run.miss"),  # once a step misses
     ("pybuild.run.activity", "pybuild.run.miss"),
     ("pybuild.run.events", "pybuild.run.miss"),
-    ("pybuild.run.events", "pybuild.oci.layerindex"),  # once there is a plan
-    ("pybuild.run.events", "pybuild.plan.steps"),
+    ("pybuild.run.events", "pybuild.oci.layerindex"),  # once there is an image
     ("pybuild.run.misses", "pybuild.run.miss"),
     ("pybuild.run.misses", "pybuild.run.explaining.explainer"),
     ("pybuild.run.misses", "pybuild.run.explaining.projects"),

@@ -51,11 +51,12 @@ from pybuild.remotes.options import RemoteOptions
 from pybuild.requirements import check_emulation, check_supported
 from pybuild.run.activity import CancelToken, Events
 from pybuild.run.contexts import Contexts, ContextValue, named_contexts
-from pybuild.run.events import BuildFinished, PlanMade, Reporter
+from pybuild.run.events import BuildFinished, Reporter
 from pybuild.run.inputs import Context, DockerfileSource
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
 from pybuild.run.onfailure import OnFailure
+from pybuild.run.planmade import plan_made
 from pybuild.run.result import BuildResult
 from pybuild.run.schedule import sources
 from pybuild.run.stage import StageSettings
@@ -195,7 +196,7 @@ def build(
         plan = plan_all(
             source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
-        events.send(PlanMade(plan, source.inputs.name, source.inputs.dockerfile))
+        events.send(plan_made(plan, source.inputs.name, source.inputs.dockerfile))
         _check_plan(plan, backend, events)
         client = registry_client(registry, stack)
         this = Building(plan, backend, wanted, client, events, cancel)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,15 @@ def test_any_text_keeps_the_page_whole(
         report.report(StepFinished(1, 0.1, error=PybuildError(text, hint=text)))
     page = Page(path)
     assert len(page.of_class("bar")) == 1
+
+
+@pytest.mark.parametrize("ending", ["", "NONSENSE\n"])
+def test_logins_in_urls_are_not_shown(path: Path, ending: str) -> None:
+    text = f"FROM scratch\n# https://me:canary@example.test/x\nCOPY a /\n{ending}"
+    with suppress(pybuild.DockerfileError):
+        reported(path, memory_backend(), text)
+    assert "canary" not in path.read_text()
+    assert "https://xxxxx:xxxxx@example.test/x" in Page(path).text
 
 
 def test_all_events_are_passed_on(path: Path) -> None:

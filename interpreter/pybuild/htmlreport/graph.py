@@ -7,17 +7,8 @@ from itertools import pairwise
 
 from pybuild.htmlreport.markup import count, duration, text
 from pybuild.htmlreport.recording import Recording, Unit
-from pybuild.oci.reference import familiar
-from pybuild.plan.steps import (
-    ContextSource,
-    ImageSource,
-    Plan,
-    PlannedStage,
-    Source,
-    StageSource,
-)
+from pybuild.run.events import OriginKind, StageOrigin, StageOutline
 from pybuild.run.output import cut
-from pybuild.run.schedule import sources
 
 _MOST_NODES = 150
 _WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 200, 46, 70, 22, 8
@@ -70,7 +61,7 @@ def graph(recording: Recording) -> str:
     """An SVG drawing, from left to right."""
     if recording.plan is None:
         return '<p class="none">The build failed before it had a plan.</p>'
-    nodes = _nodes(recording.plan.plan, recording)
+    nodes = _nodes(recording, recording.plan.stages)
     if len(nodes) > _MOST_NODES:
         return f'<p class="none">{count(len(nodes), "node")}: too many for a drawing.</p>'
     routes, width, height = _arrange(nodes)
@@ -84,61 +75,44 @@ def graph(recording: Recording) -> str:
     )
 
 
-def _nodes(plan: Plan, recording: Recording) -> dict[str, _Node]:
+def _nodes(recording: Recording, stages: Iterable[StageOutline]) -> dict[str, _Node]:
     """By keys that only this module knows; sources come before what needs them."""
     units: dict[str, list[Unit]] = {}
     for unit in recording.units.values():
         if unit.started.position:
             units.setdefault(unit.started.stage, []).append(unit)
     nodes: dict[str, _Node] = {}
-    for stage in plan.stages:
+    for stage in stages:
         node = _stage_node(stage, units.get(stage.label, []))
-        for source in (stage.parent, *(one for step in stage.steps for one in sources(step))):
-            key = _key(source)
-            if key and key not in nodes:
-                nodes[key] = _source_node(source)
-        parent = _key(stage.parent)
-        node.starts_from = [parent] if parent else []
-        taken = (_key(source) for step in stage.steps for source in sources(step))
-        node.copies_from = [key for key in dict.fromkeys(taken) if key and key != parent]
-        nodes[f"stage {stage.index}"] = node
-    for target in plan.targets:
-        nodes[f"stage {target.stage.index}"].kind += " target"
+        parents = () if stage.parent is None else (stage.parent,)
+        for origin in (*parents, *stage.takes):
+            if origin.kind is not OriginKind.STAGE:
+                nodes.setdefault(_key(origin), _origin_node(origin))
+        node.starts_from = [_key(origin) for origin in parents]
+        node.copies_from = [_key(origin) for origin in stage.takes if origin not in parents]
+        nodes[_key(StageOrigin(OriginKind.STAGE, stage.label))] = node
     return nodes
 
 
-def _key(source: Source) -> str:
-    """Empty for scratch, which is nothing to draw."""
-    match source:
-        case StageSource(index):
-            return f"stage {index}"
-        case ContextSource(name):
-            return f"context {name or ''}"
-        case ImageSource(image):
-            return "" if image is None else f"image {image.reference} {image.digest}"
+def _key(origin: StageOrigin) -> str:
+    return f"{origin.kind} {origin.name} {origin.digest}"
 
 
-def _source_node(source: Source) -> _Node:
-    match source:
-        case ImageSource(image) if image is not None:
-            return _Node(familiar(image.reference).partition("@")[0], "image", "image")
-        case ContextSource(name):
-            return _Node(name or "build context", "context", "context")
-        case _:
-            return _Node("stage", "", "stage")
+def _origin_node(origin: StageOrigin) -> _Node:
+    name = origin.name.partition("@")[0] or "build context"
+    return _Node(name, origin.kind.value, origin.kind.value)
 
 
-def _stage_node(stage: PlannedStage, units: Iterable[Unit]) -> _Node:
+def _stage_node(stage: StageOutline, units: Iterable[Unit]) -> _Node:
     states = [unit.state for unit in units]
     seconds = sum(unit.finished.seconds for unit in units if unit.finished is not None)
-    steps = len(stage.steps)
     cached = states.count("cached")
-    kind = "stage"
+    kind = "stage target" if stage.is_target else "stage"
     if "failed" in states:
-        kind = "stage failed"
-    elif steps and cached == steps:
-        kind = "stage cached"
-    note = f"{count(steps, 'step')}, {cached} cached, {duration(seconds)}"
+        kind += " failed"
+    elif stage.steps and cached == stage.steps:
+        kind += " cached"
+    note = f"{count(stage.steps, 'step')}, {cached} cached, {duration(seconds)}"
     return _Node(stage.label, note, kind)
 
 

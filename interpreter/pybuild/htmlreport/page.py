@@ -57,8 +57,7 @@ def _error(recording: Recording) -> str:
 
 def _facts(recording: Recording) -> str:
     states = [unit.state for unit in recording.units.values()]
-    stages = () if recording.plan is None else recording.plan.plan.stages
-    steps = sum(len(stage.steps) for stage in stages)
+    steps = 0 if recording.plan is None else sum(one.steps for one in recording.plan.stages)
     facts = [
         ("Began", recording.time.strftime("%Y-%m-%d %H:%M:%S UTC")),
         ("Took", duration(recording.seconds)),

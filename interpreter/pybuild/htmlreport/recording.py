@@ -28,6 +28,7 @@ from pybuild.run.events import (
 )
 from pybuild.run.miss import Miss
 from pybuild.run.output import OutputTail
+from pybuild.run.planmade import without_logins
 from pybuild.run.result import BuildResult
 from pybuild.values import dataclass, field
 
@@ -107,7 +108,7 @@ class Recording:
             return self.plan.file, self.plan.source
         if self.error is not None:
             for file, source in self.error.files.items():
-                return file, source
+                return file, without_logins(source)
         return "", b""
 
     def take(self, event: Event, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from pybuild.dockerfile.lint import LintWarning
@@ -14,7 +15,6 @@ from pybuild.values import dataclass
 
 if TYPE_CHECKING:
     from pybuild.oci.layerindex import LayerIndex
-    from pybuild.plan.steps import Plan
     from pybuild.run.miss import Miss
 
 
@@ -99,13 +99,47 @@ class LintReported:
     source: bytes
 
 
+class OriginKind(StrEnum):
+    """What a stage has files of."""
+
+    STAGE = "stage"
+    IMAGE = "image"
+    CONTEXT = "context"
+
+
 @dataclass(frozen=True, slots=True)
-class PlanMade:
-    """What is going to be done, before any of it is. ``source`` is the text of ``file``, the
-    Dockerfile.
+class StageOrigin:
+    """A stage by its label, an image by its name and the digest of its manifest, or a named context
+    (the build context itself has no name).
     """
 
-    plan: Plan
+    kind: OriginKind
+    name: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutline:
+    """One stage of the plan. ``label`` is that of its :class:`StepStarted`, ``steps`` how many it has.
+
+    It starts from ``parent``, None for scratch, and takes files of ``takes``.
+    """
+
+    label: str
+    steps: int
+    parent: StageOrigin | None
+    takes: tuple[StageOrigin, ...]
+    is_target: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMade:
+    """What is going to be done, before any of it is: the stages, each behind those it needs.
+
+    ``source`` is the text of the Dockerfile ``file``, without logins in its URLs.
+    """
+
+    stages: tuple[StageOutline, ...]
     file: str
     source: bytes
 
