@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commandline import CommandLine, OnEmbedded
+from commandline import CommandLine, OnContainerd, OnEmbedded
 
 TEXT = (
     "FROM busybox AS build\nCOPY src /src\nRUN head -c 300000 /dev/zero > /made\n"
@@ -69,3 +69,8 @@ def test_the_difference_of_two_images_is_told(on_embedded: OnEmbedded) -> None:
         ("/d/new", []),
     ]
     on_embedded.fail(3, "diff", "one", "nothing-of-this-name")
+
+
+def test_images_of_a_daemon_are_left_to_its_tools(on_containerd: OnContainerd) -> None:
+    told = on_containerd.fail(4, "diff", "busybox", "busybox")
+    assert "its own tools: ctr, nerdctl" in told
