@@ -67,11 +67,14 @@ LAYERS |= {
     "checks": {*BELOW_API, "options", "lookups", "planning"},
     "reports": {*BELOW_API, "checks"},
     "explanations": {*BELOW_API, "options"},
+    "htmlreport": {"errors", "oci", "dockerfile", "files", "run"},
     "explaincommand": {*BELOW_API, "arguments", "explanations"},
+    "imagediff": {"files", "oci"},
+    "diffcommand": {*BELOW_API, "arguments", "imagediff", "storecommands"},
     "doctor": {"errors", "backend", "backends", "oci"},
     "__init__": {
         *BELOW_API,
-        *("api", "builder", "checks", "explanations", "image", "lockfile", "locking"),
+        *("api", "builder", "checks", "explanations", "htmlreport", "image", "lockfile", "locking"),
     },
     "flagvalues": {"errors", "backend"},
     "arguments": {"errors", "backend", "export", "flagvalues", "lendingflags", "cachetransfer"},
@@ -79,7 +82,15 @@ LAYERS |= {
     "storecommands": {*BELOW_API, "arguments", "flagvalues"},
     "resultfiles": {"errors", "oci", "arguments", "run"},
     "completion": {
-        *("errors", "arguments", "explaincommand", "lockcommand", "runcommand", "storecommands"),
+        *(
+            "errors",
+            "arguments",
+            "diffcommand",
+            "explaincommand",
+            "lockcommand",
+            "runcommand",
+            "storecommands",
+        ),
     },
     "lockcommand": {*BELOW_API, "arguments", "environment", "lockfile", "locking"},
     "cli": {
@@ -90,10 +101,12 @@ LAYERS |= {
             "checks",
             "completion",
             "diagnostics",
+            "diffcommand",
             "doctor",
             "environment",
             "explaincommand",
             "flagvalues",
+            "htmlreport",
             "lockcommand",
             "pipes",
             "reports",
@@ -156,6 +169,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.errors", "pybuild.run.miss"),  # once a step misses
     ("pybuild.run.activity", "pybuild.run.miss"),
     ("pybuild.run.events", "pybuild.run.miss"),
+    ("pybuild.run.events", "pybuild.oci.layerindex"),  # once there is an image
     ("pybuild.run.misses", "pybuild.run.miss"),
     ("pybuild.run.misses", "pybuild.run.explaining.explainer"),
     ("pybuild.run.misses", "pybuild.run.explaining.projects"),

@@ -15,7 +15,7 @@ from pybuild.errors import BackendError, BackendFailed
 from pybuild.files.latertree import LaterTree
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.descriptor import LayerDiff
-from pybuild.oci.layerindex import Entry
+from pybuild.oci.layerindex import Entry, LayerIndex
 from pybuild.oci.layertar import write_layer
 from pybuild.sandbox.client import Sandbox
 from pybuild.sandbox.process import name_files, run_process, run_spec
@@ -78,6 +78,9 @@ class ContainerdROLayer(ROLayer):
     @property
     def made(self) -> datetime | None:
         return self._made
+
+    def contents(self) -> tuple[LayerIndex | None, ...]:
+        return tuple(map(self._space.files.known, self.diffs))
 
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:

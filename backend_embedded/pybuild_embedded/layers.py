@@ -10,6 +10,7 @@ from pybuild.backend import Activity, ROLayer, RWLayer
 from pybuild.files.latertree import LaterTree
 from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.layerindex import LayerIndex
 from pybuild.sandbox.mapping import RootKind
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
@@ -70,6 +71,9 @@ class EmbeddedROLayer(ROLayer):
             self._own = self._pending.settled()
             self._chain = self._pending.chain()
         return self._chain
+
+    def contents(self) -> tuple[LayerIndex | None, ...]:
+        return tuple(map(self._space.files.known, self.diffs))
 
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:

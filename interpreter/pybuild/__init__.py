@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from pybuild.explanations import explain
     from pybuild.files.filesystem import FileSystem
     from pybuild.files.memorycontext import File
+    from pybuild.htmlreport.report import HtmlReport
     from pybuild.image import Image
     from pybuild.lockfile import Lock, LockChange, LockedImage, read_lock
     from pybuild.locking import lock_images
@@ -78,8 +79,13 @@ if TYPE_CHECKING:
     from pybuild.run.events import (
         BuildFinished,
         Event,
+        ImageMade,
         LintReported,
+        OriginKind,
+        PlanMade,
         Reporter,
+        StageOrigin,
+        StageOutline,
         StepFinished,
         StepLog,
         StepMissed,
@@ -124,8 +130,10 @@ __all__ = [
     "File",
     "FileSystem",
     "HostEntry",
+    "HtmlReport",
     "Image",
     "ImageError",
+    "ImageMade",
     "ImageNotFound",
     "InvalidImage",
     "LintReported",
@@ -136,11 +144,13 @@ __all__ = [
     "LockedImage",
     "Miss",
     "Network",
+    "OriginKind",
     "Outline",
     "OutlineArg",
     "OutlineMount",
     "OutlineResult",
     "OutputResult",
+    "PlanMade",
     "PlannedBuild",
     "Platform",
     "PlatformMismatch",
@@ -157,6 +167,8 @@ __all__ = [
     "SourceRange",
     "StageCycle",
     "StageNotFound",
+    "StageOrigin",
+    "StageOutline",
     "StepFailed",
     "StepFinished",
     "StepLog",
@@ -236,6 +248,7 @@ _HOMES = {
     "pybuild.locking": ("lock_images",),
     "pybuild.files.filesystem": ("FileSystem",),
     "pybuild.files.memorycontext": ("File",),
+    "pybuild.htmlreport.report": ("HtmlReport",),
     "pybuild.image": ("Image",),
     "pybuild.oci.platform": ("Platform",),
     "pybuild.plan.outline": ("Outline", "OutlineArg", "OutlineMount"),
@@ -244,8 +257,13 @@ _HOMES = {
     "pybuild.run.events": (
         "BuildFinished",
         "Event",
+        "ImageMade",
         "LintReported",
+        "OriginKind",
+        "PlanMade",
         "Reporter",
+        "StageOrigin",
+        "StageOutline",
         "StepFinished",
         "StepLog",
         "StepMissed",

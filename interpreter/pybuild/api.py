@@ -56,6 +56,7 @@ from pybuild.run.inputs import Context, DockerfileSource
 from pybuild.run.layers import releasing
 from pybuild.run.lending import Lent, check_lent, default_agent, wanted_agents
 from pybuild.run.onfailure import OnFailure
+from pybuild.run.planmade import plan_made
 from pybuild.run.result import BuildResult
 from pybuild.run.schedule import sources
 from pybuild.run.stage import StageSettings
@@ -195,6 +196,7 @@ def build(
         plan = plan_all(
             source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
+        events.send(plan_made(plan, source.inputs.name, source.inputs.dockerfile))
         _check_plan(plan, backend, events)
         client = registry_client(registry, stack)
         this = Building(plan, backend, wanted, client, events, cancel)

@@ -136,6 +136,7 @@ class BuildArguments(SourceArguments):
     fail_on_miss: bool | tuple[str, ...]
     iidfile: str | None
     metadata_file: str | None
+    report: str | None
     quiet: bool
     progress: str | None
     dry_run: str | None
@@ -211,6 +212,7 @@ def parse_arguments(
         fail_on_miss="" in found.fail_on_miss or _names(found.fail_on_miss),
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
+        report=found.report,
         quiet=found.quiet,
         progress=found.progress,
         dry_run=found.dry_run,
@@ -349,6 +351,7 @@ def build_parser(version: str) -> _Parser:
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
         "       pybuild explain [CONTEXT]\n       pybuild lock [options] CONTEXT\n"
+        "       pybuild diff IMAGE IMAGE\n"
         "       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...\n       pybuild completion bash|zsh|fish",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
@@ -539,3 +542,4 @@ def _add_output(parser: _Parser) -> None:
     add("--progress", choices=PROGRESS_MODES, metavar="MODE", help=", ".join(PROGRESS_MODES))
     add("--iidfile", metavar="PATH", help="write the image's digest to a file")
     add("--metadata-file", metavar="PATH", help="write digests and names to a file, as JSON")
+    add("--report", metavar="PATH", help="write a page about the build to a file, as HTML")

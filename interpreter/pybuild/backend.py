@@ -53,12 +53,8 @@ from pybuild.imagestore import ImageStore
 from pybuild.oci.compression import Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.image_config import ImageConfig
-from pybuild.oci.manifest import (
-    ImageDocuments,
-    IndexDocument,
-    image_documents,
-    index_document,
-)
+from pybuild.oci.layerindex import LayerIndex
+from pybuild.oci.manifest import ImageDocuments, IndexDocument, image_documents, index_document
 from pybuild.oci.platform import Platform, matches
 from pybuild.oci.reference import Reference
 from pybuild.values import dataclass, field
@@ -372,6 +368,10 @@ class ROLayer(_Layer):
     @abstractmethod
     def diffs(self) -> tuple[LayerDiff, ...]:
         """All layers of this file system, bottom first, the base image's included; waits."""
+
+    def contents(self) -> tuple[LayerIndex | None, ...]:
+        """What is in each of :attr:`diffs`; None for a layer that would have to be fetched first."""
+        return (None,) * len(self.diffs)
 
     @abstractmethod
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:

@@ -18,6 +18,7 @@ from pybuild.oci.reference import Reference
 from pybuild.plan.steps import Plan, PlanRequest
 from pybuild.planning import BuildSource
 from pybuild.run.activity import CancelToken, Events
+from pybuild.run.events import ImageMade
 from pybuild.run.inputs import Context, DockerfileSource
 from pybuild.run.layers import releasing
 from pybuild.run.misses import Misses
@@ -208,5 +209,8 @@ def delivered(
         stored = wanted_images(built, ImageOptions(), this.events.silent(this.cancel))
         descriptor, images = stored.documents.descriptor, stored.results(built)
     names = tuple(dict.fromkeys(name for one in outputs for name in one.names))
+    for image in built.images:
+        made = ImageMade(image.platform, image.spec.layers, image.top.contents)
+        this.events.send(made)
     seconds = time.monotonic() - clock
     return BuildResult(descriptor, names, images, runner.step_results(), seconds, outputs)

@@ -43,7 +43,7 @@ from pybuild.environment import (
     secrets_of,
     uses_standard_output,
 )
-from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UnsupportedByBackend, UsageError
+from pybuild.errors import EXIT_BUG, BuildCancelled, PybuildError, UsageError
 from pybuild.flagvalues import CallArguments
 from pybuild.lentvalues import find_agents, read_certificates
 from pybuild.resultfiles import remove_stale, write_result_files
@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _explain(words[1:])
         if words[:1] == ["lock"]:
             return _lock(words[1:])
+        if words[:1] == ["diff"]:
+            return _diff(words[1:])
         arguments = parse_arguments(words, os.environ, __version__)
         if isinstance(arguments, DoctorArguments):
             return _doctor(arguments)
@@ -143,6 +145,10 @@ def _build(arguments: BuildArguments) -> int:
     with ExitStack() as stack:
         stack.enter_context(_cancelled_by_signals(cancel))
         reporter = stack.enter_context(_reporter(arguments, cancel))
+        if arguments.report:
+            from pybuild.htmlreport.report import HtmlReport  # noqa: PLC0415  (few builds have one)
+
+            reporter = stack.enter_context(HtmlReport(arguments.report, reporter))
         context, dockerfile = _inputs(arguments, cancel)
         outputs = outputs_of(arguments, os.environ, partial(_standard_output, cancel))
         registry = registry_of(arguments, os.environ, outputs)
@@ -345,6 +351,17 @@ def _explain(words: Sequence[str]) -> int:
     return 0
 
 
+def _diff(words: Sequence[str]) -> int:
+    from pybuild.diffcommand import compare, parse_diff_arguments  # noqa: PLC0415  (as above)
+
+    arguments = parse_diff_arguments(words, __version__)
+    name, options = backend_name(arguments, os.environ), backend_options(arguments, os.environ)
+    text, code = compare(arguments, name, options)
+    _encodable(sys.stdout)
+    _print(text)
+    return code
+
+
 def _store_command(words: Sequence[str]) -> int:
     from pybuild.storecommands import (  # noqa: PLC0415  (no build needs it)
         parse_store_arguments,
@@ -354,13 +371,7 @@ def _store_command(words: Sequence[str]) -> int:
     arguments = parse_store_arguments(words, __version__)
     name = backend_name(arguments, os.environ)
     with open_backend(name, backend_options(arguments, os.environ)) as backend:
-        store = backend.image_store()
-        if store is None:
-            raise UnsupportedByBackend(
-                f'pybuild {arguments.command} is not for the backend "{name}"',
-                hint="its images are seen to by its own tools: ctr, nerdctl, docker",
-            )
-        text, code = run_store_command(store, arguments)
+        text, code = run_store_command(backend, arguments)
     if text:
         _print(text)
     return code

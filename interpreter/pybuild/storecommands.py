@@ -20,7 +20,8 @@ from pybuild.arguments import (
     new_parser,
     parse_words,
 )
-from pybuild.errors import BackendFailed, UsageError
+from pybuild.backend import Backend
+from pybuild.errors import BackendFailed, UnsupportedByBackend, UsageError
 from pybuild.flagvalues import parse_size
 from pybuild.imagestore import (
     USUAL_SHARE,
@@ -80,9 +81,20 @@ def store_parser(name: str, version: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_store_command(store: ImageStore, arguments: StoreArguments) -> tuple[str, int]:
-    """The text of a command on `store`, and its exit code. Raises PybuildError."""
-    return COMMANDS[arguments.command].run(store, arguments.given)
+def run_store_command(backend: Backend, arguments: StoreArguments) -> tuple[str, int]:
+    """The text of a command on the store of `backend`, and its exit code. Raises PybuildError."""
+    return COMMANDS[arguments.command].run(store_of(backend, arguments.command), arguments.given)
+
+
+def store_of(backend: Backend, command: str) -> ImageStore:
+    """The images that `backend` keeps itself, for `command`. Raises UnsupportedByBackend."""
+    store = backend.image_store()
+    if store is None:
+        raise UnsupportedByBackend(
+            f'pybuild {command} is not for the backend "{backend.name}"',
+            hint="its images are seen to by its own tools: ctr, nerdctl, docker",
+        )
+    return store
 
 
 def human_size(size: int) -> str:

@@ -148,7 +148,7 @@ def test_every_option_is_read() -> None:
         "--label", "l=v", "--label", "empty", "--annotation", "x=y=z", "--annotation",
         "manifest:m=n", "--annotation=manifest,index:both=1", "--annotation=odd:z=2",
         "--annotation", "index:i=3", "--network", "none", "--add-host", "h:1.2.3.4", "--shm-size", "1g",
-        "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q",
+        "--ulimit", "nofile=10:20", "--iidfile", "i", "--metadata-file", "m", "-q", "--report", "r",
         "--progress", "rawjson", "--backend", "memory", "--root", "/r", "--containerd-address", "/s",
         "--containerd-namespace", "n", "--snapshotter", "s", "--runner", "task",
         "--moby-labels", "--no-unpack",
@@ -189,6 +189,7 @@ def test_every_option_is_read() -> None:
         load=True,
         iidfile="i",
         metadata_file="m",
+        report="r",
         quiet=True,
         progress="rawjson",
         contexts={"c": "d=e"},
@@ -380,6 +381,15 @@ def test_wrong_ulimits_are_refused(text: Any) -> None:
 
 
 # The command
+
+
+@pytest.mark.parametrize("progress", ["plain", "rawjson", "quiet"])
+def test_a_report_is_written_beside_any_progress(
+    kept: Kept, context: Path, tmp_path: Path, progress: str
+) -> None:
+    words = ["-q"] if progress == "quiet" else ["--progress", progress]
+    assert cli.main([*words, "--report", "r.html", "-t", "app", str(context)]) == 0
+    assert image_of(kept.backend).digest in (tmp_path / "r.html").read_text()
 
 
 def test_the_names_and_digest_are_all_that_standard_output_gets(

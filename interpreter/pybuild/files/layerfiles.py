@@ -139,13 +139,15 @@ class LayerFiles:
 
     def knows(self, layer: LayerDiff) -> bool:
         """Whether the index of one layer can be had without its blob."""
+        return self.known(layer) is not None
+
+    def known(self, layer: LayerDiff) -> LayerIndex | None:
+        """The index of one layer, if it can be had without its blob."""
         with self._locks.holding(layer.diff_id):
-            if layer.diff_id in self._indexes:
-                return True
-            index = self._cached(layer.diff_id)
+            index = self._indexes.get(layer.diff_id) or self._cached(layer.diff_id)
             if index is not None:
                 self._hold(layer.diff_id, index)
-            return index is not None
+        return index
 
     def index_path(self, layer: LayerDiff) -> Path:
         """The file with the index of one layer, written now if it isn't there.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from pybuild.dockerfile.lint import LintWarning
 from pybuild.errors import PybuildError, SourceRange
+from pybuild.oci.descriptor import LayerDiff
+from pybuild.oci.platform import Platform
 from pybuild.run.result import BuildResult
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
+    from pybuild.oci.layerindex import LayerIndex
     from pybuild.run.miss import Miss
 
 
@@ -94,6 +99,64 @@ class LintReported:
     source: bytes
 
 
+class OriginKind(StrEnum):
+    """What a stage has files of."""
+
+    STAGE = "stage"
+    IMAGE = "image"
+    CONTEXT = "context"
+
+
+@dataclass(frozen=True, slots=True)
+class StageOrigin:
+    """A stage by its label, an image by its name and the digest of its manifest, or a named context
+    (the build context itself has no name).
+    """
+
+    kind: OriginKind
+    name: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutline:
+    """One stage of the plan. ``label`` is that of its :class:`StepStarted`, ``steps`` how many it has.
+
+    It starts from ``parent``, None for scratch, and takes files of ``takes``.
+    """
+
+    label: str
+    steps: int
+    parent: StageOrigin | None
+    takes: tuple[StageOrigin, ...]
+    is_target: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMade:
+    """What is going to be done, before any of it is: the stages, each behind those it needs.
+
+    ``source`` is the text of the Dockerfile ``file``, without logins in its URLs.
+    """
+
+    stages: tuple[StageOutline, ...]
+    file: str
+    source: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMade:
+    """One image, with its ``layers`` bottom first; comes once for each platform.
+
+    ``contents`` may be called while the event is reported: it gives the index of each layer, and
+    None for one that isn't known without fetching it.
+    """
+
+    platform: Platform
+    layers: tuple[LayerDiff, ...]
+    contents: Callable[[], tuple[LayerIndex | None, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class BuildFinished:
     """The last event of a build that succeeded."""
@@ -109,6 +172,8 @@ Event = (
     | StepFinished
     | Warned
     | LintReported
+    | PlanMade
+    | ImageMade
     | BuildFinished
 )
 

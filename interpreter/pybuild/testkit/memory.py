@@ -364,6 +364,10 @@ class _MemoryLayer(ROLayer):
     def diffs(self) -> tuple[LayerDiff, ...]:
         return self._layers
 
+    def contents(self) -> tuple[LayerIndex | None, ...]:
+        store = self._backend._store  # noqa: SLF001  (as above)
+        return tuple(store.index(layer.diff_id) for layer in self._layers)
+
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:
             raise RuntimeError("the layer is released")

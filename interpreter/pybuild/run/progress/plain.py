@@ -9,7 +9,9 @@ from typing import TextIO, assert_never
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    ImageMade,
     LintReported,
+    PlanMade,
     StepFinished,
     StepLog,
     StepMissed,
@@ -96,7 +98,7 @@ class PlainReporter:
                 self._write(f"{prefix}WARN: {warning_text(event)}")
             case LintReported():
                 self._write("\n".join(["", *lint_lines(event)]))
-            case BuildFinished():
+            case PlanMade() | ImageMade() | BuildFinished():
                 pass
             case _:
                 assert_never(event)

@@ -32,7 +32,9 @@ from pybuild.errors import CacheMissed, PybuildError, RunFailed, SourceRange
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    ImageMade,
     LintReported,
+    PlanMade,
     StepFinished,
     StepLog,
     StepMissed,
@@ -41,6 +43,17 @@ from pybuild.run.events import (
     Warned,
 )
 from pybuild.run.miss import miss_as_json
+
+_Shown = (
+    StepStarted
+    | StepMissed
+    | StepLog
+    | StepProgress
+    | StepFinished
+    | Warned
+    | LintReported
+    | BuildFinished
+)
 
 
 class JsonReporter:
@@ -52,10 +65,12 @@ class JsonReporter:
 
     def report(self, event: Event) -> None:
         """Write `event` and flush."""
+        if isinstance(event, PlanMade | ImageMade):
+            return
         self._stream.write(json.dumps(self._as_json(event), ensure_ascii=True) + "\n")
         self._stream.flush()
 
-    def _as_json(self, event: Event) -> dict[str, Any]:
+    def _as_json(self, event: _Shown) -> dict[str, Any]:
         match event:
             case StepStarted():
                 return {

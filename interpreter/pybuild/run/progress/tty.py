@@ -19,7 +19,9 @@ from tqdm import tqdm
 from pybuild.run.events import (
     BuildFinished,
     Event,
+    ImageMade,
     LintReported,
+    PlanMade,
     StepFinished,
     StepLog,
     StepMissed,
@@ -111,7 +113,7 @@ class TtyReporter:
                     self._print(f"WARN: {warning_text(event)}")
                 case LintReported():
                     self._print("\n".join(lint_lines(event)))
-                case BuildFinished():
+                case PlanMade() | ImageMade() | BuildFinished():
                     pass
                 case _:
                     assert_never(event)
