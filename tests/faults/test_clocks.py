@@ -10,7 +10,7 @@ import pytest
 
 from embedding import Stores, check_store
 from pybuild import build
-from pybuild.files.statcache import StatCache
+from pybuild.files.statcache import KnownFile, StatCache
 from pybuild.imagestore import PruneRequest
 from pybuild.testkit.baseimages import BUSYBOX
 from pybuild_embedded.backend import EmbeddedBackend
@@ -112,14 +112,14 @@ def test_a_changed_file_is_read_again_though_the_clock_jumped(tmp_path: Path, se
     path.write_text("one")
     now = time.time()
     os.utime(path, (now + seconds, now + seconds))
-    digest = f"sha256:{'1' * 64}"
+    known = KnownFile(f"sha256:{'1' * 64}", is_plain=True)
     clock = time.time_ns() + 10**10 + max(0, seconds) * 10**9
     cache = StatCache(tmp_path / "cache", folder.stat(), clock)
-    cache.record(path.lstat(), digest)
+    cache.record(path.lstat(), known.is_plain, known.digest)
     cache.save()
     # the clock is back, or goes on: the row is good for this very state alone
     cache = StatCache(tmp_path / "cache", folder.stat(), time.time_ns())
-    assert cache.find(path.lstat()) == digest
+    assert cache.find(path.lstat()) == known
     path.write_text("two")
     os.utime(path, (now + seconds, now + seconds))
     assert cache.find(path.lstat()) is None
@@ -131,7 +131,7 @@ def test_a_file_of_the_future_is_not_remembered(tmp_path: Path) -> None:
     path.write_text("one")
     os.utime(path, (time.time() + YEAR,) * 2)
     cache = StatCache(tmp_path / "cache", tmp_path.stat(), time.time_ns())
-    cache.record(path.lstat(), f"sha256:{'1' * 64}")
+    cache.record(path.lstat(), True, f"sha256:{'1' * 64}")
     cache.save()
     later = StatCache(tmp_path / "cache", tmp_path.stat(), time.time_ns())
     assert later.find(path.lstat()) is None
