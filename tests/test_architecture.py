@@ -63,6 +63,10 @@ LAYERS |= {
     "imagefactory": {*BELOW_API, "builder", "image"},
     "pytest_plugin": {*BELOW_API, "builder", "imagefactory"},
     "runcommand": {*BELOW_API, "arguments", "flagvalues"},
+    "standardstreams": {"errors", "run", "pipes"},
+    "terminal": {"errors"},
+    "stepshell": {"errors", "oci", "files", "backend", "run", "terminal"},
+    "debugcommand": {*BELOW_API, "arguments", "running", "stepshell"},
     "pipes": {"errors", "run"},
     "checks": {*BELOW_API, "options", "lookups", "planning"},
     "reports": {*BELOW_API, "checks"},
@@ -83,6 +87,7 @@ LAYERS |= {
     "resultfiles": {"errors", "oci", "arguments", "run"},
     "completion": {
         *(
+            "debugcommand",
             "errors",
             "arguments",
             "diffcommand",
@@ -100,6 +105,7 @@ LAYERS |= {
             "arguments",
             "checks",
             "completion",
+            "debugcommand",
             "diagnostics",
             "diffcommand",
             "doctor",
@@ -111,7 +117,10 @@ LAYERS |= {
             "pipes",
             "reports",
             "resultfiles",
+            "standardstreams",
+            "stepshell",
             "storecommands",
+            "terminal",
             "runcommand",
             "running",
             "__init__",
@@ -156,11 +165,15 @@ FOR_TYPES_ONLY = {
     ("pybuild.errors", "pybuild.files.filesystem"),  # a step's error leads to its files
     ("pybuild.api", "pybuild.run.failedsteps"),  # once a step's files are kept
     ("pybuild.run.onfailure", "pybuild.run.failedsteps"),
+    ("pybuild.api", "pybuild.run.failedruns"),  # for the command line
+    ("pybuild.run.onfailure", "pybuild.run.failedruns"),
     ("pybuild.run.inputs", "pybuild.files.memorycontext"),  # once a context is in memory
     ("pybuild.run.contexts", "pybuild.files.memorycontext"),
     ("pybuild.environment", "pybuild.oci.registry"),
     ("pybuild.export.exporting", "pybuild.oci.registry"),
     ("pybuild.cli", "pybuild.checks"),  # once it is asked for
+    ("pybuild.cli", "pybuild.run.failedruns"),
+    ("pybuild.cli", "pybuild.stepshell"),
     ("pybuild_containerd.backend", "pybuild.files.layout"),  # once something is pulled
     ("pybuild_containerd.backend", "pybuild.oci.auth"),
     ("pybuild_containerd.backend", "pybuild.oci.registry"),

@@ -108,7 +108,7 @@ class ContainerdBackend(Backend):
         self._probe = found
         self._client = client
         self.platforms = found.platforms or (host_platform(),)
-        self.capabilities = frozenset(Capability)
+        self.capabilities = frozenset(Capability) - {Capability.DEBUG}
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
         indexes = options.cache_dir / "indexes" if options.cache_dir else None

@@ -115,6 +115,8 @@ class EmbeddedBackend(Backend):
         mapping = self._space.machine.probe().mapping
         single = mapping is not None and mapping.kind is Kind.SINGLE
         lacking = {Capability.CGROUP_PARENT} | ({Capability.FILE_OWNERS} if single else set())
+        if not self._space.machine.has_own_runner:
+            lacking |= {Capability.DEBUG}
         return frozenset(Capability) - lacking
 
     def require(self, capabilities: frozenset[Capability]) -> None:

@@ -132,6 +132,11 @@ class Machine:
                 raise self._refusal
             return sandbox
 
+    @property
+    def has_own_runner(self) -> bool:
+        """Whether processes are started by the sandbox alone, and not by a runtime."""
+        return self._runner in _OWN
+
     def require_runner(self) -> None:
         """Raises BackendUnavailable where the processes of steps can't be run as wanted."""
         self.mapping()

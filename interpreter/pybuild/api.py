@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from pybuild.cachetransfer.places import CacheExport, CacheImport
     from pybuild.lockfile import Lock
     from pybuild.oci.registry import RegistryClient
+    from pybuild.run.failedruns import FailedRuns
     from pybuild.run.failedsteps import FailedSteps
 
 
@@ -118,6 +119,7 @@ def build(
     cache_to: Sequence[CacheExport | str] = (),
     logs: str | Path | None = None,
     failed_steps: FailedSteps | None = None,
+    failed_runs: FailedRuns | None = None,
 ) -> BuildResult:
     """Build an image, for one platform or several, write it to its outputs, and return its
     digests and names.
@@ -158,7 +160,8 @@ def build(
 
     `logs` is a folder, made if need be, where all that a process printed is kept if its step
     doesn't end well; the error names the file. `failed_steps` keeps the files of such a step
-    beyond the build, for which the backend must be given open.
+    beyond the build, for which the backend must be given open. `failed_runs` keeps a failed RUN
+    for ``pybuild debug``.
 
     Raises a :class:`~pybuild.errors.PybuildError`; nothing of a failed build is left.
     """
@@ -178,7 +181,7 @@ def build(
     )
     wanted_caches = _cache_request(cache_from, cache_to)
     cancel, events = cancel or CancelToken(), Events(reporter)
-    on_failure = _on_failure(logs, failed_steps, backend)
+    on_failure = _on_failure(logs, failed_steps, failed_runs, backend)
     with ExitStack() as stack:
         fetched = Remotes(remotes, secrets or {}, default_agent(ssh or {}))
         source = stack.enter_context(
@@ -213,7 +216,7 @@ def build(
             use_cache=use_cache,
             lent=_lend(plan, secrets or {}, ssh or {}, ca, stack),
             fresh_stages=frozenset(name.lower() for name in no_cache_filter),
-            on_failure=on_failure,
+            on_failure=on_failure.fitting(backend),
         )
         runner = run_plan(this, settings, misses, caches, stack, max_workers=max_workers)
         built = made_images(this, runner, caches)
@@ -235,14 +238,17 @@ def _cache_request(
 
 
 def _on_failure(
-    logs: str | Path | None, failed_steps: FailedSteps | None, backend: str | Backend | None
+    logs: str | Path | None,
+    failed_steps: FailedSteps | None,
+    failed_runs: FailedRuns | None,
+    backend: str | Backend | None,
 ) -> OnFailure:
     if failed_steps is not None and not isinstance(backend, Backend):
         raise UsageError(
             "a backend that is opened for one build can't keep the files of failed steps",
             hint="give an open one, or use a pybuild.Builder",
         )
-    return OnFailure(failed_steps, None if logs is None else Path(logs))
+    return OnFailure(failed_steps, None if logs is None else Path(logs), failed_runs)
 
 
 def plan_build(

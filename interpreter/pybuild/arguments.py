@@ -134,6 +134,7 @@ class BuildArguments(SourceArguments):
     cache_from: tuple[CacheImport, ...]
     cache_to: tuple[CacheExport, ...]
     fail_on_miss: bool | tuple[str, ...]
+    on_error: str
     iidfile: str | None
     metadata_file: str | None
     report: str | None
@@ -210,6 +211,7 @@ def parse_arguments(
         cache_to=tuple(map(_cache_to, found.cache_to)),
         no_cache_filter=_names(found.no_cache_filter),
         fail_on_miss="" in found.fail_on_miss or _names(found.fail_on_miss),
+        on_error=found.on_error,
         iidfile=found.iidfile,
         metadata_file=found.metadata_file,
         report=found.report,
@@ -350,8 +352,8 @@ def build_parser(version: str) -> _Parser:
     parser = new_parser(
         "pybuild",
         "pybuild [options] CONTEXT\n       pybuild run [options] IMAGE [ARG...]\n"
-        "       pybuild explain [CONTEXT]\n       pybuild lock [options] CONTEXT\n"
-        "       pybuild diff IMAGE IMAGE\n"
+        "       pybuild explain [CONTEXT]\n       pybuild debug [-- COMMAND]\n"
+        "       pybuild lock [options] CONTEXT\n       pybuild diff IMAGE IMAGE\n"
         "       pybuild doctor\n       "
         f"pybuild {'|'.join(STORE_COMMANDS)} ...\n       pybuild completion bash|zsh|fish",
         "Build an image from a Dockerfile. CONTEXT is a folder, - for a tar archive or a "
@@ -485,6 +487,7 @@ def _add_run(parser: _Parser) -> None:
         metavar="STAGE",
         help="end at the first step that is not in the cache, before it runs",
     )
+    add("--on-error", choices=("fail", "shell"), default="fail", help="what a failed RUN leads to")
     add("--network", metavar="MODE", help="of RUN: default, none or host")
     add(
         "--add-host",

@@ -77,6 +77,7 @@ class Capability(StrEnum):
     INSECURE = "insecure"
     CGROUP_PARENT = "cgroup-parent"
     STEP_CACHE = "step-cache"
+    DEBUG = "debug"  # a failed RUN can be kept and gone into, also with a terminal
     FILE_OWNERS = "file-owners"
     """A process sees and makes files of several users; otherwise one user has them all."""
 
@@ -173,7 +174,8 @@ class Ulimit:
 class Process:
     """What a RUN executes. ``cwd`` is absolute; ``env`` is complete and ordered.
 
-    The process gets no standard input, no capability beyond Docker's default set, and a
+    The process gets no standard input but that of the ``terminal``, a descriptor that becomes
+    its controlling terminal and all its streams; no capability beyond Docker's default set, and a
     hostname; /etc/hosts and /etc/resolv.conf are the builder's, not the image's.
     ``shm_size`` is in bytes, None for 64 MiB. ``secret_env`` are variables besides ``env``
     whose values must not get to any disk, log or argument list. An ``insecure`` process has
@@ -193,6 +195,7 @@ class Process:
     secret_env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     insecure: bool = False
     cgroup_parent: str | None = None
+    terminal: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,9 +113,14 @@ def run_plan(
         with misses() as noted:
             runner = StageRunner(this.plan, this.backend, this.events, stop, settings, misses=noted)
             stack.enter_context(releasing(runner.release, this.events.warn))
-            run_stages(
-                this.plan.stages, runner.run, cancel=this.cancel, stop=stop, max_workers=max_workers
-            )
+            with settings.on_failure.afterwards(this.backend, this.events, this.cancel):
+                run_stages(
+                    this.plan.stages,
+                    runner.run,
+                    cancel=this.cancel,
+                    stop=stop,
+                    max_workers=max_workers,
+                )
             if caches is not None:
                 caches.fetch_for(this.wanted.outputs, runner)
         return runner

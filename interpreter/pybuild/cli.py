@@ -9,7 +9,6 @@ is in ``--metadata-file``.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import queue
@@ -17,10 +16,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, TextIO
 
 from pybuild import __version__
 from pybuild.arguments import (
@@ -28,7 +27,6 @@ from pybuild.arguments import (
     STORE_COMMANDS,
     BuildArguments,
     DoctorArguments,
-    SourceArguments,
     parse_arguments,
 )
 from pybuild.backends import open_backend
@@ -49,10 +47,12 @@ from pybuild.lentvalues import find_agents, read_certificates
 from pybuild.resultfiles import remove_stale, write_result_files
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, LintReported, Reporter, Warned
-from pybuild.run.inputs import read_limited
+from pybuild.standardstreams import read_inputs, standard_output
 
 if TYPE_CHECKING:
     from pybuild.checks import CheckResult, OutlineResult, TargetsResult
+    from pybuild.run.failedruns import FailedRuns
+    from pybuild.stepshell import StepShell
 
 EXIT_CANCELLED = BuildCancelled.exit_code
 
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if words[:1] == ["explain"]:
             return _explain(words[1:])
+        if words[:1] == ["debug"]:
+            return _debug(words[1:])
         if words[:1] == ["lock"]:
             return _lock(words[1:])
         if words[:1] == ["diff"]:
@@ -137,6 +139,13 @@ def _print(text: str) -> None:
         raise UsageError(f"can't write to standard output: {reason}") from error
 
 
+def _pass_on(stream: int, piece: bytes) -> None:
+    """Write what a process has written to its stream 1 or 2 to ours."""
+    ours = (sys.stdout if stream == 1 else sys.stderr).buffer
+    ours.write(piece)
+    ours.flush()
+
+
 def _build(arguments: BuildArguments) -> int:
     from pybuild.api import build  # noqa: PLC0415  (--version and the store need none of it)
 
@@ -144,16 +153,16 @@ def _build(arguments: BuildArguments) -> int:
     remove_stale(arguments.iidfile)
     with ExitStack() as stack:
         stack.enter_context(_cancelled_by_signals(cancel))
-        reporter = stack.enter_context(_reporter(arguments, cancel))
+        shown = stack.enter_context(ExitStack())
+        reporter = shown.enter_context(_reporter(arguments, cancel))
         if arguments.report:
             from pybuild.htmlreport.report import HtmlReport  # noqa: PLC0415  (few builds have one)
 
             reporter = stack.enter_context(HtmlReport(arguments.report, reporter))
-        context, dockerfile = _inputs(arguments, cancel)
-        outputs = outputs_of(arguments, os.environ, partial(_standard_output, cancel))
+        context, dockerfile = read_inputs(arguments.context, arguments.file, sys.stdin, cancel)
+        outputs = outputs_of(arguments, os.environ, partial(standard_output, sys.stdout, cancel))
         registry = registry_of(arguments, os.environ, outputs)
-        if registry is not None:
-            stack.enter_context(registry)
+        stack.enter_context(registry or nullcontext())
         result = build(
             context,
             dockerfile=dockerfile,
@@ -188,6 +197,7 @@ def _build(arguments: BuildArguments) -> int:
             registry=registry,
             cache_from=arguments.cache_from,
             cache_to=arguments.cache_to,
+            failed_runs=_failed_runs(arguments, shown),
         )
     write_result_files(arguments, result)
     if uses_standard_output(arguments.outputs):
@@ -205,7 +215,7 @@ def _dry_run(arguments: BuildArguments) -> int:
 
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
-        context, dockerfile = _inputs(arguments, cancel)
+        context, dockerfile = read_inputs(arguments.context, arguments.file, sys.stdin, cancel)
         name = backend_name(arguments, os.environ)
         planned = plan_build(
             context,
@@ -251,7 +261,7 @@ def _lock(words: Sequence[str]) -> int:
     arguments = parse_lock_arguments(words, os.environ, __version__)
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
-        context, dockerfile = _inputs(arguments, cancel)
+        context, dockerfile = read_inputs(arguments.context, arguments.file, sys.stdin, cancel)
         done = run_lock(arguments, context, dockerfile, os.environ, _Warnings(), cancel)
     _encodable(sys.stdout)
     _print(done.text)
@@ -280,7 +290,7 @@ def _called(arguments: BuildArguments, name: str) -> CheckResult | OutlineResult
 
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
-        context, dockerfile = _inputs(arguments, cancel)
+        context, dockerfile = read_inputs(arguments.context, arguments.file, sys.stdin, cancel)
         if name == "targets":
             return targets(
                 context, dockerfile=dockerfile, build_args=arguments.build_args, cancel=cancel
@@ -316,12 +326,6 @@ def _run(words: Sequence[str]) -> int:
     from pybuild.running import run_image  # noqa: PLC0415  (as above)
 
     arguments = parse_run_arguments(words, os.environ, __version__)
-    streams = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
-
-    def pass_on(stream: int, piece: bytes) -> None:
-        streams[stream].write(piece)
-        streams[stream].flush()
-
     cancel = CancelToken()
     with _cancelled_by_signals(cancel):
         done = run_image(
@@ -335,10 +339,47 @@ def _run(words: Sequence[str]) -> int:
             user=arguments.user,
             workdir=arguments.workdir,
             network=arguments.network,
-            on_output=pass_on,
+            on_output=_pass_on,
             cancel=cancel,
         )
     return done.returncode
+
+
+def _debug(words: Sequence[str]) -> int:
+    from pybuild.debugcommand import Talk, listed, parse_debug_arguments, run_debug  # noqa: PLC0415  (as above)
+
+    arguments = parse_debug_arguments(words, __version__)
+    name, options = backend_name(arguments, os.environ), backend_options(arguments, os.environ)
+    cancel = CancelToken()
+    with _cancelled_by_signals(cancel), open_backend(name, options) as backend:
+        if arguments.list:
+            _encodable(sys.stdout)
+            _print(listed(backend))
+            return 0
+        talk = Talk(_pass_on, _complain, cancel)
+        return run_debug(arguments, backend, _step_shell(), talk)
+
+
+def _failed_runs(arguments: BuildArguments, shown: ExitStack) -> FailedRuns:
+    """Opens a shell, if it is asked for, when the progress in `shown` has been closed."""
+    from pybuild.run.failedruns import FailedRuns  # noqa: PLC0415  (--version needs none of it)
+
+    if arguments.on_error != "shell":
+        return FailedRuns()
+    from pybuild.stepshell import shell_on_failure  # noqa: PLC0415  (for those who ask for it)
+
+    return FailedRuns(shell_on_failure(_step_shell(), shown.close, _complain))
+
+
+def _step_shell() -> StepShell | None:
+    """On the terminal, if standard input and standard error are one."""
+    if any(stream is None or not stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        return None
+    from pybuild.stepshell import StepShell, find_busybox  # noqa: PLC0415  (as above)
+    from pybuild.terminal import Terminal  # noqa: PLC0415  (as above)
+
+    terminal = Terminal(sys.stdin.fileno(), sys.stderr.fileno())
+    return StepShell(terminal, find_busybox(os.environ.get("PATH")))
 
 
 def _explain(words: Sequence[str]) -> int:
@@ -375,57 +416,6 @@ def _store_command(words: Sequence[str]) -> int:
     if text:
         _print(text)
     return code
-
-
-def _inputs(
-    arguments: SourceArguments, cancel: CancelToken
-) -> tuple[str | BinaryIO, str | bytes | None]:
-    """The context and the Dockerfile; either may be standard input, not both."""
-    context: str | BinaryIO = arguments.context
-    dockerfile: str | bytes | None = arguments.file
-    if context == "-" and dockerfile == "-":
-        raise UsageError("standard input can't be both the context and the Dockerfile")
-    if "-" in {context, dockerfile} and sys.stdin is None:
-        raise UsageError("standard input is closed")
-    if context == "-":
-        context = _standard_input(cancel)
-    if dockerfile == "-":
-        dockerfile = read_limited(_standard_input(cancel), "the Dockerfile")
-    return context, dockerfile
-
-
-def _standard_input(cancel: CancelToken) -> BinaryIO:
-    """Standard input, whose reader stops waiting when the build is cancelled."""
-    stream = sys.stdin.buffer
-    if sys.platform == "win32":  # nothing there can wait for a pipe
-        return stream
-    try:
-        number = stream.fileno()
-    except OSError:  # a replaced stream
-        return stream
-    from pybuild.pipes import CancellableInput  # noqa: PLC0415  (most contexts are folders)
-
-    return cast("BinaryIO", io.BufferedReader(CancellableInput(number, cancel)))
-
-
-def _standard_output(cancel: CancelToken) -> BinaryIO:
-    """Standard output for an archive; whoever writes stops waiting when the build is cancelled."""
-    if sys.stdout is None:
-        raise UsageError("standard output is closed")
-    if sys.stdout.isatty():
-        raise UsageError(
-            "an archive isn't written to a terminal", hint="give a file: --output …,dest=FILE"
-        )
-    stream = sys.stdout.buffer
-    try:
-        number = stream.fileno()
-    except OSError:  # a replaced stream
-        return stream
-    if sys.platform == "win32":  # nothing there can wait for a pipe
-        return stream
-    from pybuild.pipes import CancellableOutput  # noqa: PLC0415  (few outputs go there)
-
-    return cast("BinaryIO", CancellableOutput(number, cancel))
 
 
 def _progress_mode(arguments: BuildArguments) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from pybuild.arguments import build_parser, doctor_parser
+from pybuild.debugcommand import debug_parser
 from pybuild.diffcommand import diff_parser
 from pybuild.errors import UsageError
 from pybuild.explaincommand import explain_parser
@@ -91,6 +92,7 @@ def _commands(version: str) -> list[Command]:
         Command("build", "Build an image, which is what pybuild does anyway.", build, Value.FOLDER),
         _command("run", run_parser(version)),
         _command("explain", explain_parser(version)),
+        _command("debug", debug_parser(version)),
         _command("lock", lock_parser(version)),
         _command("diff", diff_parser(version)),
         *(_command(name, store_parser(name, version)) for name in COMMANDS),

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from subprocess import CompletedProcess
 
 from pybuild.backend import (
+    Activity,
     Backend,
     BaseImage,
     Capability,
@@ -126,6 +127,11 @@ def _check_runs(backend: Backend) -> None:
     if Capability.RUN not in backend.capabilities:
         raise UnsupportedByBackend(f'the backend "{backend.name}" runs no processes')
     backend.require(frozenset({Capability.RUN}))
+
+
+def process_activity(on_output: OnOutput, cancel: CancelToken) -> Activity:
+    """Passes on what a process writes, and nothing else."""
+    return _Watch(on_output, cancel)
 
 
 class _Watch:

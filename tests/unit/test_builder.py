@@ -61,7 +61,7 @@ def failure(builder: pybuild.Builder, files: Any = FAILS, **options: Any) -> Any
 
 
 def test_a_builder_takes_what_build_takes() -> None:
-    own = {"backend", "backend_options", "registry", "failed_steps"}
+    own = {"backend", "backend_options", "registry", "failed_steps", "failed_runs"}
     of_build = inspect.signature(pybuild.build).parameters
     assert set(pybuild.BuildOptions.__annotations__) == set(of_build) - own - {"context"}
     assert all(of_build[name].kind is inspect.Parameter.KEYWORD_ONLY for name in own)

@@ -132,7 +132,7 @@ def perform(
             process = identified()
             with (
                 with_own_sockets(mounts) as own_mounts,
-                on_failure.begun(layer, newest) as rw,
+                on_failure.begun(layer, newest, process, mounts, activity) as rw,
             ):
                 code = rw.run(process, own_mounts, activity)
                 # A process that was killed by a cancel failed for no reason of its own.

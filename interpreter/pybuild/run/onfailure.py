@@ -7,21 +7,30 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pybuild.backend import ROLayer, RWLayer
+from pybuild.backend import Backend, Mount, Process, ROLayer, RWLayer
 from pybuild.errors import PybuildError, RunFailed, StepFailed
-from pybuild.run.activity import StepActivity
-from pybuild.values import dataclass
+from pybuild.run.activity import CancelToken, Events, StepActivity
+from pybuild.values import dataclass, replace
 
 if TYPE_CHECKING:
+    from pybuild.run.failedruns import FailedRuns
     from pybuild.run.failedsteps import FailedSteps
 
 
 @dataclass(frozen=True, slots=True)
 class OnFailure:
-    """Keep its files in `steps`, and all that its process printed in the folder `logs`."""
+    """Keep its files in `steps`, and all that its process printed in the folder `logs`.
+
+    What `runs` gets of a process can be gone into.
+    """
 
     steps: FailedSteps | None = None
     logs: Path | None = None
+    runs: FailedRuns | None = None
+
+    def fitting(self, backend: Backend) -> OnFailure:
+        """What of this `backend` allows. Raises UnsupportedByBackend if the user counts on more."""
+        return self if self.runs is None or self.runs.fits(backend) else replace(self, runs=None)
 
     @contextmanager
     def watching(self, title: str, layer: ROLayer, activity: StepActivity) -> Iterator[None]:
@@ -35,17 +44,44 @@ class OnFailure:
                 raise
 
     @contextmanager
-    def begun(self, layer: ROLayer, newest: int | None) -> Iterator[RWLayer]:
-        """A layer for a process: released at the end, or kept where RunFailed is raised."""
+    def begun(
+        self,
+        layer: ROLayer,
+        newest: int | None,
+        process: Process,
+        mounts: tuple[Mount, ...],
+        activity: StepActivity,
+    ) -> Iterator[RWLayer]:
+        """A layer for `process`: released at the end, or kept where RunFailed is raised.
+
+        `mounts` are those that it sees, with the sockets of the agents themselves.
+        """
         with ExitStack() as stack:
             changed = stack.enter_context(layer.begin(runs=True, newest=newest))
             try:
                 yield changed
             except RunFailed as error:
-                if self.steps is not None:
+                if self.runs is not None:
+                    made = self.runs.take(error, changed, process, mounts, activity)
+                    if self.steps is not None and made is not None:
+                        self.steps.keep(error, made.begin(runs=False))
+                elif self.steps is not None:
                     stack.pop_all()
                     self.steps.keep(error, changed)
                 raise
+
+    @contextmanager
+    def afterwards(self, backend: Backend, events: Events, cancel: CancelToken) -> Iterator[None]:
+        """While all steps are done; then nothing runs any more, and a failed one can be looked at."""
+        try:
+            yield
+        except RunFailed as error:
+            if self.runs is not None:
+                self.runs.ended(error, backend, events.silent(cancel))
+            raise
+        finally:
+            if self.runs is not None:
+                self.runs.release()
 
     @contextmanager
     def _logging(self, title: str, activity: StepActivity) -> Iterator[None]:

@@ -135,7 +135,7 @@ class Sandbox:
     def run(self, spec: RunSpec, on_output: OnOutput, on_cancel: OnCancel | None = None) -> int:
         """Run a process and return its exit code: 128+n for signal n.
 
-        `on_output` is called in this thread. A program that isn't found gives 127, one that
+        `on_output` is called in this thread, and with a terminal for errors alone. A program that isn't found gives 127, one that
         can't be executed 126, with a line on stream 2. On cancel every process of the run is
         killed and the code is 137. Raises SandboxFailed, and UsageError for a wrong `spec`.
         """
@@ -147,6 +147,9 @@ class Sandbox:
             stack.enter_context(ours)
             streams, writers = {}, []
             for number in (1, 2):
+                if spec.terminal is not None:
+                    writers.append(os.dup(spec.terminal))
+                    continue
                 reader, writer = os.pipe()
                 stack.callback(os.close, reader)
                 os.set_blocking(reader, False)

@@ -50,6 +50,7 @@ def run_spec(process: Process, root: Root, mounts: Iterable[Mount]) -> RunSpec:
         shm_size=DEFAULT_SHM if process.shm_size is None else process.shm_size,
         mounts=tuple(mounts),
         insecure=process.insecure,
+        terminal=process.terminal,
     )
 
 

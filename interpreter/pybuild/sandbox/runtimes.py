@@ -103,6 +103,8 @@ def _every_capability(mapping: Mapping) -> tuple[str, ...]:
 
 def check_fitness(spec: RunSpec, runtime: Runtime, mapping: Mapping) -> None:
     """Raise StepFailed for what a runtime would run differently from the sandbox, or can't."""
+    if spec.terminal is not None:
+        raise StepFailed(f"{runtime.name} is given no terminal", hint=INSTEAD)
     if mapping.kind is Kind.SINGLE and (spec.uid or spec.gid):
         raise StepFailed(
             f"{runtime.name} can run a step only as root here, where there is but one id",

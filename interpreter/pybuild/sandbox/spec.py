@@ -133,7 +133,8 @@ class RunSpec:
     in their order, on paths resolved inside the root; where a mount point doesn't exist,
     the process sees one, and the overlay's ``upper`` gets nothing of it. An ``insecure``
     process has all capabilities of the sandbox's user namespace and any system call, and
-    sees /proc and /sys whole and writable. Empty ``args`` ask only whether all this is
+    sees /proc and /sys whole and writable. ``terminal`` is a descriptor that becomes its
+    controlling terminal and its standard streams; without one it has no input. Empty ``args`` ask only whether all this is
     possible.
     """
 
@@ -150,6 +151,7 @@ class RunSpec:
     shm_size: int = profile.DEFAULT_SHM
     mounts: tuple[Mount, ...] = ()
     insecure: bool = False
+    terminal: int | None = None
 
 
 def passed_descriptors(spec: RunSpec) -> tuple[int, ...]:
@@ -184,6 +186,7 @@ def as_value(spec: RunSpec) -> dict[bytes, object]:
         b"ulimits": [[_limit(name), soft, hard] for name, soft, hard in spec.ulimits],
         b"shm": spec.shm_size,
         b"insecure": spec.insecure,
+        b"terminal": spec.terminal is not None,
         b"mounts": [_mount(mount, descriptors) for mount in spec.mounts],
     }
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import socket
 import struct
+import termios
 from collections.abc import Callable
 
 from pybuild.sandbox import kernel, program, rootfs, wire
@@ -127,13 +128,24 @@ def go_in(root: int, spec: Spec, config: Spec) -> None:
     kernel.call("pivot_root", "pivot_root", b".", b".")
     kernel.unmount(b".", kernel.MNT_DETACH)
     os.chdir("/")
-    os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
+    if spec[b"terminal"]:
+        _control_terminal()
+    else:
+        os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
     _close_others(3, 1)
     # no descriptor leads out any more
     program.enter(spec[b"cwd"])
     program.restore(config)
     program.limit(spec[b"ulimits"])
     program.become_user(spec, config)
+
+
+def _control_terminal() -> None:
+    """Make the terminal on standard output the input, and the one of a session of our own."""
+    if os.getsid(0) != os.getpid():  # below fuse-overlayfs's process
+        os.setsid()
+    os.dup2(1, 0)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _fill_root(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> None:

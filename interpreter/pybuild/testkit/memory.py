@@ -7,6 +7,7 @@ processes are simulated, by a *runner*; the default is :func:`pybuild.testkit.to
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -419,6 +420,8 @@ class _MemoryRWLayer(RWLayer):
             raise RuntimeError("the backend can't run processes")
         self._start()
         activity.raise_if_cancelled()
+        if process.terminal is not None:
+            activity = _OnTerminal(activity, process.terminal)
         with self._backend._caches.shown(mounts, activity) as shown:  # noqa: SLF001  (as above)
             outcome = self._backend.runner(process, self.tree(), shown.mounts, activity)
             shown.keep(outcome.caches)
@@ -452,6 +455,20 @@ class _MemoryRWLayer(RWLayer):
     def release(self) -> None:
         if self._released.first():
             self._backend._released()  # noqa: SLF001  (as above)
+
+
+class _OnTerminal:
+    """An activity whose output goes to a terminal."""
+
+    def __init__(self, activity: Activity, terminal: int) -> None:
+        self.progress = activity.progress
+        self.warn = activity.warn
+        self.raise_if_cancelled = activity.raise_if_cancelled
+        self.on_cancel = activity.on_cancel
+        self._terminal = terminal
+
+    def log(self, _stream: int, data: bytes) -> None:
+        os.write(self._terminal, data)
 
 
 class _Once:

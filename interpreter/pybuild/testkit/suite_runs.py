@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +46,39 @@ class RunSuite(SuiteBase):
     def test_both_streams_are_logged_apart(self, bench: Workbench) -> None:
         ran = bench.run(bench.base(), "echo out; echo err >&2; echo -n unended")
         assert (ran.out, ran.err) == ("out\nunended", "err\n")
+
+    @running
+    def test_a_process_writes_to_the_terminal_that_it_is_given(self, bench: Workbench) -> None:
+        needs(bench.backend, Capability.DEBUG)
+        ours, theirs = os.openpty()
+        try:
+            ran = bench.run(bench.base(), "echo shown; echo too >&2", terminal=theirs)
+            shown = os.read(ours, 100)
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert (ran.code, ran.out, ran.err, ran.layer.diff) == (0, "", "", None)
+        assert shown == b"shown\r\ntoo\r\n"
+
+    @kernel
+    def test_a_terminal_is_the_input_and_controls_the_process(self, bench: Workbench) -> None:
+        needs(bench.backend, Capability.DEBUG)
+        ours, theirs = os.openpty()
+        script = "trap 'exit 5' INT; read line; echo got $line >/dev/tty; sleep 60; true"
+        shown = b""
+        try:
+            os.write(ours, b"typed\r")
+            with ThreadPoolExecutor(1) as pool:
+                ran = pool.submit(bench.run, bench.base(), script, terminal=theirs)
+                while b"got typed" not in shown and select.select([ours], [], [], 30)[0]:
+                    shown += os.read(ours, 100)
+                time.sleep(0.2)
+                os.write(ours, b"\x03")  # Ctrl-C
+                assert ran.result().code == 5
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert b"got typed" in shown
 
     @kernel
     def test_output_is_logged_byte_by_byte(self, bench: Workbench) -> None:
