@@ -52,7 +52,7 @@ from pybuild_containerd.pulling import Puller
 from pybuild_containerd.runmounts import RunMounts
 from pybuild_containerd.runners import Runners
 from pybuild_containerd.runtime_spec import Machine
-from pybuild_containerd.singleflight import single_flight
+from pybuild_containerd.singleflight import remove_dead_locks, single_flight
 from pybuild_containerd.snapshots import Snapshots
 from pybuild_containerd.stepcache import StepCache
 from pybuild_containerd.transferring import TransferService, WantedImage
@@ -125,8 +125,11 @@ class ContainerdBackend(Backend):
         )
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
-        locks = options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
-        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=locks)
+        self._locks = (
+            options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
+        )
+        resources.callback(remove_dead_locks, self._locks)
+        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=self._locks)
         mountable = found.can_mount and _is_root()
         runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
         resources.callback(runners.close)
@@ -231,7 +234,10 @@ class ContainerdBackend(Backend):
         return ContainerdROLayer(self._space, step.layers, own, made=step.made)
 
     def single_flight(self, key: str, activity: Activity) -> AbstractContextManager[None]:
-        return single_flight(self._client, key, activity)
+        def is_done() -> bool:
+            return self._space.steps.find(key) is not None
+
+        return single_flight(self._client, key, activity, is_done, self._locks)
 
     def create_image(self, spec: ImageSpec, top: ROLayer, activity: Activity) -> Image:
         if tuple(layer.diff_id for layer in top.diffs) != spec.config.diff_ids:

@@ -390,7 +390,9 @@ def test_one_at_a_time_runs_the_same_step(store: Cached) -> None:
         # two connections, as two processes have
         with Client(store.daemon.address, store.namespace) as client, Session(client):
             for _ in range(5):
-                with single_flight(client, "key", RecordingActivity()):
+                # builds that share no folder
+                locks, activity = store.folder / f"locks-{number}", RecordingActivity()
+                with single_flight(client, "key", activity, lambda: False, locks):
                     with lock:
                         inside += 1
                         most = max(most, inside)

@@ -42,9 +42,9 @@ def holding(path: Path, while_waiting: Callable[[], object]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def remove_unheld(folder: Path) -> None:
-    """Remove the locks in `folder` that died with their holders."""
-    for path in folder.iterdir():
+def remove_unheld(folder: Path, pattern: str = "*") -> None:
+    """Remove the locks in `folder` with such names that died with their holders."""
+    for path in folder.glob(pattern):
         descriptor = _lock_once(path)
         if descriptor is not None:
             path.unlink(missing_ok=True)
