@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,14 @@ class Room:
         options = {"backend_options": {"root": self.root, "max_size": max_size}, **options}
         text = f"FROM busybox\n{steps}".encode()
         result = build(self.context, dockerfile=text, backend="embedded", **options)
+        self._age()
         return [step.cached for step in result.steps]
+
+    def _age(self) -> None:
+        """Ten seconds pass: when something was used is kept in whole ones."""
+        with closing(sqlite3.connect(self.root / "db.sqlite")) as database, database:
+            for table in ("steps", "folders", "caches", "images"):
+                database.execute(f"UPDATE {table} SET used = used - 10")  # noqa: S608 - no input
 
     @property
     def size(self) -> int:
