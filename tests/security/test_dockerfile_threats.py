@@ -131,9 +131,11 @@ def test_hostile_triggers_of_a_base_image_are_refused(
 
     assert isinstance(registry, Registry)
     config = {"os": "linux", "architecture": "amd64", "config": {"OnBuild": TRIGGERS[name]}}
-    registry.add_image("evil:1", json.dumps(config).encode(), [])
+    # a registry on the port of an earlier one has nothing under that one's names
+    image = f"triggers-{list(TRIGGERS).index(name)}:1"
+    registry.add_image(image, json.dumps(config).encode(), [])
     with pytest.raises(PybuildError):
-        builds.build(f"FROM {registry.address}/evil:1\n")
+        builds.build(f"FROM {registry.address}/{image}\n")
     assert registry.requests
 
 

