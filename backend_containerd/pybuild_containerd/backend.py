@@ -125,11 +125,10 @@ class ContainerdBackend(Backend):
         )
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
-        self._locks = (
-            options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
-        )
-        resources.callback(remove_dead_locks, self._locks)
-        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=self._locks)
+        locks = options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
+        self._locks = locks
+        resources.callback(remove_dead_locks, locks)
+        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=locks)
         mountable = found.can_mount and _is_root()
         runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
         resources.callback(runners.close)
