@@ -249,7 +249,7 @@ class StageRunner:
             activity.raise_if_cancelled()
             fresh = identity in self._fresh
             outcome, is_own = self._steps.once(
-                identity, lambda: self._do_step(stage, layer, activity, notes, fresh=fresh)
+                identity, lambda: self._do_step(layer, activity, notes, fresh=fresh)
             )
             notes.keyed(outcome.key.text, outcome.key.files)
             notes.done(cached=outcome.cached, empty=outcome.layer is None)
@@ -257,13 +257,7 @@ class StageRunner:
             return _Done(step, outcome, activity.seconds, activity.cached, notes.miss)
 
     def _do_step(
-        self,
-        stage: PlannedStage,
-        layer: ROLayer,
-        activity: StepActivity,
-        notes: StepNotes,
-        *,
-        fresh: bool,
+        self, layer: ROLayer, activity: StepActivity, notes: StepNotes, *, fresh: bool
     ) -> StepOutcome:
         step = notes.step
         images: list[SharedLayer] = []
@@ -278,10 +272,7 @@ class StageRunner:
             if self._settings.use_cache:
                 key = content_key(step, notes.parent_key, prepared, activity)
                 notes.keyed(key.text, key.files)
-            base = base_image(self._plan, stage)
-            made, cached = self._found_or_made(
-                prepared, layer, activity, notes, base=base, fresh=fresh
-            )
+            made, cached = self._found_or_made(prepared, layer, activity, notes, fresh=fresh)
         # a step that isn't run again happened when it was run
         ended = (made.made if made is not None else None) or datetime.now(UTC)
         shared = SharedLayer(made) if made is not None else None
@@ -294,7 +285,6 @@ class StageRunner:
         activity: StepActivity,
         notes: StepNotes,
         *,
-        base: BaseImage | None,
         fresh: bool,
     ) -> tuple[ROLayer | None, bool]:
         """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
@@ -304,14 +294,15 @@ class StageRunner:
         if fresh:
             self._misses.missed(notes, activity, fresh=True)
             return self._made(prepared, layer, key, activity), False
-        if (made := self._lookup(key)) is not None:
+        if (made := self._backend.lookup(key)) is not None:
             return made, True
         with self._backend.single_flight(key, activity):
             # another build may have done it in the meantime
-            if (made := self._lookup(key)) is not None:
+            if (made := self._backend.lookup(key)) is not None:
                 return made, True
             elsewhere = self._settings.elsewhere
             if elsewhere is not None:
+                base = base_image(self._plan, notes.stage)
                 made = elsewhere.find(key, layer, base, activity)
                 if made is not None:
                     return made, True
@@ -360,9 +351,6 @@ class StageRunner:
             for each in done
             if each.outcome.layer is not None and each.outcome.key.text
         )
-
-    def _lookup(self, key: str) -> ROLayer | None:
-        return self._backend.lookup(key) if key else None
 
     def _newest(self) -> int | None:
         fixed = self._settings.created
