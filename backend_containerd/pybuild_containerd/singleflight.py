@@ -48,10 +48,9 @@ def single_flight(
         with suppress(OSError):
             locks.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(holding(locks / f"{_PREFIX}{name}", activity.raise_if_cancelled))
-        if not is_done():
-            stream = _taken(client, f"pybuild-step-{digest_of(key.encode())}", activity, is_done)
-            if stream is not None:
-                stack.callback(stream.cancel)
+        stream = _taken(client, f"pybuild-step-{digest_of(key.encode())}", activity, is_done)
+        if stream is not None:
+            stack.callback(stream.cancel)
         yield
 
 
