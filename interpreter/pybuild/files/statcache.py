@@ -89,14 +89,9 @@ class StatCache:
         with suppress(OSError):
             folder = self._path.parent
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new = folder / f".new-{os.urandom(16).hex()}"
-            try:
-                with new.open("xb") as file:
-                    file.write(_MAGIC + sha256(body).digest() + body)
-                new.replace(self._path)
-            except BaseException:
-                new.unlink(missing_ok=True)
-                raise
+            from pybuild.files.wholefiles import write_whole  # noqa: PLC0415 - once something is new
+
+            write_whole(self._path, _MAGIC + sha256(body).digest() + body)
             _forget_oldest(folder)
 
 

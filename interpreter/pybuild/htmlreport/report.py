@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pybuild.errors import PybuildError, UsageError
+from pybuild.files.wholefiles import write_whole
 from pybuild.htmlreport.page import page
 from pybuild.htmlreport.recording import Recording
 from pybuild.run.events import Event, Reporter, Warned
@@ -59,7 +59,9 @@ class HtmlReport:
         elif kind is not None:
             recording.error = PybuildError(f"{kind.__name__}: {error}")
         try:
-            _write(self._path, page(recording).encode("utf-8", "backslashreplace"))
+            content = page(recording).encode("utf-8", "backslashreplace")
+            # a link stays one, and what it leads to is replaced
+            write_whole(self._path.resolve(), content, 0o644)
         except OSError as failure:
             message = f'can\'t write the report "{self._path}": {failure.strerror or failure}'
             if error is None:
@@ -72,20 +74,3 @@ class HtmlReport:
         self._recording.take(event, self._clock() - self._began)
         if self._then is not None:
             self._then.report(event)
-
-
-def _write(path: Path, content: bytes) -> None:
-    from tempfile import mkstemp  # noqa: PLC0415 - once a build has ended
-
-    # a link stays one, and what it leads to is replaced
-    path = path.resolve()
-    descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-            file.write(content)
-        Path(name).chmod(0o644)
-        os.replace(name, path)  # noqa: PTH105 - pairs with mkstemp
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)  # noqa: PTH108 - pairs with mkstemp
-        raise

@@ -11,7 +11,6 @@ import base64
 import io
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +34,7 @@ from pybuild.backend import (
 )
 from pybuild.errors import RunFailed, UsageError
 from pybuild.files.trees import MemoryTree, NewEntry
+from pybuild.files.wholefiles import write_whole
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.run.activity import StepActivity
 from pybuild.run.failedruns import FailedRun
@@ -48,7 +48,6 @@ _FOLDER = "failures"
 _FILE = b"file"
 _MOST_NOTE = 4 << 20
 _MOST_CONTENT = 1 << 20
-_NEW = ".new-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,8 @@ class KeptRuns:
         with self._backend.single_flight(_key(place), activity):
             with run.layer.begin(runs=False) as same:
                 same.commit(_key(place), activity).release()
-            _write(folder / str(place), json.dumps(_document(run, error)).encode("ascii"))
+            document = json.dumps(_document(run, error)).encode("ascii")
+            write_whole(folder / str(place), document)
         return True
 
     def newest(self) -> list[KeptRun]:
@@ -132,19 +132,6 @@ def _written(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file at once; only this user can read it."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=_NEW)
-    try:
-        with open(number, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-            file.write(content)
-        os.replace(name, path)  # noqa: PTH105 - pairs with mkstemp
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)  # noqa: PTH108 - as above
-        raise
 
 
 def _read(path: Path, place: int) -> KeptRun | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 import time
 import zlib
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from pybuild.files.wholefiles import NEW, write_whole
 from pybuild.run.explaining.documents import document_of, read_document
 from pybuild.run.explaining.filerows import FileRows, unpack
 from pybuild.run.explaining.recorded import RecordedBuild
@@ -33,7 +33,6 @@ _MOST_UNPACKED = 16 * 1024 * 1024
 # of one record, the packed files included
 _MOST_BYTES = 4 * 1024 * 1024
 _MOST_IN_ALL = 128 * 1024 * 1024
-_NEW = ".new-"
 
 
 class Records:
@@ -65,23 +64,15 @@ class Records:
             return
         with suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            number, name = tempfile.mkstemp(dir=self._folder, prefix=_NEW)
-            try:
-                with open(number, "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
-                    file.write(content)
-                own = f"{time.time_ns():016x}{name.rpartition('-')[2]}"
-                os.replace(name, self._folder / own)  # noqa: PTH105  (pairs with mkstemp)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(name)  # noqa: PTH108  (as above)
-                raise
+            name = f"{time.time_ns():016x}{os.urandom(4).hex()}"
+            write_whole(self._folder / name, content)
             _forget_oldest(self._folder)
 
 
 def _records(folder: Path) -> list[Path]:
     """The oldest first."""
     with suppress(OSError):
-        return sorted(path for path in folder.iterdir() if not path.name.startswith(_NEW))
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(NEW))
     return []
 
 
