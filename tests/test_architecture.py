@@ -148,6 +148,8 @@ FOR_TYPES_ONLY = {
     ("pybuild_embedded.backend", "pybuild_embedded.exchange"),
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
     ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
+    ("pybuild.backend", "pybuild.cacheexchange"),  # once caches are taken or written
+    ("pybuild_embedded.backend", "pybuild.cacheexchange"),
     ("pybuild.backend", "pybuild.files.layout"),  # once an image is taken from one
     ("pybuild.files.context", "pybuild.files.archives"),  # once a context is one
     ("pybuild.files.context", "pybuild.files.spool"),

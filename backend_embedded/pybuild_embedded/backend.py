@@ -22,7 +22,6 @@ from pybuild.backend import (
     PullPolicy,
     ROLayer,
 )
-from pybuild.cacheexchange import CacheExchange
 from pybuild.errors import BackendError, BackendUnavailable, ImageError, ImageNotFound, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.imagestore import ImageStore
@@ -45,6 +44,7 @@ from pybuild_embedded.space import Space
 from pybuild_embedded.store import Store
 
 if TYPE_CHECKING:
+    from pybuild.cacheexchange import CacheExchange
     from pybuild.files.layout import LayoutImage
     from pybuild.oci.registry import RegistryClient
     from pybuild_embedded.exchange import EmbeddedExchange

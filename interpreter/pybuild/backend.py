@@ -46,7 +46,6 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
-from pybuild.cacheexchange import CacheExchange
 from pybuild.errors import UnsupportedByBackend
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.imagestore import ImageStore
@@ -60,6 +59,7 @@ from pybuild.oci.reference import Reference
 from pybuild.values import dataclass, field
 
 if TYPE_CHECKING:
+    from pybuild.cacheexchange import CacheExchange
     from pybuild.files.layout import LayoutImage
 
 
