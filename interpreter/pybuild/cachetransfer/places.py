@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from enum import Enum
 
 from pybuild.errors import UsageError
+from pybuild.export.members import Members, near, split
 from pybuild.oci.reference import DEFAULT_TAG, Reference, parse_reference, with_default_tag
 from pybuild.values import dataclass
 
@@ -79,7 +78,7 @@ def parse_cache_from(text: str) -> tuple[CacheImport, ...]:
     fields = _split("--cache-from", text)
     if not any("=" in field for field in fields):
         return tuple(RegistryImport(ref=_reference("--cache-from", text, name)) for name in fields)
-    members = _Members("--cache-from", text, fields)
+    members = _Members("--cache-from", text, _joined(fields))
     kind = members.kind()
     found: CacheImport
     match kind:
@@ -107,7 +106,7 @@ def parse_cache_to(text: str) -> CacheExport:
     fields = _split("--cache-to", text)
     if len(fields) == 1 and "=" not in fields[0]:
         fields = ["type=registry", f"ref={fields[0]}"]
-    members = _Members("--cache-to", text, fields)
+    members = _Members("--cache-to", text, _joined(fields))
     kind = members.kind()
     if kind not in _EXPORTS:
         raise members.unknown_kind(kind, tuple(_EXPORTS))
@@ -117,10 +116,7 @@ def parse_cache_to(text: str) -> CacheExport:
 
 
 def _split(flag: str, text: str) -> list[str]:
-    try:
-        fields = next(csv.reader([text], strict=True), [])
-    except csv.Error as error:
-        raise UsageError(f'{flag} "{text}": {error}') from None
+    fields = split(flag, text)
     if not all(fields):
         raise UsageError(f'{flag} "{text}": a part of it is empty')
     if not fields:
@@ -128,29 +124,20 @@ def _split(flag: str, text: str) -> list[str]:
     return fields
 
 
-class _Members:
-    """The ``key=value`` pairs of one flag; what was not taken in the end is unknown."""
+def _joined(fields: Sequence[str]) -> list[str]:
+    """The fields, of which ``mounts=a,b`` is one."""
+    joined: list[str] = []
+    for field in fields:
+        before = joined[-1].partition("=")[0] if joined else ""
+        if "=" not in field and Members.key_of(before) == "mounts":
+            joined[-1] += f",{field}"
+        else:
+            joined.append(field)
+    return joined
 
-    def __init__(self, flag: str, text: str, fields: Sequence[str]) -> None:
-        self._flag = flag
-        self._text = text
-        self._left: dict[str, str] = {}
-        self._asked: list[str] = []
-        before = ""
-        for field in fields:
-            key, equals, value = field.partition("=")
-            if not equals and before == "mounts":  # mounts=a,b
-                self._left[before] += f",{field}"
-                continue
-            before = key.strip().lower()
-            if not equals or not before:
-                raise self.error(f'"{field}" is not KEY=VALUE')
-            if before in self._left:
-                raise self.error(f"{before} is given twice")
-            self._left[before] = value
 
-    def error(self, problem: str, hint: str | None = None) -> UsageError:
-        return UsageError(f'{self._flag} "{self._text}": {problem}', hint=hint)
+class _Members(Members):
+    """What caches have in common."""
 
     def kind(self) -> str:
         kind = self.take("type")
@@ -164,25 +151,13 @@ class _Members:
                 f"caches in {_ELSEWHERE[kind]} (type={kind}) are not supported",
                 f"use one of {', '.join(known)}",
             )
-        return self.error(f'there is no type "{kind}"', _near(kind, known))
-
-    def take(self, key: str) -> str | None:
-        self._asked.append(key)
-        return self._left.pop(key, None)
+        return self.error(f'there is no type "{kind}"', near(kind, known))
 
     def needed(self, key: str) -> str:
         value = self.take(key)
         if not value:
             raise self.error(f"it has no {key}")
         return value
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        text = self.take(key)
-        if text is None:
-            return default
-        if text.lower() not in {"true", "false", "1", "0"}:
-            raise self.error(f'{key} is "{text}", not true or false')
-        return text.lower() in {"true", "1"}
 
     def mode(self) -> CacheMode:
         text = self.take("mode") or CacheMode.MIN.value
@@ -207,13 +182,6 @@ class _Members:
         for key in ("oci-mediatypes", "image-manifest"):
             if not self.flag(key, default=True):
                 raise self.error(f"a cache is always an OCI image manifest, never {key}=false")
-
-    def check_empty(self, kind: str) -> None:
-        if self._left:
-            unknown = next(iter(self._left))
-            raise self.error(
-                f'type={kind} has no option "{unknown}"', _near(unknown, sorted(self._asked))
-            )
 
 
 def _registry(members: _Members) -> CacheExport:
@@ -261,8 +229,3 @@ def _reference(flag: str, text: str, name: str) -> Reference:
         return with_default_tag(parse_reference(name))
     except UsageError as error:
         raise UsageError(f'{flag} "{text}": {error.message}', hint=error.hint) from None
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"

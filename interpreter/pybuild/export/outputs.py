@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
-from pybuild.errors import UsageError
+from pybuild.export.members import Members, near, split
 from pybuild.oci.compression import Compression, Packing
 from pybuild.values import dataclass, field
 
@@ -142,57 +142,26 @@ def parse_output(text: str) -> Output:
     ``type=TYPE,key=value,…`` as a line of CSV, a folder, or ``-`` for a tar archive on
     standard output, whose destination here is :data:`STANDARD_OUTPUT`. Raises UsageError.
     """
-    import csv  # noqa: PLC0415  (most builds name no output)
-
-    try:
-        fields = next(csv.reader([text], strict=True), [])
-    except csv.Error as error:
-        raise UsageError(f'--output "{text}": {error}') from None
+    fields = split("--output", text)
     if len(fields) == 1 and "=" not in fields[0] and fields[0]:
         dest = fields[0]
         return TarOutput(dest=dest) if dest == STANDARD_OUTPUT else LocalOutput(dest=dest)
-    members = _Members(text, fields)
+    members = _Members("--output", text, fields)
     kind = members.take("type") or ""
     if kind not in _PARSERS:
-        raise UsageError(
-            f'--output "{text}": ' + (f'there is no type "{kind}"' if kind else "it has no type"),
-            hint=_near(kind, _PARSERS),
-        )
+        problem = f'there is no type "{kind}"' if kind else "it has no type"
+        raise members.error(problem, near(kind, _PARSERS))
     output = _PARSERS[kind](members)
     members.check_empty(kind)
     return output
 
 
-class _Members:
-    """The ``key=value`` pairs of one output; what was not taken in the end is unknown."""
+class _Members(Members):
+    """What outputs have in common."""
 
-    def __init__(self, text: str, fields: Sequence[str]) -> None:
-        self._text = text
-        self._left: dict[str, str] = {}
-        self._asked: set[str] = set()
-        for one in fields:
-            key, equals, value = one.partition("=")
-            key = key.strip().lower() if not key.startswith("annotation") else key.strip()
-            if not equals or not key:
-                raise self.error(f'"{one}" is not KEY=VALUE')
-            if key in self._left:
-                raise self.error(f"{key} is given twice")
-            self._left[key] = value
-
-    def error(self, problem: str, hint: str | None = None) -> UsageError:
-        return UsageError(f'--output "{self._text}": {problem}', hint=hint)
-
-    def take(self, key: str) -> str | None:
-        self._asked.add(key)
-        return self._left.pop(key, None)
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        text = self.take(key)
-        if text is None:
-            return default
-        if text.lower() not in {"true", "false", "1", "0"}:
-            raise self.error(f'{key} is "{text}", not true or false')
-        return text.lower() in {"true", "1"}
+    @staticmethod
+    def key_of(name: str) -> str:
+        return name.strip() if name.startswith("annotation") else name.strip().lower()
 
     def destination(self) -> str | None:
         dest = self.take("dest")
@@ -212,20 +181,15 @@ class _Members:
             index_annotations=self._annotations("annotation-index"),
         )
 
-    def check_empty(self, kind: str) -> None:
-        if self._left:
-            unknown = next(iter(self._left))
-            raise self.error(
-                f'type={kind} has no option "{unknown}"', _near(unknown, sorted(self._asked))
-            )
-
     def _packing(self) -> Packing | None:
         name, level_text = self.take("compression"), self.take("compression-level")
         if name is None and level_text is None:
             return None
         compression = _COMPRESSIONS.get(name or "gzip")
         if compression is None:
-            raise self.error(f'the compression "{name}" isn\'t known', _near(name, _COMPRESSIONS))
+            raise self.error(
+                f'the compression "{name}" isn\'t known', near(name or "", _COMPRESSIONS)
+            )
         if level_text is None:
             return Packing(compression)
         levels = _LEVELS[compression]
@@ -292,10 +256,3 @@ _PARSERS: Mapping[str, Callable[[_Members], Output]] = {
     "tar": _tar,
     "local": _local,
 }
-
-
-def _near(word: str | None, known: Mapping[str, object] | Sequence[str]) -> str:
-    from difflib import get_close_matches  # noqa: PLC0415  (for a wrong word only)
-
-    near = get_close_matches(word or "", list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
