@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import subprocess
 import tempfile
 import time
@@ -121,9 +122,7 @@ def _start(command: Command, said: IO[bytes]) -> subprocess.Popen[bytes]:
 
 def _wait(process: subprocess.Popen[bytes], command: Command, said: IO[bytes]) -> None:
     try:
-        code = process.wait(_LONGEST)
-    except subprocess.TimeoutExpired:
-        code = None
+        code = process.wait() if _ended(process.pid, _LONGEST) else None
     finally:
         if process.poll() is None:
             process.kill()
@@ -133,6 +132,17 @@ def _wait(process: subprocess.Popen[bytes], command: Command, said: IO[bytes]) -
         text = said.read().decode(errors="replace")[-4000:]
         fate = f"took more than {_LONGEST:.0f} s" if code is None else f"failed ({code})"
         raise SystemExit(f"{' '.join(command.arguments)} {fate}:\n{text}")
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Wait for a child's end. `Popen.wait` with a limit looks every 50 ms only."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
 
 
 def environment(**more: str) -> dict[str, str]:

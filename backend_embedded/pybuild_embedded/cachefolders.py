@@ -30,9 +30,6 @@ def taken_caches(
     Others use them meanwhile only as the mounts allow. Raises BuildCancelled.
     """
     caches = {m.ident: m for m in reversed(mounts) if isinstance(m, CacheMount)}
-    if not caches:
-        yield {}
-        return
     names = {ident: _name(space, ident) for ident in caches}
     slots = _slots(space)
     wanted = {names[ident]: mount.sharing for ident, mount in caches.items()}

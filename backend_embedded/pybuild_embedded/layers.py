@@ -78,6 +78,8 @@ class EmbeddedROLayer(ROLayer):
     def begin(self, *, runs: bool, newest: int | None = None) -> RWLayer:
         if self._released:
             raise RuntimeError("a layer was begun on a released one")
+        if runs:
+            self._space.machine.launch()
         from pybuild_embedded.newlayers import EmbeddedRWLayer  # noqa: PLC0415 - not for what is kept
 
         return EmbeddedRWLayer(self._space, self, runs=runs, newest=newest)
@@ -120,11 +122,12 @@ class EmbeddedROLayer(ROLayer):
 
     def files(self, activity: Activity) -> StepFiles:
         """The same file system for the processes of one step."""
-        from pybuild_embedded.copies import CopiedFiles, lay_out  # noqa: PLC0415 - for a RUN
-        from pybuild_embedded.stepfiles import OverlayFiles  # noqa: PLC0415 - as above
-
         if self._space.machine.root_kind() is RootKind.OVERLAY:
+            from pybuild_embedded.stepfiles import OverlayFiles  # noqa: PLC0415 - for a RUN
+
             return OverlayFiles(self._space, self.folders(activity))
+        from pybuild_embedded.copies import CopiedFiles, lay_out  # noqa: PLC0415 - without overlays
+
         return CopiedFiles(self._space, lay_out(self._space, self.chain(), self.handover, activity))
 
     def release(self) -> None:

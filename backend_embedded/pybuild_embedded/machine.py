@@ -21,6 +21,7 @@ from pybuild.sandbox.mapping import (
     RootKind,
 )
 from pybuild.values import dataclass
+from pybuild_embedded.smallfolders import remove_small
 from pybuild_embedded.usage import measure_plainly
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Machine:
         self._user_namespace = user_namespace
         self._lock = threading.RLock()
         self._found: _Found | None = None
+        self._launched: Sandbox | None = None
         self._sandbox: Sandbox | None = None
         self._workers: Workers | None = None
         self._closed = False
@@ -107,6 +109,15 @@ class Machine:
         """Whether a file can belong to any user; with one id, all belong to that."""
         return self.mapping().kind is not Kind.SINGLE
 
+    def launch(self) -> None:
+        """Begin to start the sandbox, for `sandbox`, which waits for it and has the errors."""
+        with self._lock, contextlib.suppress(PybuildError):
+            if self._closed or self._sandbox is not None or self._launched is not None:
+                return
+            launched = self._unstarted()
+            launched.launch()
+            self._launched = launched
+
     def sandbox(self) -> Sandbox:
         """The sandbox of this build, started now if it isn't yet. Raises BackendUnavailable."""
         with self._lock:
@@ -118,11 +129,11 @@ class Machine:
 
     def step_sandbox(self) -> Sandbox:
         """The sandbox for processes of steps. Raises BackendUnavailable also for the runtime."""
-        from pybuild.sandbox.modes import try_runtime  # noqa: PLC0415 - for a RUN
-
         with self._lock:
             sandbox = self.sandbox()
             if sandbox.runtime is not None and not self._tried:
+                from pybuild.sandbox.modes import try_runtime  # noqa: PLC0415 - seldom wanted
+
                 self._tried = True
                 try:
                     try_runtime(sandbox)
@@ -164,6 +175,9 @@ class Machine:
 
     def remove(self, folders: Sequence[Path]) -> None:
         """Remove folders of the store with all in them, whoever it belongs to."""
+        folders = [folder for folder in folders if not remove_small(folder)]
+        if not folders:
+            return
         if self.probe().mapping is not None:
             self.workers().remove(folders)
             return
@@ -188,25 +202,30 @@ class Machine:
         with self._lock:
             self._closed = True
             workers, self._workers = self._workers, None
-            sandbox, self._sandbox = self._sandbox, None
+            started = (self._sandbox, self._launched)
+            self._sandbox = self._launched = None
         if workers is not None:
             workers.close()
-        if sandbox is not None:
-            sandbox.close()
+        for sandbox in started:
+            if sandbox is not None:
+                sandbox.close()
 
     def _started(self) -> Sandbox:
-        from pybuild.sandbox.client import Sandbox  # noqa: PLC0415 - for a RUN
-
-        sandbox = Sandbox(self.mapping(), runtime=self._runtime())
+        sandbox, self._launched = self._launched or self._unstarted(), None
         try:
             sandbox.start()
         except PybuildError:
             # what was found before may have been forbidden since
             self._note.unlink(missing_ok=True)
             self._found = self._look()
-            sandbox = Sandbox(self.mapping(), runtime=sandbox.runtime)
+            sandbox = self._unstarted()
             sandbox.start()
         return sandbox
+
+    def _unstarted(self) -> Sandbox:
+        from pybuild.sandbox.client import Sandbox  # noqa: PLC0415 - for a RUN
+
+        return Sandbox(self.mapping(), runtime=self._runtime())
 
     def _runtime(self) -> Runtime | None:
         """The runtime that is wanted; a sandbox without one still serves the workers."""

@@ -21,8 +21,6 @@ from pybuild.files.trees import Tree, resolve
 from pybuild.oci.layerindex import Kind
 from pybuild.sandbox import spec
 from pybuild.sandbox.process import name_files
-from pybuild_embedded.cachefolders import taken_caches
-from pybuild_embedded.filling import fill
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
 
@@ -44,7 +42,11 @@ def prepared_mounts(
         made: list[spec.Mount] = [*name_files(process)]
         if not space.machine.keeps_owners and _has_apt(tree):
             made.append(spec.SmallFile(_APT_FILE, _APT_AS_ROOT))
-        caches = undo.enter_context(taken_caches(space, mounts, activity))
+        caches: dict[str, bytes] = {}
+        if any(isinstance(mount, CacheMount) for mount in mounts):
+            from pybuild_embedded.cachefolders import taken_caches  # noqa: PLC0415 - for these alone
+
+            caches = undo.enter_context(taken_caches(space, mounts, activity))
         for mount in sorted(mounts, key=lambda mount: _depth(mount.target)):
             match mount:
                 case TmpfsMount(target=target, size=size):
@@ -86,6 +88,8 @@ def _tmpfs_mode(tree: Tree, target: str) -> int:
 
 def _copy(space: Space, mount: BindMount, activity: Activity) -> LayerFolder:
     """A folder of our own with a copy of the mount's source, owned and marked as it says."""
+    from pybuild_embedded.filling import fill  # noqa: PLC0415 - for a bind mount
+
     folder = space.store.new_folder()
     try:
         fill(space, folder, copied(mount.tree, mount.path, mount.target), activity)

@@ -9,18 +9,13 @@ from datetime import UTC, datetime
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
 from pybuild.files.trees import NewEntry, Tree
-from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import LayerDiff
-from pybuild.oci.layertar import write_layer
 from pybuild.sandbox.process import run_process, run_spec
-from pybuild_embedded.copies import Handover
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.mounts import prepared_mounts
-from pybuild_embedded.pending import PendingLayer
 from pybuild_embedded.space import Space
 from pybuild_embedded.stepfiles import StepFiles
-from pybuild_embedded.workers import Pack
 
 
 class EmbeddedRWLayer(RWLayer):
@@ -71,7 +66,9 @@ class EmbeddedRWLayer(RWLayer):
         below = self._below.chain()
         self._over = True
         if self._files is not None:
-            return self._commit_files(self._files, below, key, activity)
+            if not self._files.unchanged():
+                return self._commit_files(self._files, below, key, activity)
+            self._discard_files()
         chain, own = below, self._written
         store = self._space.store
         if own is not None:
@@ -86,6 +83,10 @@ class EmbeddedRWLayer(RWLayer):
     def _commit_files(
         self, files: StepFiles, below: LayerChain, key: str | None, activity: Activity
     ) -> ROLayer:
+        from pybuild.oci.compression import Compression  # noqa: PLC0415 - for what was changed
+        from pybuild_embedded.pending import PendingLayer  # noqa: PLC0415 - as above
+        from pybuild_embedded.requests import Pack  # noqa: PLC0415 - as above
+
         space = self._space
         request = Pack(
             upper=files.folder.fs,
@@ -115,11 +116,18 @@ class EmbeddedRWLayer(RWLayer):
             space.unfinished.append(pending)
         # others wait for the step, so it is recorded when it is packed, not when it is needed
         pending.pack.when_done(pending.finish)
-        handover = None if is_layer else Handover(files.folder, pending)
+        handover = None
+        if not is_layer:
+            from pybuild_embedded.copies import Handover  # noqa: PLC0415 - where there is no overlay
+
+            handover = Handover(files.folder, pending)
         return EmbeddedROLayer(space, None, pending=pending, handover=handover, made=pending.made)
 
     def release(self) -> None:
         self._over = True
+        self._discard_files()
+
+    def _discard_files(self) -> None:
         files, self._files = self._files, None
         if files is not None:
             self._space.store.discard(files.folder)
@@ -133,6 +141,8 @@ def write_blob(
     first = next(rest, None)
     if first is None:
         return None
+    from pybuild.oci.layertar import write_layer  # noqa: PLC0415 - not for a RUN
+
     with space.store.blob_writer() as writer:
 
         def sink(piece: bytes) -> None:

@@ -29,6 +29,10 @@ class StepFiles(ABC):
     def shown(self, mounts: Sequence[spec.Mount], tree: Tree) -> AbstractContextManager[spec.Root]:
         """The root for one process. `tree` is what the step began with."""
 
+    def unchanged(self) -> bool:
+        """Whether it is plain without a worker that the processes left nothing."""
+        return False
+
 
 class OverlayFiles(StepFiles):
     """Folders of layers, bottom first, with a folder for the changes mounted over them."""
@@ -49,3 +53,10 @@ class OverlayFiles(StepFiles):
         work.mkdir(mode=0o700)
         self._count += 1
         yield spec.Overlay(self._lowers, os.fsencode(self.folder.fs), os.fsencode(work))
+
+    def unchanged(self) -> bool:
+        try:
+            with os.scandir(self.folder.fs) as entries:
+                return next(entries, None) is None
+        except OSError:  # the step has given its root to another user
+            return False

@@ -7,6 +7,7 @@ on the same store, in this process or in others: nothing is removed that a runni
 
 from __future__ import annotations
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -165,8 +166,7 @@ def usual_ceiling(folder: Path, share: str | None = None) -> int:
 
     Without `share`, as ``15%``, it is the usual one, and 2 GB at least.
     """
-    import shutil  # noqa: PLC0415 - for a build that adds something
-
-    total = shutil.disk_usage(folder).total
+    disk = os.statvfs(folder)
+    total = disk.f_blocks * disk.f_frsize
     percent = parse_share(share) if share else None
     return max(total * USUAL_SHARE // 100, _LEAST) if percent is None else total * percent // 100

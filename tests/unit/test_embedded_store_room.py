@@ -343,8 +343,10 @@ class TestCeiling:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for total, ceiling in ((10**12, 10**11), (10**10, 2 * 10**9)):
-            usage = shutil.disk_usage(tmp_path)._replace(total=total)
-            monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+            values = list(os.statvfs(tmp_path))
+            values[1:3] = 1000, total // 1000  # the size of a block, and how many there are
+            disk = os.statvfs_result(values)
+            monkeypatch.setattr(os, "statvfs", lambda _, disk=disk: disk)
             assert usual_ceiling(tmp_path) == ceiling
             assert usual_ceiling(tmp_path, "25%") == total // 4
 

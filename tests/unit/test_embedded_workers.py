@@ -29,6 +29,7 @@ from pybuild_embedded.inside.making import Making
 from pybuild_embedded.inside.removing import measure, remove
 from pybuild_embedded.inside.serving import serve
 from pybuild_embedded.requests import Measure, Merge, Pack, Packed, Remove, Request, Unpack
+from pybuild_embedded.smallfolders import remove_small
 from pybuild_embedded.workers import Workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inherent: runs on Linux only")
@@ -435,6 +436,39 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
     remove(tmp_path / "nowhere/none")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (kept / "file").read_text() == "x"
+
+
+def test_what_a_step_without_changes_leaves_is_removed_without_a_worker(tmp_path: Path) -> None:
+    step = tmp_path / "step"
+    (step / "fs").mkdir(parents=True)
+    dirty = step / "work/0/work/incompat/volatile/dirty"
+    dirty.parent.mkdir(parents=True)
+    dirty.touch()
+    (step / "work/0/work").chmod(0)  # as overlayfs makes it
+    assert remove_small(step)
+    assert not step.exists()
+    assert remove_small(step)
+
+
+def test_what_is_large_or_deep_is_left_to_a_worker(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"wide/{number}").mkdir(parents=True)
+    deep(tmp_path / "wide/0", 9)
+    assert not remove_small(tmp_path / "wide/0")
+    assert not remove_small(tmp_path / "wide")
+    assert len(list((tmp_path / "wide").iterdir())) == 9
+
+
+def test_removing_what_is_small_follows_no_link(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top/link").symlink_to(kept)
+    (tmp_path / "link").symlink_to(kept)
+    assert remove_small(tmp_path / "top")
+    assert not remove_small(tmp_path / "link")
+    assert (kept / "file").exists()
 
 
 def test_measuring_counts_hard_links_once_and_what_is_not_there_as_nothing(tmp_path: Path) -> None:

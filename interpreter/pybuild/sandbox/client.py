@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import select
 import socket
 import subprocess
@@ -84,9 +83,8 @@ class Sandbox:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def start(self) -> None:
-        """Start the zygote and wait until it is ready. Raises SandboxFailed."""
-        config = wire.encode(_config(self.mapping, self.runtime))
+    def launch(self) -> None:
+        """Start the zygote's process and don't wait for it; `start` does. Raises SandboxFailed."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [self._python, "-I", "-S", os.fspath(_ZYGOTE), str(theirs.fileno())]
@@ -104,6 +102,17 @@ class Sandbox:
             except OSError as error:
                 self.close()
                 raise SandboxFailed("start", error.errno or 0, self._python) from error
+
+    def start(self) -> None:
+        """Start the zygote and wait until it is ready. Raises SandboxFailed."""
+        if self._control is None:
+            self.launch()
+        assert self._control is not None  # noqa: S101 - launched
+        try:
+            config = wire.encode(_config(self.mapping, self.runtime))
+        except BaseException:
+            self.close()
+            raise
         try:
             self._control.settimeout(_START_SECONDS)
             self._control.send(config)
@@ -124,11 +133,9 @@ class Sandbox:
             control.close()
         if zygote is None:
             return
-        try:
-            zygote.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        if not _has_ended(zygote.pid, _STOP_SECONDS):
             zygote.kill()
-            zygote.wait()
+        zygote.wait()
 
     kill = close
 
@@ -247,7 +254,7 @@ class InsideProcess:
 
 
 def _config(mapping: Mapping, runtime: Runtime | None) -> dict[bytes, object]:
-    machine = platform.machine()
+    machine = os.uname().machine
     single = mapping.kind is Kind.SINGLE
     try:
         program = compile_profile(machine, keep_owners=single)
@@ -273,6 +280,17 @@ def _config(mapping: Mapping, runtime: Runtime | None) -> dict[bytes, object]:
         b"insecure_seccomp": insecure,
         **({b"runtime": b""} if runtime is None else runtime_config(runtime, mapping)),
     }
+
+
+def _has_ended(child: int, seconds: float) -> bool:
+    """Wait for that long at most. `Popen.wait` with a limit looks at growing intervals only."""
+    descriptor = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
 
 
 def _shutter(replies: socket.socket) -> Callable[[], None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 from pathlib import Path
@@ -79,7 +78,7 @@ def find_runtime(name: str, mapping: Mapping) -> Runtime:
 def runtime_config(runtime: Runtime, mapping: Mapping) -> dict[bytes, object]:
     """What the zygote is told of a runtime."""
     single = mapping.kind is Kind.SINGLE
-    architecture = _ARCHITECTURES.get(platform.machine(), "")
+    architecture = _ARCHITECTURES.get(os.uname().machine, "")
     seccomp = json.dumps(default_profile(architecture, keep_owners=single))
     insecure = json.dumps(ownership_profile(architecture)) if single else ""
     return {
