@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from pybuild.errors import BackendFailed
+from pybuild.errors import BackendFailed, InvalidImage
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.files.trees import NewEntry
 from pybuild.oci.descriptor import LayerDiff
@@ -99,3 +102,85 @@ def test_an_index_that_can_not_be_kept_is_an_error_only_where_the_file_is_needed
     assert files.index(blobs.layer) == blobs.written.index
     with pytest.raises(BackendFailed, match="can't keep the index of a layer"):
         files.index_path(blobs.layer)
+
+
+class Layer(Blobs):
+    """A layer of many files, of which the blob's bytes are counted as they are read."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        blob = io.BytesIO()
+        self.contents = {b"f%04d" % at: os.urandom(size) for at, size in enumerate(sizes)}
+        entries = [
+            NewEntry(Entry(path, Kind.FILE, size=len(content)), partial(io.BytesIO, content))
+            for path, content in self.contents.items()
+        ]
+        self.written = write_layer(entries, blob.write)
+        self._content = blob.getvalue()
+        self.opened = 0
+        self.read = 0
+
+    def open(self, digest: str) -> BinaryIO:
+        self.opened += 1
+        stream = io.BytesIO(self._content)
+        whole = stream.read
+
+        def counted(size: int = -1, /) -> bytes:
+            piece = whole(size)
+            self.read += len(piece)
+            return piece
+
+        stream.read = counted  # type: ignore[method-assign]
+        return stream
+
+    def damage(self, at: int) -> None:
+        broken = bytearray(self._content)
+        broken[at] ^= 0xFF
+        self._content = bytes(broken)
+
+
+def copies(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def test_a_small_file_near_the_beginning_is_read_without_the_rest(tmp_path: Path) -> None:
+    layer = Layer([1000, 1000, 8_000_000])
+    files = LayerFiles(layer.open, tmp_path / "cache", tmp_path)
+    files.remember(layer.layer.diff_id, layer.written.index)
+    tree = files.tree([layer.layer])
+    for _ in range(3):
+        for path in (b"f0000", b"f0001"):
+            assert tree.open(path).read() == layer.contents[path]
+    assert layer.opened == 2
+    assert layer.read < 2_000_000
+    assert not copies(tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [[10] * 12, [100_000], [40_000_000, 10]])
+def test_large_far_and_many_files_are_read_from_a_copy(tmp_path: Path, sizes: list[int]) -> None:
+    layer = Layer(sizes)
+    files = LayerFiles(layer.open, tmp_path / "cache", tmp_path)
+    files.remember(layer.layer.diff_id, layer.written.index)
+    for entry in reversed(layer.written.index.entries):
+        assert files.open(layer.layer, entry).read() == layer.contents[entry.path]
+    assert len(copies(tmp_path)) == 1
+    assert layer.opened <= 9
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_small_file_of_a_damaged_layer_is_no_content(tmp_path: Path, is_mended: bool) -> None:
+    layer = Layer([1000])
+    intact = layer._content
+    layer.damage(600)
+
+    def mend(_: LayerDiff) -> bool:
+        layer._content = intact if is_mended else layer._content
+        return is_mended
+
+    files = LayerFiles(layer.open, tmp_path / "cache", tmp_path, mend)
+    files.remember(layer.layer.diff_id, layer.written.index)
+    [entry] = layer.written.index.entries
+    if is_mended:
+        assert files.open(layer.layer, entry).read() == layer.contents[b"f0000"]
+        return
+    with pytest.raises(InvalidImage):
+        files.open(layer.layer, entry)

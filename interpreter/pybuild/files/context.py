@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from pybuild.errors import ContextError, InvalidImage, PybuildError
 from pybuild.files.ignore import IgnoreMatcher
-from pybuild.files.safepath import ExactReader, Listed, Root
+from pybuild.files.safepath import ExactReader, Listed, Root, WholeFile
 from pybuild.files.statcache import StatCache
 from pybuild.files.trees import Tree, join, parent_of, resolve, shown
 from pybuild.oci.layerindex import Entry, Kind
@@ -215,12 +215,12 @@ class _Directory(ContextTree):
         if found is None or found[0].kind is not Kind.FILE:
             raise ContextError(f"{shown(path)} is not a regular file")
         try:
-            stream = self._root.open_file(path, found[1])
+            stream = self._root.open_content(path, found[1])
         except FileNotFoundError as error:
             raise ContextError(f"{shown(path)} was removed while the build was using it") from error
         except OSError as error:
             raise ContextError(f"can't open {shown(path)}: {error.strerror}") from error
-        if self._digests is not None and isinstance(stream, ExactReader):
+        if self._digests is not None and isinstance(stream, ExactReader | WholeFile):
             entry, status = found
             stream.on_digest = partial(self._digests.record, status, not entry.xattrs)
         return stream

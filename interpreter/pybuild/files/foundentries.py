@@ -94,11 +94,11 @@ class FoundEntries:
             return NewEntry(entry)
         if first is not None and first != entry.path:
             return NewEntry(replace(entry, link=first))
-        return NewEntry(entry, partial(self._root.open_file, entry.path, status))
+        return NewEntry(entry, partial(self._root.open_content, entry.path, status))
 
     def _digest(self, path: bytes, status: os.stat_result) -> str:
         digest = sha256()
-        with closing(self._root.open_file(path, status)) as stream:
+        with closing(self._root.open_content(path, status)) as stream:
             while piece := stream.read(_CHUNK):
                 digest.update(piece)
         return f"sha256:{digest.hexdigest()}"

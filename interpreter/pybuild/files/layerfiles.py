@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layertree import LayerTree
+from pybuild.files.smallfiles import SmallFiles
 from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex
@@ -37,9 +38,9 @@ OpenBlob = Callable[[str], BinaryIO]
 class LayerFiles:
     """Reads layers without unpacking them. Safe in threads.
 
-    Indexes are kept in `cache` (a private folder, None for none) by diff id. Contents come
-    from uncompressed copies of the layers, made in `folder` when the first file of a layer
-    is read; the caller removes them with the folder. `mend` is told of a layer whose blob
+    Indexes are kept in `cache` (a private folder, None for none) by diff id. Contents, but
+    for those of a few small files, come from uncompressed copies of the layers, made in
+    `folder` when they are needed; the caller removes them with the folder. `mend` is told of a layer whose blob
     can't be read, and whether that is another now. `kept` is told the size, in bytes, of each
     index that is written.
     """
@@ -67,6 +68,7 @@ class LayerFiles:
         self._trees: OrderedDict[tuple[int, str], tuple[Sequence[LayerDiff], LayerTree]] = (
             OrderedDict()
         )
+        self._small = SmallFiles(open_blob)
         self._folder = folder
 
     def remember(self, diff_id: str, index: LayerIndex) -> None:
@@ -91,7 +93,7 @@ class LayerFiles:
         """
 
         def open_file(position: int, entry: Entry, offset: int) -> BinaryIO:
-            return self._open_part(layers[position], offset, entry.size)
+            return self._open_part(layers[position], entry, offset)
 
         layers = tuple(layers)
         count, tree = self._known_tree(layers)
@@ -197,15 +199,18 @@ class LayerFiles:
     def open(self, layer: LayerDiff, entry: Entry) -> BinaryIO:
         """The content of a FILE of one layer."""
         offset = self.index(layer).offset(entry.path)
-        return self._open_part(layer, offset, entry.size)
+        return self._open_part(layer, entry, offset)
 
-    def _open_part(self, layer: LayerDiff, offset: int, size: int) -> BinaryIO:
+    def _open_part(self, layer: LayerDiff, entry: Entry, offset: int) -> BinaryIO:
         with self._locks.holding(layer.diff_id):
             copy = self._copies.get(layer.diff_id)
             if copy is None:
+                small = self._intact(lambda layer: self._small.read(layer, entry, offset), layer)
+                if small is not None:
+                    return io.BytesIO(small)
                 copy = self._intact(self._uncompress, layer)
                 self._copies[layer.diff_id] = copy
-        return io.BufferedReader(_Part(copy, offset, size))
+        return io.BufferedReader(_Part(copy, offset, entry.size))
 
     def _intact(self, read: Callable[[LayerDiff], Read], layer: LayerDiff) -> Read:
         try:

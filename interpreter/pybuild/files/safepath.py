@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from 3.12 on
 
 _HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
+_SMALL = 1 << 16
 _MAX_CALL = 4000  # bytes of path in one call: PATH_MAX less some room
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -131,6 +132,31 @@ class Root:
         With `expected`, an earlier lstat of it: ContextError if it is another file, or was
         written since, or ends elsewhere than it did.
         """
+        fd, size = self._open_regular(path, expected)
+        try:
+            raw = io.FileIO(fd, "rb", closefd=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cast("BinaryIO", ExactReader(raw, size, path))
+
+    def open_content(self, path: bytes, expected: os.stat_result) -> BinaryIO:
+        """As `open_file`; a small file has been read by then, and needs no descriptor any more."""
+        if expected.st_size > _SMALL:
+            return self.open_file(path, expected)
+        fd, size = self._open_regular(path, expected)
+        try:
+            content = os.read(fd, size + 1)
+            while len(content) < size and (more := os.read(fd, size + 1 - len(content))):
+                content += more
+        finally:
+            os.close(fd)
+        if len(content) != size:
+            raise ContextError(f"{shown(path)} changed while it was read")
+        return WholeFile(content)
+
+    def _open_regular(self, path: bytes, expected: os.stat_result | None) -> tuple[int, int]:
+        """A descriptor of the file, and its size."""
         fd = self._open(path, _FILE) if _HAS_DIR_FD else os.open(self._by_name(path), _FILE)
         try:
             status = os.fstat(fd)
@@ -138,11 +164,10 @@ class Root:
                 raise ContextError(f"{shown(path)} is not a regular file")
             if expected is not None and _identity(status) != _identity(expected):
                 raise ContextError(f"{shown(path)} changed while the build was using it")
-            raw = io.FileIO(fd, "rb", closefd=True)
         except BaseException:
             os.close(fd)
             raise
-        return cast("BinaryIO", ExactReader(raw, status.st_size, path))
+        return fd, status.st_size
 
     @contextmanager
     def _opened(self, path: bytes, flags: int) -> Iterator[int]:
@@ -156,7 +181,9 @@ class Root:
         framed = b"/%b/" % path if path else b""
         if b"/../" in framed or b"//" in framed or b"\0" in path:
             raise OSError(errno.EINVAL, "invalid path", shown(path))
-        rest = path or b"."
+        if len(path) <= _MAX_CALL:
+            return self._open_piece(self._fd, path or b".", flags)
+        rest = path
         here = os.dup(self._fd)
         try:
             while rest:
@@ -210,10 +237,19 @@ class Root:
         return found
 
 
+class WholeFile(io.BytesIO):
+    """All of a file.
+
+    Who has computed its digest calls ``on_digest``, if there is one, with it.
+    """
+
+    on_digest: Callable[[str], None] | None = None
+
+
 class ExactReader(io.RawIOBase):
     """Reads `size` bytes of a file; ContextError if it ends before or goes on after them.
 
-    Who has computed the digest of all of them calls ``on_digest``, if there is one, with it.
+    ``on_digest`` is that of :class:`WholeFile`.
     """
 
     on_digest: Callable[[str], None] | None = None
