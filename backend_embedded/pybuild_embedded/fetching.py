@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
+from pybuild.oci.layerindex import LayerIndex
 from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
@@ -17,6 +18,10 @@ from pybuild_embedded.store import Store
 if TYPE_CHECKING:
     from pybuild.oci.pull import RemoteImage
     from pybuild.oci.registry import RegistryClient
+    from pybuild_embedded.arriving import ArrivingLayer
+
+OnIndex = Callable[[str, str, LayerIndex], object]
+"""Takes the digest of a blob, its diff id and its index."""
 
 
 class Fetcher:
@@ -44,12 +49,19 @@ class Fetcher:
         return image
 
     def fetch_layers(
-        self, reference: Reference, layers: Sequence[Descriptor], activity: Activity
+        self,
+        reference: Reference,
+        layers: Sequence[Descriptor],
+        activity: Activity,
+        on_index: OnIndex | None = None,
     ) -> None:
-        """Store these blobs, several at a time. Raises as `download_all` does."""
+        """Store these blobs, several at a time. Raises as `download_all` does.
+
+        `on_index` gets the digest of each layer that was stored, with its diff id and index.
+        """
         from pybuild.oci.pull import download_all  # noqa: PLC0415  (not in a cached build)
 
-        open_sink = partial(StoreSink, self._store)
+        open_sink = partial(StoreSink, self._store, on_index=on_index)
         download_all(self._registry.client(), reference, layers, open_sink, activity)
 
     def close(self) -> None:
@@ -58,24 +70,42 @@ class Fetcher:
 
 
 class StoreSink:
-    """A blob on its way into the store; dropped unless it is committed."""
+    """A blob on its way into the store; dropped unless it is committed.
 
-    def __init__(self, store: Store, blob: Descriptor) -> None:
+    With `on_index` it is a layer, whose index is made on the way.
+    """
+
+    def __init__(self, store: Store, blob: Descriptor, *, on_index: OnIndex | None = None) -> None:
         self._blob = blob
+        self._on_index = on_index
         self._writer: BlobWriter = store.blob_writer()
+        self._layer: ArrivingLayer | None = None
+        if on_index is not None:
+            from pybuild_embedded.arriving import ArrivingLayer  # noqa: PLC0415 - as above
+
+            self._layer = ArrivingLayer(self._writer.path, blob.size)
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._layer is not None:
+            self._layer.close()
         self._writer.__exit__(*exc)
 
     def write(self, piece: bytes, /) -> None:
-        self._writer.write(piece)
+        size = self._writer.write(piece)
+        if self._layer is not None:
+            self._layer.grow(size)
 
     def restart(self) -> None:
+        if self._layer is not None:
+            self._layer.restart()
         self._writer.restart()
 
     def commit(self) -> None:
         self._writer.commit(self._blob.digest, self._blob.size)
+        found = None if self._layer is None else self._layer.finish()
+        if found is not None and self._on_index is not None:
+            self._on_index(self._blob.digest, *found)

@@ -21,7 +21,6 @@ from pybuild.sandbox.mapping import (
     RootKind,
 )
 from pybuild.values import dataclass
-from pybuild_embedded.smallfolders import remove_small
 from pybuild_embedded.usage import measure_plainly
 
 if TYPE_CHECKING:
@@ -175,6 +174,10 @@ class Machine:
 
     def remove(self, folders: Sequence[Path]) -> None:
         """Remove folders of the store with all in them, whoever it belongs to."""
+        if not folders:
+            return
+        from pybuild_embedded.smallfolders import remove_small  # noqa: PLC0415 - after a RUN
+
         folders = [folder for folder in folders if not remove_small(folder)]
         if not folders:
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.compression import CHUNK, Decompressed
+from pybuild.oci.readahead import ReadAhead
 from pybuild_embedded.inside.indexes import Indexes
 from pybuild_embedded.inside.layerplan import LayerPlan, plan_layer
 from pybuild_embedded.inside.making import Making, make_copies
@@ -40,20 +41,25 @@ def make_files(path: Path, diff_id: str, plan: LayerPlan, making: Making) -> Non
 
     Raises InvalidImage if that isn't the one with this diff id.
     """
-    with path.open("rb", buffering=0) as blob, Decompressed(blob) as plain:
-        content = _Content(plain)
+    whole = sha256()
+    with (
+        path.open("rb", buffering=0) as blob,
+        Decompressed(blob) as plain,
+        ReadAhead(plain, whole.update) as ahead,
+    ):
+        content = _Content(ahead)
         for offset, entries in plan.files:
             making.file(entries, partial(content.write, offset, entries[0].size))
-        if content.diff_id() != diff_id:
+        content.finish()
+        if f"sha256:{whole.hexdigest()}" != diff_id:
             raise InvalidImage(f"the blob {path.name} doesn't hold {diff_id}")
 
 
 class _Content:
-    """The uncompressed tar, read once and hashed on the way."""
+    """The uncompressed tar, read once."""
 
-    def __init__(self, plain: Decompressed) -> None:
+    def __init__(self, plain: ReadAhead) -> None:
         self._plain = plain
-        self._digest = sha256()
         self._ahead = memoryview(b"")
         self._position = 0  # of the first byte of _ahead
 
@@ -67,11 +73,10 @@ class _Content:
             self._skip(count)
             size -= count
 
-    def diff_id(self) -> str:
-        """Read the rest; the digest of the whole."""
-        while piece := self._plain.read(CHUNK):
-            self._digest.update(piece)
-        return f"sha256:{self._digest.hexdigest()}"
+    def finish(self) -> None:
+        """Read the rest."""
+        while self._plain.read(CHUNK):
+            pass
 
     def _skip(self, count: int) -> None:
         while count > len(self._ahead):
@@ -85,5 +90,4 @@ class _Content:
         piece = self._plain.read(CHUNK)
         if not piece:
             raise InvalidImage("the layer's blob ends too early")
-        self._digest.update(piece)
         self._ahead = memoryview(piece)

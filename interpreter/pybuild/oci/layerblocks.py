@@ -42,6 +42,7 @@ class LayerBlocks:
         self._diff = sha256()
         self._blob = sha256()
         self._size = 0
+        self._is_broken = False
         self._threads: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
         self._ahead: deque[tuple[memoryview, tuple[Future[None], ...]]] = deque()
 
@@ -145,7 +146,11 @@ class LayerBlocks:
         return block
 
     def _pack(self, block: memoryview) -> None:
+        if self._is_broken:
+            return
+        self._is_broken = True  # as long as this isn't done
         self._hand_on(self._compressor.compress(block))
+        self._is_broken = False
 
     def _hand_on(self, data: bytes) -> None:
         if data:

@@ -13,6 +13,7 @@ from pybuild.oci.compression import Compression, Decompressed
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerblocks import LayerBlocks
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.oci.readahead import ReadAhead
 from pybuild.oci.tarformat import BLOCK, Limits, Member, TarReader, header, plain_header
 from pybuild.values import dataclass, replace
 
@@ -245,8 +246,8 @@ def read_index(stream: BinaryIO, limits: Limits | None = None) -> tuple[str, Lay
     same layer means what the link points to, as it does when containerd unpacks it.
     """
     whole = sha256()
-    with Decompressed(stream) as plain:
-        index = index_tar(TarReader(plain, limits, whole.update))
+    with Decompressed(stream) as plain, ReadAhead(plain, whole.update) as ahead:
+        index = index_tar(TarReader(ahead, limits))
     return f"sha256:{whole.hexdigest()}", index
 
 
