@@ -202,6 +202,8 @@ class EmbeddedBackend(Backend):
         if base is None:
             return EmbeddedROLayer(self._space, LayerChain())
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
+        if unknown:
+            self._space.machine.warm_up()
         self._space.fetch(unknown, activity)
         for layer in unknown:
             activity.raise_if_cancelled()

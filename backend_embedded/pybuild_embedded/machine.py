@@ -67,6 +67,8 @@ class Machine:
         self._launched: Sandbox | None = None
         self._sandbox: Sandbox | None = None
         self._workers: Workers | None = None
+        self._is_announced = False
+        self._warming: threading.Thread | None = None
         self._closed = False
 
     def probe(self) -> Probe:
@@ -147,9 +149,25 @@ class Machine:
         """Whether processes are started by the sandbox alone, and not by a runtime."""
         return self._runner in _OWN
 
+    def warm_up(self) -> None:
+        """Start what a process will need, in the background, if one was required."""
+        with self._lock:
+            if self._is_announced and self._warming is None and not self._closed:
+                self._warming = threading.Thread(target=self._warm, name="pybuild-warm-up")
+                self._warming.start()
+
+    def _warm(self) -> None:
+        with contextlib.suppress(PybuildError):  # whoever needs it gets the error
+            with self._lock:
+                if self._closed:
+                    return
+                workers = self.workers()
+            workers.warm_up()
+
     def require_runner(self) -> None:
         """Raises BackendUnavailable where the processes of steps can't be run as wanted."""
         self.mapping()
+        self._is_announced = True
         if self._runner not in _OWN:
             self.step_sandbox()
 
@@ -209,6 +227,8 @@ class Machine:
             self._sandbox = self._launched = None
         if workers is not None:
             workers.close()
+        if self._warming is not None:
+            self._warming.join()
         for sandbox in started:
             if sandbox is not None:
                 sandbox.close()

@@ -143,6 +143,10 @@ class Workers:
         if folders:
             self._wait_for(Remove(tuple(folders)))
 
+    def warm_up(self) -> None:
+        """Wait until there is a process."""
+        self._wait_for(Measure(()))
+
     def measure(self, folders: Sequence[Path]) -> list[int]:
         """The bytes that each of the folders takes on disk, those of hard links once.
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pybuild.files.comparing import compared_entries, record_from_bytes
 from pybuild.files.trees import NewEntry
 from pybuild.files.upperdir import upper_entries
 from pybuild.oci.layertar import write_layer
@@ -21,17 +20,10 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 def pack(request: Pack, indexes: Indexes) -> Packed | None:
     """See `Workers.pack`. Raises OSError."""
     allocated = Allocated()
-    entries = list(
-        _overlay_entries(request, indexes, allocated)
-        if request.record is None
-        else compared_entries(
-            request.upper,
-            record_from_bytes(request.record.read_bytes()),
-            indexes.tree(request.parents),
-            newest=request.newest,
-            owners=request.owners,
-        )
-    )
+    if request.record is None:
+        entries = list(_overlay_entries(request, indexes, allocated))
+    else:
+        entries = list(_compared_entries(request, request.record, indexes))
     if not entries:
         return None
     made: list[Path] = []
@@ -64,6 +56,21 @@ def _overlay_entries(request: Pack, indexes: Indexes, allocated: Allocated) -> I
         owners=request.owners,
         fuse=request.fuse,
         on_status=allocated.add,
+    )
+
+
+def _compared_entries(request: Pack, record: Path, indexes: Indexes) -> Iterator[NewEntry]:
+    from pybuild.files.comparing import (  # noqa: PLC0415 - without overlays
+        compared_entries,
+        record_from_bytes,
+    )
+
+    return compared_entries(
+        request.upper,
+        record_from_bytes(record.read_bytes()),
+        indexes.tree(request.parents),
+        newest=request.newest,
+        owners=request.owners,
     )
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import socket
-import traceback
 from contextlib import suppress
 
 from pybuild.errors import PybuildError
-from pybuild_embedded.inside.applying import apply
 from pybuild_embedded.inside.failures import translated
 from pybuild_embedded.inside.indexes import Indexes
-from pybuild_embedded.inside.merging import merge
 from pybuild_embedded.inside.packing import pack
 from pybuild_embedded.inside.points import make_points, remove_points
-from pybuild_embedded.inside.recording import write_record
 from pybuild_embedded.inside.removing import measure, remove
 from pybuild_embedded.inside.unpacking import unpack
 from pybuild_embedded.requests import (
@@ -52,6 +48,8 @@ def _serve(connection: socket.socket) -> None:
         except PybuildError as error:
             answer = encode_error(error)
         except Exception:  # noqa: BLE001 - the client is told whatever it is
+            import traceback  # noqa: PLC0415 - for a bug
+
             answer = encode_bug(traceback.format_exc())
         send(connection, answer)
 
@@ -62,6 +60,8 @@ def _done(request: Request, indexes: Indexes) -> int | list[int] | Packed | None
             with translated("unpack the layer", target):
                 return unpack(request, indexes)
         case Apply(target=target):
+            from pybuild_embedded.inside.applying import apply  # noqa: PLC0415 - without overlays
+
             with translated("apply the layer", target):
                 apply(request, indexes)
             return None
@@ -73,6 +73,8 @@ def _done(request: Request, indexes: Indexes) -> int | list[int] | Packed | None
                 remove_points(request)
             return None
         case Record(folder=folder):
+            from pybuild_embedded.inside.recording import write_record  # noqa: PLC0415 - as above
+
             with translated("look at the files", folder):
                 write_record(request)
             return None
@@ -80,6 +82,8 @@ def _done(request: Request, indexes: Indexes) -> int | list[int] | Packed | None
             with translated("write the layer", blob.parent):
                 return pack(request, indexes)
         case Merge(target=target):
+            from pybuild_embedded.inside.merging import merge  # noqa: PLC0415 - for many layers
+
             with translated("copy the layers", target):
                 return merge(request, indexes)
         case Remove(folders=folders):
