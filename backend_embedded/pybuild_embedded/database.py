@@ -24,6 +24,7 @@ FILE = "db.sqlite"
 FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
 # seconds to wait for other processes' transactions, which take milliseconds
 _PATIENCE = 60.0
+_CACHE = 256  # KiB
 
 TABLES = {
     # a layer of a chain, named by its chain id, and the one blob of it that builds get
@@ -149,6 +150,8 @@ class Database:
             # a damaged text is a text that says something wrong
             connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             try:
+                # so much of a large store stays out of memory: the kernel has it in its own
+                connection.execute(f"PRAGMA cache_size=-{_CACHE}")
                 connection.execute("PRAGMA synchronous=NORMAL")
                 if connection.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
                     _make_tables(connection)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from pybuild.files.recent import Recent
 from pybuild.values import dataclass
 from pybuild_embedded.database import DamagedDatabase, Database
 from pybuild_embedded.growth import Growth
@@ -24,6 +25,7 @@ from pybuild_embedded.sessions import Part, Session
 from pybuild_embedded.trash import Trash
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MOST_KNOWN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ class Folders:
         self._trash = trash
         self._growth = growth
         self._boot = boot_id()
-        # settled ones that this session has pinned, which stay
-        self._known: dict[tuple[str, str], LayerFolder] = {}
+        # the idents of settled ones that this session has pinned, which stay
+        self._known: Recent[tuple[str, str], str] = Recent(_MOST_KNOWN)
 
     def new(self) -> LayerFolder:
         """An empty folder, this session's."""
@@ -99,14 +101,14 @@ class Folders:
                 self._growth.add(size or 0)
             winner = found or folder
             self._session.pin(connection, Part.FOLDER, winner.ident)
-        self._known[chain, flavour] = winner
+        self._known.put((chain, flavour), winner.ident)
         return winner
 
     def find(self, chain: str, flavour: str) -> LayerFolder | None:
         """The folder with the top layer of `chain`, pinned."""
         known = self._known.get((chain, flavour))
         if known is not None:
-            return known
+            return folder_in(self._layers, known)
         try:
             with self._database.writing() as connection:
                 found = self._find(connection, chain, flavour)
@@ -117,7 +119,7 @@ class Folders:
                 connection.execute("UPDATE folders SET used=? WHERE ident=?", row)
         except DamagedDatabase:
             return None  # a failing cache is a miss
-        self._known[chain, flavour] = found
+        self._known.put((chain, flavour), found.ident)
         return found
 
     def find_last(self, chains: Sequence[str], flavour: str) -> tuple[int, LayerFolder] | None:
@@ -173,6 +175,14 @@ class Folders:
             self._session.pin(connection, Part.CACHE, name)
         return folder_in(self._caches, name)
 
+    def worked_in(self) -> list[Path]:
+        """The ``work`` of settled folders in which overlayfs left what it made there."""
+        query = "SELECT ident FROM pins WHERE session=? AND part=?"
+        with self._database.reading() as connection:
+            rows = connection.execute(query, (self._session.ident, Part.FOLDER)).fetchall()
+        works = (folder_in(self._layers, ident).work for (ident,) in rows)
+        return [work for work in works if _holds_any(work)]
+
     def drop_unsynced(self) -> None:
         """Remove what a machine's end may have caught half-written."""
         lost = "FROM folders WHERE synced=0 AND boot<>?"
@@ -207,6 +217,14 @@ class Folders:
             return folder
         connection.execute("DELETE FROM folders WHERE ident=?", row)
         return None
+
+
+def _holds_any(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return any(found)
+    except FileNotFoundError:
+        return False
 
 
 def boot_id() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import Protocol
 
 from pybuild.backend import Activity
@@ -44,8 +43,6 @@ class Space:
     files: LayerFiles
     fetcher: Fetcher
     flights: Flights
-    litter: list[Path] = field(default_factory=list)
-    """Folders to be removed at the end by who may: those that overlayfs leaves."""
     unfinished: list[Unfinished] = field(default_factory=list)
     """Work that goes on behind the build's back."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -111,7 +108,7 @@ class Space:
             each.finish()
         if self.machine.running:
             self.store.discard_unsettled()
-            self.machine.remove(self.litter)
+            self.machine.remove(self.store.worked_in())
         # a build that was killed may have left some, and is worth a sandbox then
         with nullcontext() if self.machine.running else suppress(PybuildError):
             self.store.empty_trash(self.machine.remove)

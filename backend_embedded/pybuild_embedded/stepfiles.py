@@ -44,8 +44,6 @@ class OverlayFiles(StepFiles):
         # the root's attributes are those of the topmost folder
         mode = stat.S_IMODE(lowers[-1].fs.stat().st_mode) if lowers else 0o755
         self.folder.fs.chmod(mode)
-        with space.lock:
-            space.litter.append(self.folder.work)
 
     @contextmanager
     def shown(self, mounts: Sequence[spec.Mount], tree: Tree) -> Iterator[spec.Root]:  # noqa: ARG002 - an overlay has room for mount points

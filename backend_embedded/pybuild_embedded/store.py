@@ -219,6 +219,10 @@ class Store:
         """Give up all folders of this session that aren't settled. They are in the trash then."""
         self._folders.drop_unsettled()
 
+    def worked_in(self) -> list[Path]:
+        """Folders that overlayfs left, to be removed at the end by who may."""
+        return self._folders.worked_in()
+
     def cache_folder(self, ident: str) -> LayerFolder:
         """The folder of the cache mount `ident` (any text), shared by all builds; pinned."""
         return self._folders.cache(ident)

@@ -1,11 +1,13 @@
 """Builds many small images through one Builder from several threads, and tells what that took.
 
-``python many_builds.py FOLDER`` prints JSON: what this process had after the first builds and
-after the last ones.
+``python many_builds.py FOLDER`` prints JSON: what this process had while it made builds of
+which none is like another, the first mark behind 50 of them and one each 25 more, and while
+it made the last ones again.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -20,6 +22,8 @@ from pybuild.testkit._containerd_cleaner import mounts_below
 
 BUILDS = 300
 WARM = 50
+BETWEEN = 25
+REPEATED = 100
 THREADS = 8
 
 
@@ -58,8 +62,11 @@ def children() -> list[str]:
 def held(folder: Path) -> dict[str, int]:
     """What this process has at the moment."""
     gc.collect()
+    # what is free isn't held: each thread of the C library keeps some of its own
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     return {
         "kibibytes": resident("self"),
+        "blocks": sys.getallocatedblocks(),
         "kibibytes of others": sum(resident(process) for process in children()),
         "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - names alone
         "threads": threading.active_count(),
@@ -75,11 +82,16 @@ def main() -> None:
         Builder(backend_options={"root": stores.new()}, max_builds=THREADS) as builder,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        marks = []
-        for numbers in (range(WARM), range(WARM, 150), range(150, BUILDS)):
-            list(pool.map(lambda number: build_one(builder, number), numbers))
-            marks.append(held(folder))
-    sys.stdout.write(json.dumps({"before": before, "marks": marks, "after": held(folder)}))
+
+        def mark(first: int, count: int) -> dict[str, int]:
+            list(pool.map(lambda each: build_one(builder, first + each), range(count)))
+            return held(folder)
+
+        distinct = [mark(0, WARM)]
+        distinct += [mark(first, BETWEEN) for first in range(WARM, BUILDS, BETWEEN)]
+        repeated = [mark(BUILDS - BETWEEN, BETWEEN) for _ in range(0, REPEATED, BETWEEN)]
+    found = {"before": before, "distinct": distinct, "repeated": repeated, "after": held(folder)}
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -241,8 +241,43 @@ class TestSteps:
                 times.append(time.thread_time() - begun)
             assert min(times) < 0.0002
 
+    def test_chains_that_are_not_remembered_any_more_are_found_again(self, root: Path) -> None:
+        with Store.open(root) as store:
+            layers = put_step(store, "b", put_step(store, "a"))
+            chain = store.record_layers(layers)
+            for number in range(300):
+                store.record_layers([_absent_layer(number)])
+            assert store.layers(chain) == layers
+            found = store.step("b")
+            assert found is not None
+            assert (found.chain, found.layers) == (chain, layers)
+            for number in range(300):
+                store.record_layers([_absent_layer(number)])
+            above = store.record_layers((*layers, _absent_layer(0)))
+        with Store.open(root) as store:
+            assert store.layers(above) == (*layers, _absent_layer(0))
+            assert store.step("a") is not None
+
 
 class TestFolders:
+    def test_the_folders_that_overlayfs_worked_in_are_those_of_this_session(
+        self, root: Path
+    ) -> None:
+        with Store.open(root) as store:
+            layers = put_step(store, "b", put_step(store, "a"))
+            used = put_folder(store, layers[:1], b"a")
+            put_folder(store, layers, b"b")
+            (used.work / "0").mkdir()
+            assert store.worked_in() == [used.work]
+            used.work.joinpath("0").rmdir()
+            used.work.rmdir()
+            assert store.worked_in() == []
+        with Store.open(root) as store:
+            used.work.joinpath("0").mkdir(parents=True)
+            assert store.worked_in() == []
+            assert store.folder(layers[0].diff_id, FLAVOUR) == used
+            assert store.worked_in() == [used.work]
+
     def test_a_settled_folder_is_found_by_chain_and_flavour(self, root: Path) -> None:
         with Store.open(root) as store:
             layers = put_step(store, "key")

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
 
 class KeyedLocks:
-    """Locks that are made when they are first asked for."""
+    """Locks that are there while somebody holds or wants them."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
+        self._locks: dict[Hashable, _Lock] = {}
 
     @contextlib.contextmanager
     def holding(self, key: Hashable) -> Iterator[None]:
         """Hold the lock of `key`; another key's isn't waited for."""
         with self._guard:
-            lock = self._locks[key]
-        with lock:
-            yield
+            lock = self._locks.setdefault(key, _Lock())
+            lock.users += 1
+        try:
+            with lock.lock:
+                yield
+        finally:
+            with self._guard:
+                lock.users -= 1
+                if not lock.users:
+                    del self._locks[key]
+
+
+class _Lock:
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import threading
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layertree import LayerTree
+from pybuild.files.recent import Recent
 from pybuild.files.smallfiles import SmallFiles
 from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 # containerd takes minutes to unpack a single file below 2,000 folders
 _DEEPEST = 500
 _MOST_TREES = 64
-_MOST_INDEXES = 256
+# more than any chain has
+_MOST_FILED = 2048
+_MOST_INDEXES = 128
 _MOST_ENTRIES = 1 << 20
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
@@ -62,11 +66,11 @@ class LayerFiles:
         # those used last; others are read again from where they are kept
         self._indexes: OrderedDict[str, LayerIndex] = OrderedDict()
         self._entries = 0
-        self._copies: dict[str, Path] = {}
-        self._filed: dict[str, Path] = {}  # those that are known to be there and whole
-        # the trees used last, by the number of their layers and the topmost diff id
-        self._trees: OrderedDict[tuple[int, str], tuple[Sequence[LayerDiff], LayerTree]] = (
-            OrderedDict()
+        # those that are known to be there and whole
+        self._filed: Recent[str, Path] = Recent(_MOST_FILED)
+        # by the number of their layers and the topmost diff id
+        self._trees: Recent[tuple[int, str], tuple[Sequence[LayerDiff], LayerTree]] = Recent(
+            _MOST_TREES
         )
         self._small = SmallFiles(open_blob)
         self._folder = folder
@@ -102,21 +106,15 @@ class LayerFiles:
         for layer in layers[count:] if count else ():
             tree = tree.extended(self.index(layer), open_file)
         if layers:
-            with self._lock:
-                self._trees[len(layers), layers[-1].diff_id] = layers, tree
-                while len(self._trees) > _MOST_TREES:
-                    self._trees.popitem(last=False)
+            self._trees.put((len(layers), layers[-1].diff_id), (layers, tree))
         return tree
 
     def _known_tree(self, layers: Sequence[LayerDiff]) -> tuple[int, LayerTree | None]:
         """The tree used lately that has the most of `layers`, and how many it has."""
-        with self._lock:
-            for count in range(len(layers), 0, -1):
-                key = count, layers[count - 1].diff_id
-                found = self._trees.get(key)
-                if found is not None and found[0] == layers[:count]:
-                    self._trees.move_to_end(key)
-                    return count, found[1]
+        for count in range(len(layers), 0, -1):
+            found = self._trees.get((count, layers[count - 1].diff_id))
+            if found is not None and found[0] == layers[:count]:
+                return count, found[1]
         return 0, None
 
     def index(self, layer: LayerDiff) -> LayerIndex:
@@ -169,7 +167,7 @@ class LayerFiles:
             except OSError as error:
                 reason = error.strerror or str(error)
                 raise BackendFailed(f"can't keep the index of a layer: {reason}") from error
-            self._filed[layer.diff_id] = path
+            self._filed.put(layer.diff_id, path)
         return path
 
     def index_paths(self, layers: Iterable[LayerDiff]) -> tuple[Path, ...]:
@@ -186,7 +184,7 @@ class LayerFiles:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locks.holding(diff_id):
             path.replace(place)
-            self._filed[diff_id] = place
+            self._filed.put(diff_id, place)
             self._kept(place.stat().st_size)
 
     def check(self, layer: LayerDiff) -> None:
@@ -202,14 +200,13 @@ class LayerFiles:
         return self._open_part(layer, entry, offset)
 
     def _open_part(self, layer: LayerDiff, entry: Entry, offset: int) -> BinaryIO:
+        copy = self._folder / _file_name(layer.diff_id)
         with self._locks.holding(layer.diff_id):
-            copy = self._copies.get(layer.diff_id)
-            if copy is None:
+            if not copy.exists():
                 small = self._intact(lambda layer: self._small.read(layer, entry, offset), layer)
                 if small is not None:
                     return io.BytesIO(small)
-                copy = self._intact(self._uncompress, layer)
-                self._copies[layer.diff_id] = copy
+                self._intact(functools.partial(self._uncompress, copy), layer)
         return io.BufferedReader(_Part(copy, offset, entry.size))
 
     def _intact(self, read: Callable[[LayerDiff], Read], layer: LayerDiff) -> Read:
@@ -220,25 +217,25 @@ class LayerFiles:
                 raise
             return read(layer)
 
-    def _uncompress(self, layer: LayerDiff) -> Path:
+    def _uncompress(self, copy: Path, layer: LayerDiff) -> None:
         from pybuild.oci.compression import Decompressed  # noqa: PLC0415 - for a layer's content
 
-        path = self._folder / _file_name(layer.diff_id)
+        path = copy.with_name(f"{copy.name}.part")
         path.unlink(missing_ok=True)  # what a broken transfer left
         digest = sha256()
         with (
             self._open_blob(layer.blob.digest) as blob,
             Decompressed(blob) as plain,
-            open(os.open(path, _NEW_FILE, 0o600), "wb") as copy,  # noqa: PTH123 - a descriptor, not a path
+            open(os.open(path, _NEW_FILE, 0o600), "wb") as file,  # noqa: PTH123 - a descriptor, not a path
         ):
             while piece := plain.read(1 << 20):
                 digest.update(piece)
-                copy.write(piece)
+                file.write(piece)
         if f"sha256:{digest.hexdigest()}" != layer.diff_id:
             raise InvalidImage(
                 f"layer {layer.blob.digest} doesn't hold {layer.diff_id}: it is damaged"
             )
-        return path
+        path.rename(copy)
 
     def _read(self, layer: LayerDiff) -> LayerIndex:
         from pybuild.oci.layertar import read_index  # noqa: PLC0415 - for a layer not yet indexed
@@ -264,7 +261,7 @@ class LayerFiles:
             index = LayerIndex.from_bytes(path.read_bytes())
         except (OSError, ImageError):
             return None  # a failing cache is a miss
-        self._filed[diff_id] = path
+        self._filed.put(diff_id, path)
         return index
 
     def _store(self, diff_id: str, index: LayerIndex) -> None:
@@ -273,7 +270,7 @@ class LayerFiles:
         with contextlib.suppress(OSError):  # a failing cache is a miss next time
             path = self._index_file(diff_id)
             self._write(path, index)
-            self._filed[diff_id] = path
+            self._filed.put(diff_id, path)
 
     def _write(self, path: Path, index: LayerIndex) -> None:
         from tempfile import mkstemp  # noqa: PLC0415 - for a new layer
