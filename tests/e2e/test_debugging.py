@@ -242,5 +242,7 @@ def test_a_signal_ends_the_shell_and_puts_the_terminal_back(pybuild: CommandLine
 
 
 @pytest.mark.root
-def test_all_of_this_as_a_user_with_a_range_of_ids(tmp_path: Path) -> None:
-    run_tests_as_user(tmp_path, ["tests/e2e/test_debugging.py"], subordinate=True)
+@pytest.mark.parametrize("kind", ["range", "single"])
+def test_all_of_this_as_a_user(tmp_path: Path, kind: str) -> None:
+    files = ["tests/e2e/test_debugging.py"]
+    run_tests_as_user(tmp_path, files, subordinate=kind == "range")
