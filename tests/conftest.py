@@ -11,6 +11,7 @@ import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from pybuild.testkit.baseimages import (
@@ -34,6 +35,9 @@ _PROGRAMS = {
     "shells": ("bash", "zsh", "fish"),
 }
 _HERE = pytest.StashKey[Path]()
+_CACHE = "cache"
+"""What a user has as ``~/.cache``."""
+_KEPT = platformdirs.user_cache_path("pybuild-tests", appauthor=False)
 
 
 def _in_ci() -> bool:
@@ -61,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_HERE] = folder
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", usual)  # where tmp_path stays
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    os.environ["XDG_CACHE_HOME"] = str(folder / _CACHE)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -107,6 +112,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     folder = session.config.stash.get(_HERE, None)
     if folder is None:
         return
+    shutil.rmtree(folder / _CACHE, ignore_errors=True)
     left = [f"mount {point}" for point in _mounts_below(folder)]
     left += [f"process {process}" for process in _processes_of(folder)]
     left += [f"file {path}" for path in folder.iterdir()]
@@ -199,9 +205,7 @@ def debian_image(base_images: PrivateContainerd, debian: Path) -> PrivateContain
 
 def cache_folder() -> Path:
     """Where what is slow to make is kept between sessions."""
-    import platformdirs  # noqa: PLC0415  (for the slow tests alone)
-
-    return platformdirs.user_cache_path("pybuild-tests", appauthor=False)
+    return _KEPT
 
 
 @pytest.fixture

@@ -87,6 +87,12 @@ def open_backend(options: Mapping[str, object]) -> Backend:
         raise
 
 
+def _usual_cache() -> Path:
+    from platformdirs import user_cache_path  # noqa: PLC0415 - not where it is given
+
+    return user_cache_path("pybuild", appauthor=False)
+
+
 class ContainerdBackend(Backend):
     """See :func:`open_backend`. Everything made here is kept by one lease until it is closed."""
 
@@ -111,9 +117,10 @@ class ContainerdBackend(Backend):
         self.capabilities = frozenset(Capability) - {Capability.DEBUG}
         self._content = ContentStore(client)
         self._images = Images(client, self._content)
-        indexes = options.cache_dir / "indexes" if options.cache_dir else None
-        self._notes = options.cache_dir / "contexts" if options.cache_dir else None
-        self._files = LayerFiles(self._content.open, indexes, folder.new_folder("layers"))
+        cache = options.cache_dir or _usual_cache()
+        self._notes = cache / "contexts"
+        layers = folder.new_folder("layers")
+        self._files = LayerFiles(self._content.open, cache / "indexes", layers)
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(functools.partial(_logins, options))
         hosts = load_hosts(options.hosts_dir)
@@ -125,10 +132,9 @@ class ContainerdBackend(Backend):
         )
         snapshots = Snapshots(client, found.snapshotter)
         unpacker = Unpacker(client, snapshots, self._files.check)
-        locks = options.cache_dir / "locks" if options.cache_dir else folder.new_folder("locks")
-        self._locks = locks
-        resources.callback(remove_dead_locks, locks)
-        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=locks)
+        self._locks = cache / "locks"
+        resources.callback(remove_dead_locks, self._locks)
+        mounts = RunMounts(client, self._content, snapshots, unpacker, locks=self._locks)
         mountable = found.can_mount and _is_root()
         runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
         resources.callback(runners.close)
@@ -338,7 +344,7 @@ class ContainerdBackend(Backend):
             ("images are pulled by", "containerd" if self._transfer else "pybuild"),
         )
 
-    def notes_folder(self) -> Path | None:
+    def notes_folder(self) -> Path:
         return self._notes
 
     def _shrink_cache(self) -> None:

@@ -19,7 +19,8 @@ class Options:
     have pybuild do it. ``runner`` says how a RUN is run: "sandbox" by pybuild on the files of
     a snapshot, "crun" or "runc" by that runtime in such a sandbox, "task" by containerd, "auto"
     by a sandbox where that works. ``cache_dir`` keeps what is found out about layers, and the
-    locks of cache mounts: builds with the same one wait for each other. ``hosts_dir`` is
+    locks of steps and cache mounts: builds with the same one wait for each other there. By
+    default it is the user's. ``hosts_dir`` is
     containerd's ``certs.d``, ``docker_config`` the path of Docker's config.json, ``proxies``
     maps a URL's scheme to its proxy (``no`` lists what needs none). ``moby_labels`` adds what
     Docker's classic builder leaves; None means in the namespace ``moby``. With ``unpack`` the

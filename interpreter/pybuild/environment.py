@@ -98,7 +98,6 @@ def _containerd_options(
         "runner": arguments.runner,
         "moby_labels": arguments.moby_labels or None,
         "unpack": arguments.unpack,
-        "cache_dir": _cache_dir(),
     }
 
 
@@ -241,12 +240,6 @@ def proxies_of(environ: Mapping[str, str]) -> dict[str, str]:
         names = [name for name in names if name != "HTTP_PROXY"]
     found = {name.lower().removesuffix("_proxy"): environ[name] for name in names}
     return {kind: value for kind, value in found.items() if kind and value}
-
-
-def _cache_dir() -> str:
-    from platformdirs import user_cache_dir  # noqa: PLC0415  (seldom needed)
-
-    return user_cache_dir("pybuild", appauthor=False)
 
 
 def _hosts_dir() -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedding import Stores, check_store
+from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "samples" / "pytest"
@@ -32,6 +33,17 @@ def test_it(pybuild_image, number, again, request):
     path = request.config.rootpath / "seen"
     with path.open("a") as seen:
         seen.write(f"{number} {image.fs.read_text(f'/id{number}')}")
+"""
+
+ELSEWHERE = """
+import pybuild
+import pytest
+
+@pytest.fixture(scope="session")
+def pybuild_builder(pytestconfig):
+    backend = pytestconfig.getoption("--pybuild-backend")
+    with pybuild.Builder(backend, backend_options={"address": %r}) as builder:
+        yield builder
 """
 
 
@@ -109,6 +121,23 @@ def test_two_runs_of_four_workers_build_each_image_once(run: Pytest, tmp_path: P
     first, second = map(seen, folders)
     assert first == second
     assert len(first) == 3
+
+
+@pytest.mark.root
+@pytest.mark.containerd
+def test_on_containerd_too(run: Pytest, tmp_path: Path, base_images: PrivateContainerd) -> None:
+    folders = [in_file(tmp_path / name, COUNTING) for name in ("one", "two")]
+    for folder in folders:
+        (folder / "conftest.py").write_text(ELSEWHERE % base_images.address)
+    words = ("-q", "-n", "4", "--pybuild-backend", "containerd")
+    running = [run(folder, *words) for folder in folders]
+    for process in running:
+        code, output = ended(process)
+        assert (code, "12 passed" in output) == (0, True), output
+    first, second = map(seen, folders)
+    assert first == second
+    assert len(first) == 3
+    check_nothing_left(base_images.address, "default", base_images.folder)
 
 
 def test_a_rebuild_happens_once_for_all_workers(run: Pytest, tmp_path: Path) -> None:

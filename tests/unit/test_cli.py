@@ -604,7 +604,6 @@ def test_the_backend_and_its_options_come_from_flags_then_the_environment(
     cli.main(["--containerd-namespace", "flag", "--no-unpack", str(context)])
     name, options = kept.asked[0]
     assert name == "containerd"
-    options.pop("cache_dir")
     options.pop("hosts_dir", None)
     assert options == {
         "environment_address": "/env.sock",
