@@ -62,33 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     debug = "-D" in words or "--debug" in words
     shows_output = False
+    commands = {"run": _run, "explain": _explain, "debug": _debug, "lock": _lock, "diff": _diff}
     try:
-        if words[:1] and words[0] in STORE_COMMANDS:
-            return _store_command(words)
-        if words[:1] == ["run"]:
-            return _run(words[1:])
-        if words[:1] == ["completion"]:
-            from pybuild.completion import completion_script  # noqa: PLC0415  (loads every parser)
+        with _what_was_asked_for():
+            if words[:1] and words[0] in STORE_COMMANDS:
+                return _store_command(words)
+            if words[:1] and words[0] in commands:
+                return commands[words[0]](words[1:])
+            if words[:1] == ["completion"]:
+                from pybuild.completion import completion_script  # noqa: PLC0415  (loads every parser)
 
-            _print(completion_script(words[1:], __version__).rstrip("\n"))
-            return 0
-        if words[:1] == ["explain"]:
-            return _explain(words[1:])
-        if words[:1] == ["debug"]:
-            return _debug(words[1:])
-        if words[:1] == ["lock"]:
-            return _lock(words[1:])
-        if words[:1] == ["diff"]:
-            return _diff(words[1:])
-        arguments = parse_arguments(words, os.environ, __version__)
-        if isinstance(arguments, DoctorArguments):
-            return _doctor(arguments)
-        shows_output = _progress_mode(arguments) in {"plain", "rawjson"}
-        if arguments.call:
-            return _call(arguments, arguments.call)
-        if arguments.dry_run:
-            return _dry_run(arguments)
-        return _build(arguments)
+                _print(completion_script(words[1:], __version__).rstrip("\n"))
+                return 0
+            arguments = parse_arguments(words, os.environ, __version__)
+            if isinstance(arguments, DoctorArguments):
+                return _doctor(arguments)
+            shows_output = _progress_mode(arguments) in {"plain", "rawjson"}
+            if arguments.call:
+                return _call(arguments, arguments.call)
+            if arguments.dry_run:
+                return _dry_run(arguments)
+            return _build(arguments)
     except PybuildError as error:
         if debug:
             _complain(_traceback())
@@ -104,6 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(_traceback())
         _complain("error: this is a bug in pybuild; please report it with the lines above")
         return EXIT_BUG
+
+
+@contextmanager
+def _what_was_asked_for() -> Iterator[None]:
+    """Write out what argparse has printed, a help or the version. Raises as :func:`_print`."""
+    try:
+        yield
+    except SystemExit:
+        _print("", end="")
+        raise
 
 
 def _traceback() -> str:
@@ -127,10 +131,10 @@ def _give_up(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def _print(text: str) -> None:
+def _print(text: str, end: str = "\n") -> None:
     """Write to standard output, at once. Raises BrokenPipeError, UsageError."""
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except OSError as error:
         _give_up(sys.stdout)
         if isinstance(error, BrokenPipeError):

@@ -2,6 +2,10 @@
 
 A running step shows its last line of output and the time it takes; each download a bar. The
 only importer of tqdm.
+
+Whenever nothing is being drawn, the cursor is at the beginning of the first of those lines. It
+stays there when the window changes its size, whether the terminal wraps long lines anew or not,
+so all below it can be wiped and drawn again.
 """
 
 from __future__ import annotations
@@ -36,12 +40,26 @@ from pybuild.values import dataclass, field
 
 _TICK = 0.2
 _SMALLEST_BAR = 1_000_000
+_UNKNOWN = os.terminal_size((80, 24))
+# a line that turns out to be too long is cut by the terminal, which takes one row at any moment
+_LINE = "\r\x1b[?7l{}\x1b[K\x1b[?7h\r"
+_WIPE = "\x1b[J"
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
     """A tqdm bar with a lock of its own: the default one makes semaphores of the system."""
 
     monitor_interval = 0
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:  # type: ignore[override]  # always a stream of ours
+        """What writes the bar's line. tqdm's own pads it to the longest, whatever fits now."""
+
+        def write(text: str) -> None:
+            file.write(_LINE.format(text))
+            file.flush()
+
+        return write
 
 
 _Bar.set_lock(threading.RLock())
@@ -65,6 +83,7 @@ class TtyReporter:
         self._stream = stream
         self._clock = clock
         self._units: dict[int, _Unit] = {}
+        self._size = self._find_size()
         # The clock's thread and the build's threads draw on one terminal.
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -89,6 +108,7 @@ class TtyReporter:
     def report(self, event: Event) -> None:
         """Draw what `event` says."""
         with self._lock:
+            self._fit()
             match event:
                 case StepStarted():
                     line = _Bar(
@@ -125,19 +145,36 @@ class TtyReporter:
     def _tick_once(self) -> None:
         # A terminal that went away ends the build through report(), not through the clock.
         with self._lock, suppress(OSError, ValueError):
+            self._fit()
             for unit in self._units.values():
                 self._draw(unit)
+
+    def _fit(self) -> None:
+        """Draw everything anew if the window has another size."""
+        size = self._find_size()
+        if size == self._size:
+            return
+        self._size = size
+        self._stream.write(_WIPE)
+        for unit in self._units.values():
+            for bar in (unit.line, *unit.bars.values()):
+                bar.ncols, bar.nrows = size
+                bar.refresh()
+            self._draw(unit)
+
+    def _find_size(self) -> os.terminal_size:
+        try:
+            size = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            return _UNKNOWN
+        return size if all(size) else _UNKNOWN
 
     def _draw(self, unit: _Unit) -> None:
         seconds = self._clock() - unit.began
         last = f"  {unit.last}" if unit.last else ""
-        unit.line.set_description_str(cut(f"{unit.title}  {seconds:.1f}s{last}", self._width()))
-
-    def _width(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns - 1
-        except (OSError, ValueError):
-            return 79
+        unit.line.set_description_str(
+            cut(f"{unit.title}  {seconds:.1f}s{last}", self._size.columns - 1)
+        )
 
     def _miss(self, event: StepMissed) -> None:
         unit = self._units.get(event.id)
