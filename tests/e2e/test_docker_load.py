@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from embedding import Stores
+from pybuild import Builder
+from pybuild.export.outputs import DockerLoadOutput
+
 pytestmark = [pytest.mark.root]
 
 
@@ -73,3 +77,39 @@ def test_docker_loads_an_image_under_all_its_names(docker_host: str, tmp_path: P
         )
         assert found.stdout.startswith("[/x/a] [")
         assert found.stdout.endswith("A=1] 1\n")
+
+
+def test_a_container_of_a_built_image_runs_and_is_looked_into(
+    docker_host: str, stores: Stores
+) -> None:
+    """As testcontainers has it: the image is handed over, and docker does the rest."""
+    text = (
+        "FROM busybox\nRUN mkdir -p /home/web && echo made > /home/web/made \\\n"
+        " && echo web:x:1234:1234::/home/web:/bin/sh >> /etc/passwd\n"
+        "COPY --chown=web start /start\nENV WHO=me\nWORKDIR /home/web\nUSER web\n"
+        'ENTRYPOINT ["/bin/sh", "/start"]\nCMD ["first"]\n'
+    )
+    start = "echo $1 $WHO $(id -u) $(pwd) $(cat made); sleep 300\n"
+    with stores.lent() as root, Builder(backend_options={"root": root}) as builder:
+        image = builder.image(
+            builder.build({"Dockerfile": text, "start": start}, tags=["app:test"])
+        )
+        image.load_into(DockerLoadOutput(host=docker_host))
+
+    def docker(*words: str) -> str:
+        command = ["docker", "--host", docker_host, *words]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    container = docker("run", "--detach", "--network=none", "app:test", "second").strip()
+    try:
+        deadline = time.monotonic() + 60
+        while not (logs := docker("logs", container)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert logs == "second me 1234 /home/web made\n"
+        assert docker("exec", container, "stat", "-c", "%U %n", "/start") == "web /start\n"
+        assert docker("diff", container) == ""
+    finally:
+        docker("rm", "--force", container)
