@@ -155,6 +155,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.files.context", "pybuild.files.archives"),  # once a context is one
     ("pybuild.files.context", "pybuild.files.spool"),
     ("pybuild.files.context", "pybuild.oci.tarformat"),
+    ("pybuild.files.layerfiles", "pybuild.files.smallfiles"),  # once a content is read
     ("pybuild.files.copying", "pybuild.files.archives"),  # once one is unpacked
     ("pybuild.api", "pybuild.oci.registry"),  # once something is pushed
     ("pybuild.api", "pybuild.lockfile"),  # once a lock file is used

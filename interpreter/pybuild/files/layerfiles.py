@@ -17,13 +17,14 @@ from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layertree import LayerTree
 from pybuild.files.recent import Recent
-from pybuild.files.smallfiles import SmallFiles
 from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
+
+    from pybuild.files.smallfiles import SmallFiles
 
 # containerd takes minutes to unpack a single file below 2,000 folders
 _DEEPEST = 500
@@ -72,7 +73,7 @@ class LayerFiles:
         self._trees: Recent[tuple[int, str], tuple[Sequence[LayerDiff], LayerTree]] = Recent(
             _MOST_TREES
         )
-        self._small = SmallFiles(open_blob)
+        self._small: SmallFiles | None = None
         self._folder = folder
 
     def remember(self, diff_id: str, index: LayerIndex) -> None:
@@ -203,11 +204,20 @@ class LayerFiles:
         copy = self._folder / _file_name(layer.diff_id)
         with self._locks.holding(layer.diff_id):
             if not copy.exists():
-                small = self._intact(lambda layer: self._small.read(layer, entry, offset), layer)
-                if small is not None:
-                    return io.BytesIO(small)
+                small = self._small_files()
+                content = self._intact(lambda layer: small.read(layer, entry, offset), layer)
+                if content is not None:
+                    return io.BytesIO(content)
                 self._intact(functools.partial(self._uncompress, copy), layer)
         return io.BufferedReader(_Part(copy, offset, entry.size))
+
+    def _small_files(self) -> SmallFiles:
+        from pybuild.files.smallfiles import SmallFiles  # noqa: PLC0415 - for a layer's content
+
+        with self._lock:
+            if self._small is None:
+                self._small = SmallFiles(self._open_blob)
+            return self._small
 
     def _intact(self, read: Callable[[LayerDiff], Read], layer: LayerDiff) -> Read:
         try:
