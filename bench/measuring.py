@@ -122,7 +122,9 @@ def _start(command: Command, said: IO[bytes]) -> subprocess.Popen[bytes]:
 
 def _wait(process: subprocess.Popen[bytes], command: Command, said: IO[bytes]) -> None:
     try:
-        code = process.wait() if _ended(process.pid, _LONGEST) else None
+        code = process.poll()
+        if code is None and _ended(process.pid, _LONGEST):
+            code = process.wait()
     finally:
         if process.poll() is None:
             process.kill()
