@@ -68,6 +68,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / _CACHE)
 
 
+def pytest_report_header() -> list[str]:
+    """Which containerd the tests run: the first in PATH."""
+    program = shutil.which("containerd")
+    if program is None:
+        return []
+    told = subprocess.run([program, "--version"], check=False, capture_output=True, text=True)
+    return [f"containerd: {program}, {told.stdout.strip()}"]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine lacks, by marker."""
     if item.get_closest_marker("root") and getattr(os, "geteuid", lambda: 1)() != 0:

@@ -35,11 +35,12 @@ pytestmark = [pytest.mark.root, pytest.mark.containerd]
 NAMESERVER = "nameserver 192.0.2.53"
 
 # In a mount namespace of its own: only the daemon's folder with the socket is as it was, but
-# for the files of the daemon in it.
+# for the files of the daemon in it. The programs may be below /tmp themselves.
 _ELSEWHERE = """
 set -e
-mkdir -p "$1/root" "$1/state"
-mount --bind "$1" /mnt
+mkdir -p "$1/root" "$1/state" "$1/programs"
+mount --bind "$(dirname "$(command -v containerd)")" "$1/programs"
+mount --rbind "$1" /mnt
 mount -t tmpfs none /tmp
 mkdir -p "$1"
 mount --move /mnt "$1"
@@ -47,6 +48,7 @@ mount -t tmpfs none "$1/root"
 mount -t tmpfs none "$1/state"
 echo "$2" > /tmp/resolv.conf
 mount --bind /tmp/resolv.conf /etc/resolv.conf
+PATH="$1/programs:$PATH"
 shift 2
 exec "$@"
 """
