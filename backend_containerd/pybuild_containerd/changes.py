@@ -20,6 +20,7 @@ from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.layertar import read_index
 from pybuild.values import dataclass, replace
 from pybuild_containerd import rpcs
+from pybuild_containerd.activation import activated
 from pybuild_containerd.mountpoints import untouched_stubs
 from pybuild_containerd.snapshots import Mount, layer_folders
 from pybuild_containerd.workspace import Workspace
@@ -87,14 +88,15 @@ def _compared(
     key = f"pybuild-{secrets.token_hex(16)}"
     below = space.snapshots.view(key, chain) if chain else ()
     try:
-        made = space.client.call(
-            rpcs.DIFF_DIFF,
-            activity=activity,
-            left=[mount.fields() for mount in below],
-            right=[mount.fields() for mount in mounts],
-            media_type=OCI_LAYER_GZIP,
-            ref=key,
-        ).diff
+        with activated(space.client, below) as left, activated(space.client, mounts) as right:
+            made = space.client.call(
+                rpcs.DIFF_DIFF,
+                activity=activity,
+                left=[mount.fields() for mount in left],
+                right=[mount.fields() for mount in right],
+                media_type=OCI_LAYER_GZIP,
+                ref=key,
+            ).diff
     finally:
         if chain:
             space.snapshots.remove(key)

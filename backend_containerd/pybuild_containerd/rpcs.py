@@ -122,3 +122,9 @@ TASK_LIST: Final = _read("tasks", "List", "ListTasksRequest", "ListTasksResponse
 # since 1.7
 STREAM: Final = _write("streaming", "Stream", "Any", "Any", _STREAM)
 TRANSFER: Final = _write("transfer", "Transfer", "TransferRequest", "Empty", None)
+
+# since 2.2
+MOUNT_ACTIVATE: Final = _write(
+    "mounts", "Activate", "ActivateMountsRequest", "ActivateMountsResponse"
+)
+MOUNT_DEACTIVATE: Final = _write("mounts", "Deactivate", "DeactivateMountsRequest", "Empty")

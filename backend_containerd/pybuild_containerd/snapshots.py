@@ -107,7 +107,7 @@ class Snapshots:
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """The mounts of an active snapshot or a view. Raises NotFound, FailedPrecondition."""
         response = self._client.call(rpcs.SNAPSHOT_MOUNTS, snapshotter=self.snapshotter, key=key)
-        return _mounts(response.mounts)
+        return mounts_of(response.mounts)
 
     def commit(self, key: str, name: str, labels: Mapping[str, str] | None = None) -> bool:
         """Commit the active snapshot `key` as `name`.
@@ -183,7 +183,7 @@ class Snapshots:
             parent=parent,
             labels=dict(labels or {}),
         )
-        return _mounts(response.mounts)
+        return mounts_of(response.mounts)
 
 
 def layer_folders(mounts: Sequence[Mount]) -> LayerFolders | None:
@@ -243,7 +243,8 @@ def _overlay_folders(options: Sequence[str]) -> LayerFolders:
     return LayerFolders(upper, lowers, tuple(unknown), work)
 
 
-def _mounts(messages: Sequence[Any]) -> tuple[Mount, ...]:
+def mounts_of(messages: Sequence[Any]) -> tuple[Mount, ...]:
+    """The mounts of a response."""
     return tuple(
         Mount(message.type, message.source, tuple(message.options), message.target)
         for message in messages

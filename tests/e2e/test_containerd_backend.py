@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ from pybuild.testkit.workbench import (
     symlink,
 )
 from pybuild_containerd.backend import ContainerdBackend, open_backend
+from pybuild_containerd.client import Client
+from pybuild_containerd.probe import usable_snapshotters
 from sandboxing import alive
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
@@ -690,10 +693,22 @@ def test_indexes_of_base_images_are_kept_in_the_cache(store: Store) -> None:
     assert cached.read_bytes() != b"damaged"
 
 
-def test_a_build_on_the_native_snapshotter_makes_the_same_layers(store: Store) -> None:
-    layers = []
-    for snapshotter in ("overlayfs", "native"):
+@pytest.mark.parametrize("other", ["native", "erofs"])
+def test_a_build_on_another_snapshotter_makes_the_same_layers(store: Store, other: str) -> None:
+    if other == "erofs":
+        _skip_without_erofs(store)
+    made = []
+    for snapshotter in ("overlayfs", other):
         with store.open(snapshotter=snapshotter) as backend, Workbench(backend, "") as bench:
             ran = bench.run(_busybox(bench), "mkdir /d; echo x > /d/f; rm -r /home")
-            layers.append(sorted(_changed(bench, ran.layer), key=lambda e: e[0]))
-    assert layers[0] == layers[1]
+            again = bench.run(ran.layer, "rm -r /d; echo y > /g")
+            layers = (ran.layer, again.layer)
+            made.append([sorted(_changed(bench, each), key=lambda e: e[0]) for each in layers])
+    assert made[0] == made[1]
+
+
+def _skip_without_erofs(store: Store) -> None:
+    with Client(store.daemon.address, store.namespace) as client:
+        names = {found.name for found in usable_snapshotters(client)}
+    if "erofs" not in names or shutil.which("mkfs.erofs") is None:
+        pytest.skip("inherent: this containerd has no erofs snapshotter, or no mkfs.erofs")
