@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,13 @@ import pytest
 
 from pybuild.errors import BackendUnavailable, UsageError
 from pybuild_containerd.address import choose_address, find_obstacle, socket_path
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """One whose path is short, for a socket's has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @contextmanager
