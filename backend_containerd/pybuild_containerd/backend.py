@@ -370,7 +370,9 @@ class ContainerdBackend(Backend):
             self._transfer.pull(self._wanted(unrecorded[0], missing), activity)
             missing = self._missing(base)
         if missing:
-            self._puller.fetch_layers(base.reference, missing, activity)
+            self._puller.fetch_layers(
+                base.reference, missing, activity, self._files.on_arrival(base.layers)
+            )
             with self._lock:
                 self._kept.update(blob.digest for blob in missing)
         for image in unrecorded:

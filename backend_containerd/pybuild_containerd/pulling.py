@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from pybuild.backend import Activity
+from pybuild.files.layerfiles import OnIndex
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
@@ -13,6 +14,7 @@ from pybuild.oci.reference import Reference
 from pybuild_containerd.content import BlobWriter, ContentStore, gc_labels
 
 if TYPE_CHECKING:
+    from pybuild.oci.arriving import ArrivingLayer
     from pybuild.oci.pull import RemoteImage
     from pybuild.oci.registry import RegistryClient
 
@@ -50,15 +52,22 @@ class Puller:
         return image
 
     def fetch_layers(
-        self, reference: Reference, layers: Sequence[Descriptor], activity: Activity
+        self,
+        reference: Reference,
+        layers: Sequence[Descriptor],
+        activity: Activity,
+        on_index: OnIndex,
     ) -> None:
-        """Store these blobs, several at a time. Raises as `download_all` does."""
+        """Store these blobs, several at a time. Raises as `download_all` does.
+
+        `on_index` gets the digest of each layer that was stored, with its diff id and index.
+        """
         from pybuild.oci.pull import download_all  # noqa: PLC0415 - as above
 
         labels = _source_label(reference)
 
         def open_sink(blob: Descriptor) -> StoreSink:
-            return StoreSink(self._content, blob, labels, activity)
+            return StoreSink(self._content, blob, labels, activity, on_index)
 
         download_all(self._registry.client(), reference, layers, open_sink, activity)
 
@@ -72,7 +81,10 @@ class Puller:
 
 
 class StoreSink:
-    """A blob on its way into the content store; dropped unless it is committed."""
+    """A blob on its way into the content store; dropped unless it is committed.
+
+    With `on_index` it is a layer, whose index is made on the way.
+    """
 
     def __init__(
         self,
@@ -80,28 +92,44 @@ class StoreSink:
         blob: Descriptor,
         labels: Mapping[str, str],
         activity: Activity,
+        on_index: OnIndex | None = None,
     ) -> None:
+        self._on_index = on_index
+        self._layer: ArrivingLayer | None = None
         self._content = content
         self._blob = blob
         self._labels = labels
         self._activity = activity
         self._writer = self._open()
+        if on_index is not None:
+            from pybuild.oci.arriving import ArrivingLayer  # noqa: PLC0415 - as above
+
+            self._layer = ArrivingLayer(blob.size)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._layer is not None:
+            self._layer.close()
         self._writer.__exit__(*exc)
 
     def write(self, piece: bytes, /) -> None:
         self._writer.write(piece)
+        if self._layer is not None:
+            self._layer.write(piece)
 
     def restart(self) -> None:
+        if self._layer is not None:
+            self._layer.restart()
         self._writer.abort()
         self._writer = self._open()
 
     def commit(self) -> None:
         self._writer.commit(self._blob.digest, self._blob.size, self._labels)
+        found = None if self._layer is None else self._layer.finish()
+        if found is not None and self._on_index is not None:
+            self._on_index(self._blob.digest, *found)
 
     def _open(self) -> BlobWriter:
         # a ref of its own: another build may fetch the same blob, and either may fail

@@ -128,26 +128,25 @@ class BlobWriter:
 
     def __init__(self, blobs: Blobs, path: Path) -> None:
         self._blobs = blobs
-        self.path = path
+        self._path = path
         self._digest = sha256()
         self._size = 0
         with failing(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._file = io.FileIO(descriptor, "wb")
 
-    def write(self, piece: bytes) -> int:
-        """Append `piece`; the size of the file at `path` then."""
+    def write(self, piece: bytes) -> None:
+        """Append `piece`."""
         self._digest.update(piece)
         self._size += len(piece)
         left = memoryview(piece)
-        with failing(self.path):
+        with failing(self._path):
             while left:
                 left = left[self._file.write(left) :]
-        return self._size
 
     def restart(self) -> None:
         """Drop all that was written."""
-        with failing(self.path):
+        with failing(self._path):
             self._file.seek(0)
             self._file.truncate()
         self._digest = sha256()
@@ -163,9 +162,9 @@ class BlobWriter:
             raise InvalidImage(
                 f"expected {digest} with {size} bytes, got {found} with {self._size}"
             )
-        with failing(self.path):
+        with failing(self._path):
             self._file.close()
-        self._blobs.adopt(self.path, digest, size)
+        self._blobs.adopt(self._path, digest, size)
 
     def __enter__(self) -> Self:
         return self
@@ -174,4 +173,4 @@ class BlobWriter:
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
-            self.path.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from pybuild.files.layerfiles import OnIndex
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
-from pybuild.oci.layerindex import LayerIndex
 from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
@@ -16,12 +16,9 @@ from pybuild_embedded.blobs import BlobWriter
 from pybuild_embedded.store import Store
 
 if TYPE_CHECKING:
+    from pybuild.oci.arriving import ArrivingLayer
     from pybuild.oci.pull import RemoteImage
     from pybuild.oci.registry import RegistryClient
-    from pybuild_embedded.arriving import ArrivingLayer
-
-OnIndex = Callable[[str, str, LayerIndex], object]
-"""Takes the digest of a blob, its diff id and its index."""
 
 
 class Fetcher:
@@ -81,9 +78,9 @@ class StoreSink:
         self._writer: BlobWriter = store.blob_writer()
         self._layer: ArrivingLayer | None = None
         if on_index is not None:
-            from pybuild_embedded.arriving import ArrivingLayer  # noqa: PLC0415 - as above
+            from pybuild.oci.arriving import ArrivingLayer  # noqa: PLC0415 - as above
 
-            self._layer = ArrivingLayer(self._writer.path, blob.size)
+            self._layer = ArrivingLayer(blob.size)
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
@@ -95,9 +92,9 @@ class StoreSink:
         self._writer.__exit__(*exc)
 
     def write(self, piece: bytes, /) -> None:
-        size = self._writer.write(piece)
+        self._writer.write(piece)
         if self._layer is not None:
-            self._layer.grow(size)
+            self._layer.write(piece)
 
     def restart(self) -> None:
         if self._layer is not None:

@@ -12,7 +12,6 @@ from pybuild.errors import PybuildError
 from pybuild.files.layerfiles import LayerFiles
 from pybuild.oci import http
 from pybuild.oci.descriptor import Descriptor, LayerDiff
-from pybuild.oci.layerindex import LayerIndex
 from pybuild.oci.reference import Reference
 from pybuild.sandbox.mapping import Kind
 from pybuild.values import dataclass, field
@@ -78,12 +77,6 @@ class Space:
     def fetch(self, layers: Sequence[LayerDiff], activity: http.Activity) -> None:
         """Have the blobs of these layers here, as far as it is known where they come from."""
         wanted: dict[Reference, dict[str, Descriptor]] = {}
-        diff_ids = {layer.blob.digest: layer.diff_id for layer in layers}
-
-        def remember(digest: str, diff_id: str, index: LayerIndex) -> None:
-            if diff_ids[digest] == diff_id:  # else whoever needs the index gets the error
-                self.files.remember(diff_id, index)
-
         for layer in layers:
             digest = layer.blob.digest
             if self.store.has_blob(digest):
@@ -91,8 +84,9 @@ class Space:
             origin = self.store.origins.find(digest)
             if origin is not None:
                 wanted.setdefault(origin[0], {})[digest] = origin[1]
+        on_index = self.files.on_arrival(layers)
         for reference, blobs in wanted.items():
-            self.fetcher.fetch_layers(reference, list(blobs.values()), activity, remember)
+            self.fetcher.fetch_layers(reference, list(blobs.values()), activity, on_index)
 
     def mend_blob(self, layer: LayerDiff, activity: http.Activity) -> bool:
         """If a layer's blob is damaged, fetch it again; whether there is a new one."""

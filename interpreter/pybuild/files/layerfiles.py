@@ -38,6 +38,8 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 Read = TypeVar("Read")
 OpenBlob = Callable[[str], BinaryIO]
 """Opens the stored bytes of the blob with this digest."""
+OnIndex = Callable[[str, str, LayerIndex], object]
+"""Takes the digest of a layer's blob, its diff id and its index."""
 
 
 class LayerFiles:
@@ -80,6 +82,16 @@ class LayerFiles:
         """Take the index of a layer that was just written, and keep it for later builds."""
         self._hold(diff_id, index)
         self._store(diff_id, index)
+
+    def on_arrival(self, layers: Iterable[LayerDiff]) -> OnIndex:
+        """What remembers the indexes of these layers, made while their blobs arrived."""
+        expected = {layer.blob.digest: layer.diff_id for layer in layers}
+
+        def remember(digest: str, diff_id: str, index: LayerIndex) -> None:
+            if expected.get(digest) == diff_id:  # else whoever needs the index gets the error
+                self.remember(diff_id, index)
+
+        return remember
 
     def _hold(self, diff_id: str, index: LayerIndex) -> None:
         with self._lock:

@@ -1,0 +1,112 @@
+"""The index of a layer, made while its blob arrives."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO, cast
+
+from pybuild.errors import InvalidImage
+from pybuild.oci.layerindex import LayerIndex
+from pybuild.oci.layertar import read_index
+from pybuild.oci.tarformat import Limits
+
+_MOST_AHEAD = 8 << 20
+
+
+class ArrivingLayer:
+    """Reads a layer piece by piece, in a thread of its own; for one other thread.
+
+    Nothing in it is trusted before the blob has proved to be the one that was asked for.
+    """
+
+    def __init__(self, size: int) -> None:
+        """`size` is that of the whole blob in bytes."""
+        self._limits = Limits(compressed_size=size)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pybuild-index")
+        self._pieces: _Pieces | None = None
+        self._index: Future[tuple[str, LayerIndex]] | None = None
+
+    def close(self) -> None:
+        """End all that is going on."""
+        self.restart()
+        self._thread.shutdown()
+
+    def write(self, piece: bytes) -> None:
+        """Take the next piece; waits while many wait to be read."""
+        if self._pieces is None:
+            self._pieces = pieces = _Pieces()
+            self._index = self._thread.submit(read_index, cast("BinaryIO", pieces), self._limits)
+            # what is no layer isn't read to its end
+            self._index.add_done_callback(lambda _: pieces.give_up())
+        self._pieces.put(piece)
+
+    def restart(self) -> None:
+        """Give up what was read: the blob begins anew, or isn't wanted."""
+        pieces, index, self._pieces, self._index = self._pieces, self._index, None, None
+        if pieces is not None and index is not None:
+            pieces.give_up()
+            index.exception()
+
+    def finish(self) -> tuple[str, LayerIndex] | None:
+        """The diff id and index of what was written; None if that is no layer."""
+        if self._pieces is None or self._index is None:
+            return None
+        self._pieces.end()
+        try:
+            return self._index.result()
+        except InvalidImage:
+            return None
+
+
+class _GaveUpError(Exception):
+    """No more pieces come, though the blob isn't complete."""
+
+
+class _Pieces:
+    """What one thread puts and another reads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._is_complete = False
+        self._is_given_up = False
+
+    def put(self, piece: bytes) -> None:
+        with self._changed:
+            while self._size > _MOST_AHEAD and not self._is_given_up:
+                self._changed.wait()
+            if self._is_given_up:
+                return
+            self._waiting.append(piece)
+            self._size += len(piece)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        with self._changed:
+            self._is_complete = True
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        with self._changed:
+            self._is_given_up = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def read(self, size: int) -> bytes:
+        with self._changed:
+            while not (self._waiting or self._is_complete or self._is_given_up):
+                self._changed.wait()
+            if self._is_given_up:
+                raise _GaveUpError
+            if not self._waiting:
+                return b""
+            piece = self._waiting.popleft()
+            if len(piece) > size:
+                self._waiting.appendleft(piece[size:])
+                piece = piece[:size]
+            self._size -= len(piece)
+            self._changed.notify_all()
+            return piece
