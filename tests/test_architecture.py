@@ -23,6 +23,7 @@ LAYERS = {
     "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
     "cacheexchange": {"oci"},
+    "keptlayers": set[str](),
     "secrets": set[str](),
     "lendingflags": {"errors"},
     "lentvalues": {"errors", "lendingflags"},
@@ -32,6 +33,7 @@ LAYERS = {
     "cacheslots": {"backend"},
     "run": {
         *("errors", "oci", "dockerfile", "files", "backend", "remotes", "plan", "run", "secrets"),
+        "keptlayers",
     },
 }
 LAYERS["export"] = {"errors", "oci", "files", "backend", "backends", "run", "export"}
@@ -134,7 +136,7 @@ LAYERS |= {
     },
     "pybuild_embedded": {
         *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
-        "cacheexchange",
+        *("cacheexchange", "keptlayers"),
     },
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
@@ -142,6 +144,9 @@ BACKENDS = {"pybuild_containerd", "pybuild_embedded"}
 # Imports for annotations alone, of a module above or a heavy one: (module, imported).
 FOR_TYPES_ONLY = {
     ("pybuild.cacheexchange", "pybuild.backend"),  # a part of the same contract
+    ("pybuild.keptlayers", "pybuild.backend"),
+    ("pybuild.backend", "pybuild.keptlayers"),  # once a step fails
+    ("pybuild_embedded.backend", "pybuild.keptlayers"),
     ("pybuild.api", "pybuild.cachetransfer.caches"),  # once a cache is asked for
     ("pybuild.api", "pybuild.cachetransfer.places"),
     ("pybuild.arguments", "pybuild.cachetransfer.places"),

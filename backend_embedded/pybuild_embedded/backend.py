@@ -46,6 +46,7 @@ from pybuild_embedded.store import Store
 if TYPE_CHECKING:
     from pybuild.cacheexchange import CacheExchange
     from pybuild.files.layout import LayoutImage
+    from pybuild.keptlayers import KeptLayers
     from pybuild.oci.registry import RegistryClient
     from pybuild_embedded.exchange import EmbeddedExchange
 
@@ -298,6 +299,11 @@ class EmbeddedBackend(Backend):
 
     def image_store(self) -> ImageStore:
         return self._images
+
+    def kept_layers(self) -> KeptLayers:
+        from pybuild_embedded.keptlayers import EmbeddedKeptLayers  # noqa: PLC0415 - for a failed RUN
+
+        return EmbeddedKeptLayers(self._space)
 
     def describe(self) -> Sequence[tuple[str, str]]:
         found = self._space.machine.probe()

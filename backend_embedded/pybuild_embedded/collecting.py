@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from pybuild.imagestore import Pruned, PruneRequest
+from pybuild.keptlayers import LONGEST_KEPT
 from pybuild_embedded.growth import remember
 from pybuild_embedded.origins import forget_origins
 from pybuild_embedded.references import Node, References
@@ -21,6 +22,9 @@ from pybuild_embedded.sessions import Part
 from pybuild_embedded.store import Store
 from pybuild_embedded.trash import RemoveTrees
 from pybuild_embedded.usage import MeasureTrees, OnDisk, index_name, look, measure_plainly
+
+KEPT = "kept "
+"""How the names begin of what failed steps left."""
 
 
 def prune(
@@ -131,6 +135,7 @@ def _candidates(
             ranks[node] = 1
         elif request.all_images:
             ranks[node] = 2
+    ranks |= dict.fromkeys(_outlived(connection), -1)
     ordered = sorted(ranks, key=lambda node: (ranks[node], references.entries[node], node))
     groups: dict[Node, list[Node]] = {node: [node] for node in ordered}
     for first, second in _in_one_index(connection):
@@ -141,6 +146,18 @@ def _candidates(
         one += other
         groups |= dict.fromkeys(other, one)
     return list({id(group): group for group in groups.values()}.values())
+
+
+def _outlived(connection: sqlite3.Connection) -> Iterator[Node]:
+    """What failed steps left and nobody has asked for in time."""
+    since = time.time() - LONGEST_KEPT
+    for part, query in (
+        (Part.STEP, "SELECT key, key FROM steps WHERE used<?"),
+        (Part.FOLDER, "SELECT ident, chain FROM folders WHERE session IS NULL AND used<?"),
+    ):
+        for ident, name in connection.execute(query, (since,)):
+            if name and name.removeprefix("single ").startswith(KEPT):
+                yield part, ident
 
 
 def _fetchable(connection: sqlite3.Connection) -> set[str]:

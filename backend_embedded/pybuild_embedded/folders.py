@@ -2,8 +2,8 @@
 
 A folder has a row before it exists and none after it is gone, so what has no row is garbage.
 It belongs to its session until it is settled: then it never changes. Its files aren't
-synced one by one but all at once when the session ends; what a power failure may have
-caught before that is told by the boot id in its row, and dropped.
+synced one by one but all at once when the session ends, or never if it isn't lasting; what a
+power failure may have caught is told by the boot id in its row, and dropped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pybuild_embedded.sessions import Part, Session
 from pybuild_embedded.trash import Trash
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_UNSYNCED, _NEVER_SYNCED = 0, 2
 _MOST_KNOWN = 256
 
 
@@ -87,16 +88,16 @@ class Folders:
         return folder
 
     def settle(
-        self, folder: LayerFolder, chain: str, flavour: str, size: int | None
+        self, folder: LayerFolder, chain: str, flavour: str, size: int | None, *, lasting: bool
     ) -> LayerFolder:
         """The folder holds the top layer of `chain`; the one to use, which may be another's."""
         with self._database.writing() as connection:
             found = self._find(connection, chain, flavour)
             if found is None:
                 connection.execute(
-                    "UPDATE folders SET session=NULL, chain=?, flavour=?, size=?, used=?"
-                    " WHERE ident=?",
-                    (chain, flavour, size, int(time.time()), folder.ident),
+                    "UPDATE folders SET session=NULL, chain=?, flavour=?, size=?, used=?,"
+                    " synced=? WHERE ident=?",
+                    (chain, flavour, size, int(time.time()), _state(lasting), folder.ident),
                 )
                 self._growth.add(size or 0)
             winner = found or folder
@@ -185,21 +186,22 @@ class Folders:
 
     def drop_unsynced(self) -> None:
         """Remove what a machine's end may have caught half-written."""
-        lost = "FROM folders WHERE synced=0 AND boot<>?"
+        lost = "FROM folders WHERE synced IN (?, ?) AND boot<>?"
+        values = (_UNSYNCED, _NEVER_SYNCED, self._boot)
         with self._database.reading() as connection:
-            if not connection.execute(f"SELECT 1 {lost}", (self._boot,)).fetchone():
+            if not connection.execute(f"SELECT 1 {lost}", values).fetchone():
                 return
         with self._database.writing() as connection:
-            idents = connection.execute(f"SELECT ident {lost}", (self._boot,)).fetchall()
-            connection.execute(f"DELETE {lost}", (self._boot,))
+            idents = connection.execute(f"SELECT ident {lost}", values).fetchall()
+            connection.execute(f"DELETE {lost}", values)
         for (ident,) in idents:
             self._trash.put(self._layers / ident)
 
     def sync(self) -> None:
         """Make all settled folders durable, this session's and others'."""
-        query = "SELECT ident FROM folders WHERE synced=0 AND session IS NULL"
+        query = "SELECT ident FROM folders WHERE synced=? AND session IS NULL"
         with self._database.reading() as connection:
-            idents = connection.execute(query).fetchall()
+            idents = connection.execute(query, (_UNSYNCED,)).fetchall()
         if not idents:
             return
         with failing(self._root):
@@ -217,6 +219,10 @@ class Folders:
             return folder
         connection.execute("DELETE FROM folders WHERE ident=?", row)
         return None
+
+
+def _state(lasting: bool) -> int:
+    return _UNSYNCED if lasting else _NEVER_SYNCED
 
 
 def _holds_any(folder: Path) -> bool:

@@ -11,11 +11,12 @@ from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.sandbox.process import run_process, run_spec
+from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.layers import EmbeddedROLayer
 from pybuild_embedded.mounts import prepared_mounts
 from pybuild_embedded.space import Space
-from pybuild_embedded.stepfiles import StepFiles
+from pybuild_embedded.stepfiles import LeftFiles, StepFiles
 
 
 class EmbeddedRWLayer(RWLayer):
@@ -122,6 +123,23 @@ class EmbeddedRWLayer(RWLayer):
 
             handover = Handover(files.folder, pending)
         return EmbeddedROLayer(space, None, pending=pending, handover=handover, made=pending.made)
+
+    def give_up_folder(self) -> tuple[LayerFolder, LayerChain] | None:
+        """The folder of what processes left, the caller's from now on, and what it lies on.
+
+        None if they left nothing, or not that alone.
+        """
+        files = self._files
+        if self._over or files is None or files.record is not None or files.unchanged():
+            return None
+        below = self._below.chain()
+        self._over, self._files = True, None
+        return files.folder, below
+
+    def commit_folder(self, folder: LayerFolder, key: str, activity: Activity) -> ROLayer:
+        """Commit what such a folder holds."""
+        self._files = LeftFiles(folder)
+        return self.commit(key, activity)
 
     def release(self) -> None:
         self._over = True

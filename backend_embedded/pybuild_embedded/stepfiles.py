@@ -34,6 +34,16 @@ class StepFiles(ABC):
         return False
 
 
+class LeftFiles(StepFiles):
+    """What processes have left in `folder`, on which none runs any more."""
+
+    def __init__(self, folder: LayerFolder) -> None:
+        self.folder = folder
+
+    def shown(self, *_: object) -> AbstractContextManager[spec.Root]:
+        raise RuntimeError("a process was run on what others have left")
+
+
 class OverlayFiles(StepFiles):
     """Folders of layers, bottom first, with a folder for the changes mounted over them."""
 

@@ -193,15 +193,21 @@ class Store:
         return self._folders.new()
 
     def settle(
-        self, folder: LayerFolder, chain: str, flavour: str, *, size: int | None = None
+        self,
+        folder: LayerFolder,
+        chain: str,
+        flavour: str,
+        *,
+        size: int | None = None,
+        lasting: bool = True,
     ) -> LayerFolder:
         """`folder` holds exactly the top layer of `chain`, and won't change: the one to use.
 
         If there is such a folder already, that is returned, and `folder` stays this session's:
         processes may run on it. `flavour` names the mapping of ids. `size` is what ``fs`` takes
-        up on the disk, in bytes.
+        up on the disk, in bytes. One that isn't `lasting` is lost with the machine's next start.
         """
-        return self._folders.settle(folder, chain, flavour, size)
+        return self._folders.settle(folder, chain, flavour, size, lasting=lasting)
 
     def folder(self, chain: str, flavour: str) -> LayerFolder | None:
         """The settled folder with the top layer of `chain`, pinned; None if there is none."""

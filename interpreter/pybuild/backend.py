@@ -61,6 +61,7 @@ from pybuild.values import dataclass, field
 if TYPE_CHECKING:
     from pybuild.cacheexchange import CacheExchange
     from pybuild.files.layout import LayoutImage
+    from pybuild.keptlayers import KeptLayers
 
 
 class Capability(StrEnum):
@@ -78,8 +79,7 @@ class Capability(StrEnum):
     CGROUP_PARENT = "cgroup-parent"
     STEP_CACHE = "step-cache"
     DEBUG = "debug"  # a failed RUN can be kept and gone into, also with a terminal
-    FILE_OWNERS = "file-owners"
-    """A process sees and makes files of several users; otherwise one user has them all."""
+    FILE_OWNERS = "file-owners"  # of several users; otherwise one has all that a process sees
 
 
 class PullPolicy(Enum):
@@ -99,10 +99,7 @@ class Network(Enum):
 
 
 class Sharing(Enum):
-    """What happens if steps want one cache at the same time.
-
-    They share it, all but the first get another one, or they wait for each other.
-    """
+    """Steps that want one cache at the same time share it, get another one, or wait."""
 
     SHARED = "shared"
     PRIVATE = "private"
@@ -435,8 +432,7 @@ class Backend(ABC):
     def executes(self, platform: Platform) -> bool | None:
         """Whether its machine runs programs for `platform`; None where it can't tell.
 
-        A backend that runs processes on this machine asks
-        :func:`pybuild.sandbox.emulation.executes` about foreign architectures.
+        Of this machine, :func:`pybuild.sandbox.emulation.executes` knows.
         """
         return any(matches(native, platform) for native in self.platforms) or None
 
@@ -533,6 +529,10 @@ class Backend(ABC):
 
     def cache_exchange(self) -> CacheExchange | None:
         """What trades steps and cache mounts with other machines; None if nothing does."""
+        return None
+
+    def kept_layers(self) -> KeptLayers | None:
+        """What keeps the layers of failed steps; None if they are committed for it."""
         return None
 
     def describe(self) -> Sequence[tuple[str, str]]:

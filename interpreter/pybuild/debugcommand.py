@@ -98,7 +98,7 @@ def run_debug(
     check_debugs(backend)
     kept = _chosen(backend, arguments.failure)
     activity = process_activity(talk.on_output, talk.cancel)
-    with KeptRuns(backend).opened(kept) as run:
+    with KeptRuns(backend).opened(kept, activity) as run:
         backend.require(frozenset({Capability.RUN}))
         if kept.lacking:
             talk.tell("not here, unlike in the step: " + ", ".join(kept.lacking))

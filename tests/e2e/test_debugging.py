@@ -142,6 +142,47 @@ def test_the_failures_are_listed_and_chosen_by_number(pybuild: CommandLine) -> N
     )
 
 
+def test_a_layer_is_packed_when_somebody_wants_to_see_it(
+    pybuild: CommandLine, on_embedded: OnEmbedded
+) -> None:
+    pybuild.build(pybuild.context("FROM busybox\nRUN true\n"))
+    before = pybuild.blobs()
+    pybuild.fail(1, pybuild.context("FROM busybox\nRUN echo kept > /n; rm /bin/cat; exit 1\n"))
+    assert pybuild.blobs() == before
+    for _ in range(2):
+        script = "while read line; do echo $line; done < /n; test -e /bin/cat || echo gone"
+        assert pybuild.build("debug", "--", "sh", "-c", script).out == "kept\ngone\n"
+        assert len(pybuild.blobs() - before) == 1
+    work = [path for path in on_embedded.root.glob("layers/*/work/*") if path.is_dir()]
+    assert work == []
+    pybuild.check_nothing_left()
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_what_later_failures_have_pushed_out_is_gone(
+    pybuild: CommandLine, on_embedded: OnEmbedded, opened: bool
+) -> None:
+    pybuild.build(pybuild.context("FROM busybox\nRUN true\n"))
+    folders = len(list(on_embedded.root.glob("layers/*")))
+    for number in range(6):
+        pybuild.fail(1, pybuild.context(f"FROM busybox\nRUN echo {number} > /n; exit 1\n"))
+        if opened:
+            assert pybuild.build("debug", "--", "cat", "/n").out == f"{number}\n"
+    assert len(list(on_embedded.root.glob("layers/*"))) == folders + 3
+    assert pybuild.build("debug", "--failure=3", "--", "cat", "/n").out == "3\n"
+    pybuild.check_nothing_left()
+
+
+def test_a_step_that_fails_again_and_changes_nothing_is_kept_too(pybuild: CommandLine) -> None:
+    for _ in range(2):
+        pybuild.fail(1, pybuild.context("FROM busybox\nRUN exit 1\n"))
+        pybuild.fail(1, pybuild.context("FROM busybox\nRUN echo same > /n; exit 1\n"))
+    for number, there in (1, "yes"), (2, "no"), (3, "yes"):
+        done = pybuild("debug", f"--failure={number}", "--", "sh", "-c", "test -e /n && echo yes")
+        assert (done.out == "yes\n") == (there == "yes")
+    pybuild.check_nothing_left()
+
+
 def test_prune_removes_what_is_kept(pybuild: CommandLine) -> None:
     pybuild.fail(1, pybuild.context("FROM busybox\nRUN echo 1 > /n; exit 1\n"))
     pybuild.build("prune", "--all")

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from embedding import Stores, check_store
-from pybuild import build
+from pybuild import RunFailed, UsageError
+from pybuild.api import build
 from pybuild.files.statcache import KnownFile, StatCache
 from pybuild.imagestore import PruneRequest
+from pybuild.run.failedruns import FailedRuns
+from pybuild.run.keptruns import KeptRuns
 from pybuild.testkit.baseimages import BUSYBOX
+from pybuild.testkit.workbench import RecordingActivity
 from pybuild_embedded.backend import EmbeddedBackend
 
-YEAR = 365 * 86400
+DAY = 86400
+YEAR = 365 * DAY
 
 either_way = pytest.mark.parametrize("seconds", [YEAR, -YEAR], ids=["ahead", "behind"])
 
@@ -101,6 +108,44 @@ def test_what_was_used_in_the_future_is_not_old(stores: Stores, context: Path) -
         with stores.opened(root) as backend:
             pruned = backend.image_store().prune(PruneRequest(unused_for=3600))
             assert pruned.removed
+        check_store(root)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_what_a_failed_step_left_makes_room_first_after_a_day(
+    stores: Stores, context: Path, opened: bool
+) -> None:
+    def failures(backend: EmbeddedBackend) -> list[str]:
+        runs, found = KeptRuns(backend), []
+        for kept in runs.newest():
+            with suppress(UsageError), runs.opened(kept, RecordingActivity()) as run:
+                found.append(run.process.args[-1])
+        return found
+
+    def room_for_less(backend: EmbeddedBackend) -> Sequence[str]:
+        """What goes, in its order; may be more than one, as a row takes no room."""
+        store = backend.image_store()
+        total = store.prune(PruneRequest(max_size=1 << 40, dry_run=True)).left
+        return store.prune(PruneRequest(max_size=total - 1)).removed
+
+    script = "head -c 1000000 /dev/urandom > /f; exit 1"
+    with stores.lent() as root:
+        with stores.opened(root) as backend:
+            build(context, backend=backend, created=0)
+            move(backend, -DAY // 2)
+            files = {"Dockerfile": f"FROM {BUSYBOX}\nRUN {script}\n"}
+            with pytest.raises(RunFailed):
+                build(files, backend=backend, failed_runs=FailedRuns())
+            if opened:
+                assert failures(backend) == [script]
+        with stores.opened(root) as backend:
+            # what was used longest ago goes first
+            assert "kept" not in room_for_less(backend)[0]
+            move(backend, -2 * DAY)
+        with stores.opened(root) as backend:
+            assert "kept" in room_for_less(backend)[0]
+        with stores.opened(root) as backend:
+            assert failures(backend) == []
         check_store(root)
 
 

@@ -14,6 +14,7 @@ from building import Recorder, build, memory_backend
 
 from pybuild.backend import Activity, Capability
 from pybuild.errors import RunFailed, UnsupportedByBackend, UsageError
+from pybuild.keptlayers import LONGEST_KEPT
 from pybuild.run import keptruns
 from pybuild.run.events import Warned
 from pybuild.run.failedruns import FailedRun, FailedRuns
@@ -51,7 +52,7 @@ def test_the_last_failure_is_opened_with_its_files_and_its_process(backend: Memo
     [kept] = runs.newest()
     assert kept.title == error.step == "RUN echo why > /tmp/why; exit 3"
     assert (kept.where, kept.lacking) == ("Dockerfile:5", ())
-    with runs.opened(kept) as run:
+    with runs.opened(kept, RecordingActivity()) as run:
         assert run_in(run, "cat /tmp/why") == "why\n"
         process = run.process
     assert (process.cwd, process.user.uid, process.user.gid) == ("/tmp", 101, 102)
@@ -67,7 +68,7 @@ def test_what_is_changed_afterwards_is_thrown_away(backend: MemoryBackend) -> No
     runs = KeptRuns(backend)
     [kept] = runs.newest()
     for _ in range(2):
-        with runs.opened(kept) as run:
+        with runs.opened(kept, RecordingActivity()) as run:
             assert run_in(run, "cat /tmp/why; echo changed > /tmp/why") == "why\n"
 
 
@@ -108,7 +109,7 @@ def test_only_the_last_failures_are_kept(backend: MemoryBackend) -> None:
     runs = KeptRuns(backend)
     found = []
     for kept in runs.newest():
-        with runs.opened(kept) as run:
+        with runs.opened(kept, RecordingActivity()) as run:
             found.append(run_in(run, "cat /n"))
     assert found == ["4\n", "3\n", "2\n"]
 
@@ -117,7 +118,7 @@ def test_a_failure_is_forgotten_after_a_day(
     backend: MemoryBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail(backend)
-    later = time.time() + keptruns.LONGEST_KEPT + 1
+    later = time.time() + LONGEST_KEPT + 1
     monkeypatch.setattr(keptruns.time, "time", lambda: later)
     assert KeptRuns(backend).newest() == []
     assert list((tmp_path / "notes/failures").iterdir()) == []
@@ -129,18 +130,21 @@ def test_files_that_made_room_are_missed_with_a_hint(tmp_path: Path) -> None:
     with memory_backend(notes=tmp_path) as emptied:
         runs = KeptRuns(emptied)
         [kept] = runs.newest()
-        with pytest.raises(UsageError, match="aren't kept any more"), runs.opened(kept):
+        with (
+            pytest.raises(UsageError, match="aren't kept any more"),
+            runs.opened(kept, RecordingActivity()),
+        ):
             pass
 
 
-def test_a_note_of_other_files_is_not_believed(tmp_path: Path, backend: MemoryBackend) -> None:
+def test_one_whose_place_a_later_failure_has_taken_is_not_opened(backend: MemoryBackend) -> None:
     fail(backend)
-    note = tmp_path / "notes/failures/0"
-    fields = json.loads(note.read_bytes())
-    note.write_text(json.dumps({**fields, "diff_ids": fields["diff_ids"][:-1]}))
     runs = KeptRuns(backend)
     [kept] = runs.newest()
-    with pytest.raises(UsageError, match="aren't kept any more"), runs.opened(kept):
+    for number in range(keptruns.MOST_KEPT):
+        fail(backend, f"FROM busybox\nRUN echo {number} > /n; exit 1\n")
+    activity = RecordingActivity()
+    with pytest.raises(UsageError, match="aren't kept any more"), runs.opened(kept, activity):
         pass
 
 

@@ -54,6 +54,16 @@ class FailedRun:
             return changed.run(process, seen, activity)
 
 
+@dataclass(frozen=True, slots=True)
+class TakenRun:
+    """A RUN that failed by ``error``, until it is known whether somebody wants to see it."""
+
+    error: RunFailed
+    layer: RWLayer | ROLayer
+    process: Process
+    mounts: tuple[Mount, ...]
+
+
 OpenShell = Callable[[FailedRun, Activity], object]
 """Has somebody look at the failed process's files, before the build gives everything back."""
 
@@ -67,7 +77,7 @@ class FailedRuns:
     def __init__(self, shell: OpenShell | None = None) -> None:
         self._shell = shell
         self._lock = threading.Lock()
-        self._taken: list[tuple[RunFailed, FailedRun]] = []
+        self._taken: list[TakenRun] = []
 
     def fits(self, backend: Backend) -> bool:
         """Whether anything can be kept. Raises UnsupportedByBackend if a shell is wanted."""
@@ -87,17 +97,24 @@ class FailedRuns:
         process: Process,
         mounts: tuple[Mount, ...],
         activity: StepActivity,
-    ) -> ROLayer | None:
-        """Have the files that `process` left in `changed`; None, and a warning, if that fails."""
-        try:
-            layer = changed.commit(None, activity)
-        except BuildCancelled:
-            return None
-        except PybuildError as reason:
-            activity.warn(_not_kept(reason), reason.hint)
-            return None
+        *,
+        committed: bool,
+    ) -> RWLayer | ROLayer | None:
+        """Take over `changed`, in which `process` left its files, or `committed` what it is then.
+
+        None, and a warning, if it can't be committed.
+        """
+        layer: RWLayer | ROLayer = changed
+        if committed or self._shell is not None:
+            try:
+                layer = changed.commit(None, activity)
+            except BuildCancelled:
+                return None
+            except PybuildError as reason:
+                activity.warn(_not_kept(reason), reason.hint)
+                return None
         with self._lock:
-            self._taken.append((error, FailedRun(layer, process, mounts)))
+            self._taken.append(TakenRun(error, layer, process, mounts))
         return layer
 
     def ended(self, error: RunFailed, backend: Backend, activity: StepActivity) -> None:
@@ -105,23 +122,23 @@ class FailedRuns:
         from pybuild.run.keptruns import KeptRuns  # noqa: PLC0415 - for a build that fails
 
         with self._lock:
-            run = next((run for cause, run in self._taken if cause is error), None)
+            run = next((run for run in self._taken if run.error is error), None)
         if run is None:
             return
         try:
-            if KeptRuns(backend).add(run, error, activity) and error.hint is None:
+            if KeptRuns(backend).add(run, activity) and error.hint is None:
                 error.hint = _HINT
         except (PybuildError, OSError) as reason:
             activity.raise_if_cancelled()
             activity.warn(_not_kept(reason))
-        if self._shell is not None:
-            self._shell(run, activity)
+        if self._shell is not None and isinstance(run.layer, ROLayer):
+            self._shell(FailedRun(run.layer, run.process, run.mounts), activity)
 
     def release(self) -> None:
         """Let go of all files. Idempotent."""
         with self._lock:
             taken, self._taken = self._taken, []
-        for _, run in taken:
+        for run in taken:
             run.layer.release()
 
 

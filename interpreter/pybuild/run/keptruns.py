@@ -1,7 +1,7 @@
 """Failed RUNs that are kept from build to build, for ``pybuild debug``.
 
-Their files are steps of the cache, under the keys of a few places that the next failures take
-over; so whatever makes room for builds removes them too. What was run there is in a note, a
+Their files are kept by the backend, in a few places that the next failures take over; whatever
+makes room for builds removes them too. What was run there is in a note, a
 JSON document that this user alone can read. Secrets and agents are in neither.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from pybuild.backend import (
+    Activity,
     Backend,
     BindMount,
     CacheMount,
@@ -25,6 +26,8 @@ from pybuild.backend import (
     Mount,
     Network,
     Process,
+    ROLayer,
+    RWLayer,
     SecretMount,
     Sharing,
     SshMount,
@@ -32,18 +35,16 @@ from pybuild.backend import (
     Ulimit,
     User,
 )
-from pybuild.errors import RunFailed, UsageError
+from pybuild.errors import UsageError
 from pybuild.files.trees import MemoryTree, NewEntry
 from pybuild.files.wholefiles import write_whole
+from pybuild.keptlayers import LONGEST_KEPT, KeptLayers
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.run.activity import StepActivity
-from pybuild.run.failedruns import FailedRun
+from pybuild.run.failedruns import FailedRun, TakenRun
 from pybuild.values import dataclass
 
 MOST_KEPT = 3
-LONGEST_KEPT = 24 * 60 * 60
-"""Seconds after which a failed RUN isn't opened any more."""
-
 _FOLDER = "failures"
 _FILE = b"file"
 _MOST_NOTE = 4 << 20
@@ -64,7 +65,6 @@ class KeptRun:
     mounts: tuple[Mount, ...]
     lacking: tuple[str, ...]
     place: int
-    diff_ids: tuple[str, ...]
 
 
 class KeptRuns:
@@ -72,21 +72,26 @@ class KeptRuns:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._layers = backend.kept_layers() or CommittedLayers(backend)
         notes = backend.notes_folder()
         self._folder = None if notes is None else notes / _FOLDER
 
-    def add(self, run: FailedRun, error: RunFailed, activity: StepActivity) -> bool:
-        """Keep one more, in the oldest place; False if there is none at all. Raises BackendError, BuildCancelled, OSError."""
+    def add(self, run: TakenRun, activity: StepActivity) -> bool:
+        """Keep one more, in the oldest place; False if there is none at all.
+
+        Nothing else is done with its layer from then on. Raises BackendError, BuildCancelled,
+        OSError.
+        """
         folder = self._folder
         if folder is None:
             return False
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = min(range(MOST_KEPT), key=lambda number: _written(folder / str(number)))
         with self._backend.single_flight(_key(place), activity):
-            with run.layer.begin(runs=False) as same:
-                same.commit(_key(place), activity).release()
-            document = json.dumps(_document(run, error)).encode("ascii")
-            write_whole(folder / str(place), document)
+            # a note is never beside the files of another failure
+            (folder / str(place)).unlink(missing_ok=True)
+            self._layers.keep(_key(place), run.layer, activity)
+            write_whole(folder / str(place), json.dumps(_document(run)).encode("ascii"))
         return True
 
     def newest(self) -> list[KeptRun]:
@@ -105,15 +110,36 @@ class KeptRuns:
         return sorted(found, key=lambda kept: -kept.failed)
 
     @contextmanager
-    def opened(self, kept: KeptRun) -> Iterator[FailedRun]:
+    def opened(self, kept: KeptRun, activity: Activity) -> Iterator[FailedRun]:
         """The process and its files. Raises UsageError if these were removed meanwhile."""
-        layer = self._backend.lookup(_key(kept.place))
+        key, layer = _key(kept.place), None
+        with self._backend.single_flight(key, activity):
+            if (
+                self._folder is not None
+                and _read(self._folder / str(kept.place), kept.place) == kept
+            ):
+                layer = self._layers.open(key, activity)
         if layer is None:
             raise _gone(kept)
         with layer:
-            if tuple(diff.diff_id for diff in layer.diffs) != kept.diff_ids:
-                raise _gone(kept)
             yield FailedRun(layer, kept.process, kept.mounts)
+
+
+class CommittedLayers(KeptLayers):
+    """Layers that are kept as steps of the cache."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def keep(self, name: str, layer: RWLayer | ROLayer, activity: Activity) -> None:
+        if isinstance(layer, RWLayer):
+            layer.commit(name, activity).release()
+            return
+        with layer.begin(runs=False) as same:
+            same.commit(name, activity).release()
+
+    def open(self, name: str, activity: Activity) -> ROLayer | None:  # noqa: ARG002 - there is nothing to do
+        return self._backend.lookup(name)
 
 
 def _gone(kept: KeptRun) -> UsageError:
@@ -148,14 +174,13 @@ def _read(path: Path, place: int) -> KeptRun | None:
             mounts=tuple(map(_mount, found["mounts"])),
             lacking=tuple(map(str, found["lacking"])),
             place=place,
-            diff_ids=tuple(map(str, found["diff_ids"])),
         )
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def _document(run: FailedRun, error: RunFailed) -> dict[str, Any]:
-    process = run.process
+def _document(run: TakenRun) -> dict[str, Any]:
+    process, error = run.process, run.error
     kept, lacking = [], [f"the secret variable {name}" for name, _ in process.secret_env]
     for mount in run.mounts:
         described = _described(mount)
@@ -167,7 +192,6 @@ def _document(run: FailedRun, error: RunFailed) -> dict[str, Any]:
         "title": error.step or "RUN",
         "where": str(error.where or ""),
         "failed": time.time(),
-        "diff_ids": [diff.diff_id for diff in run.layer.diffs],
         "mounts": kept,
         "lacking": lacking,
         "process": {

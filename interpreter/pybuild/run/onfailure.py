@@ -62,9 +62,13 @@ class OnFailure:
                 yield changed
             except RunFailed as error:
                 if self.runs is not None:
-                    made = self.runs.take(error, changed, process, mounts, activity)
-                    if self.steps is not None and made is not None:
-                        self.steps.keep(error, made.begin(runs=False))
+                    taken = self.runs.take(
+                        error, changed, process, mounts, activity, committed=self.steps is not None
+                    )
+                    if taken is changed:
+                        stack.pop_all()
+                    elif self.steps is not None and isinstance(taken, ROLayer):
+                        self.steps.keep(error, taken.begin(runs=False))
                 elif self.steps is not None:
                     stack.pop_all()
                     self.steps.keep(error, changed)
