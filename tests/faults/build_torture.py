@@ -60,6 +60,7 @@ COPY file /y/
 ENV A=b
 """,
 )
+FAILS = "FROM busybox\nRUN seq 3000 > /failed && rm /bin/cat; exit 1\n"
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -77,6 +78,33 @@ def build(folder: Path, root: Path, number: int, *options: str) -> int:
     return code
 
 
+def fail_or_look(folder: Path, root: Path, *, look: bool) -> int:
+    """Be a process that builds what fails, or looks at what the last one left, if that is there."""
+    words = [
+        "debug",
+        "--root",
+        str(root),
+        "--",
+        "test",
+        "-s",
+        "/failed",
+        "-a",
+        "!",
+        "-e",
+        "/bin/cat",
+    ]
+    if not look:
+        words = ["--root", str(root), "-q", "-f", str(folder / "fails"), str(folder / "context")]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = pybuild_main(words)
+    if look and code == 2 and "kept" in said.getvalue():
+        return 0
+    if not look and code == 1 and "exit code: 1" in said.getvalue():
+        return 0
+    sys.stderr.write(said.getvalue())
+    return code
+
+
 def forked(*arguments: object) -> int:
     pid = os.fork()
     if pid:
@@ -86,6 +114,8 @@ def forked(*arguments: object) -> int:
         if arguments[0] == "prune":
             with contextlib.redirect_stdout(io.StringIO()):
                 code = pybuild_main(["prune", "--root", str(arguments[1]), "--all"])
+        elif arguments[0] in {"fail", "look"}:
+            code = fail_or_look(*arguments[1:], look=arguments[0] == "look")  # type: ignore[arg-type]
         else:
             code = build(*arguments)  # type: ignore[arg-type]
     finally:
@@ -106,6 +136,8 @@ def begun(chance: random.Random, folder: Path, root: Path) -> int:
     """A process that builds something, or tidies up."""
     if chance.random() < 0.05:
         return forked("prune", root)
+    if chance.random() < 0.2:
+        return forked(chance.choice(["fail", "look"]), folder, root)
     options = ["--no-cache"] if chance.random() < 0.5 else []
     return forked(folder, root, chance.randrange(len(DOCKERFILES)), *options)
 
@@ -159,6 +191,7 @@ def main(folder: Path) -> None:
     (folder / "context" / "file").write_text("content\n")
     for number, text in enumerate(DOCKERFILES):
         (folder / str(number)).write_text(text)
+    (folder / "fails").write_text(FAILS)
     stores = Stores(folder)
     root = stores.new()
     expected = digests(folder, stores.new())
