@@ -20,7 +20,7 @@ from pybuild.values import dataclass, field
 _LARGEST = 1 << 16
 _FARTHEST = 1 << 25  # of one layer, all that is uncompressed for its small files together
 _MOST_FILES = 8
-_MOST_LAYERS = 64
+_MOST_LAYERS = 16
 _PIECE = 1 << 18
 
 
