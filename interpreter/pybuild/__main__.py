@@ -3,7 +3,7 @@
 import gc
 import sys
 
-_OBJECTS = 300_000
+_OBJECTS = 1_000_000
 
 
 def main() -> int:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from digests import digests, embedded_digests
-from platformdirs import user_cache_path
 
 from embedding import serve_layout
 from pybuild.sandbox.runtimes import RUNTIMES
-from pybuild.testkit.baseimages import BUSYBOX, DEBIAN_NAMES, busybox_layout, debian_layout
+from pybuild.testkit.baseimages import BUSYBOX, DEBIAN_NAMES, busybox_layout
 from pybuild.testkit.containerd import PrivateContainerd
 from pybuild.testkit.registry import Registry
 from pybuild_containerd.backend import open_backend
@@ -94,8 +93,8 @@ def test_a_runtime_makes_the_same_images(registry: Registry, tmp_path: Path, run
 
 @pytest.mark.debootstrap
 def test_every_builder_makes_the_same_images_on_debian(
-    debian_image: PrivateContainerd, registry: Registry, tmp_path: Path
+    debian_image: PrivateContainerd, debian: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    serve_layout(registry, debian_layout(user_cache_path("pybuild-tests", appauthor=False)))
+    serve_layout(registry, debian)
     builders = Builders(debian_image, registry, DEBIAN_NAMES, tmp_path)
     _check_same(builders, [x for x in _SAMPLES if x.parent.name in _NEED_DEBIAN])
