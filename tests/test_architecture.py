@@ -151,8 +151,6 @@ FOR_TYPES_ONLY = {
     ("pybuild.api", "pybuild.cachetransfer.places"),
     ("pybuild.arguments", "pybuild.cachetransfer.places"),
     ("pybuild_embedded.backend", "pybuild_embedded.exchange"),
-    ("pybuild_embedded.fetching", "pybuild.oci.arriving"),  # once a layer is fetched
-    ("pybuild_containerd.pulling", "pybuild.oci.arriving"),
     ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
     ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
     ("pybuild.backend", "pybuild.cacheexchange"),  # once caches are taken or written

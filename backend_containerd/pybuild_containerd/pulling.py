@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from pybuild.backend import Activity
-from pybuild.files.layerfiles import OnIndex
 from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.layerindex import OnIndex
 from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
 from pybuild_containerd.content import BlobWriter, ContentStore, gc_labels
 
 if TYPE_CHECKING:
-    from pybuild.oci.arriving import ArrivingLayer
     from pybuild.oci.pull import RemoteImage
     from pybuild.oci.registry import RegistryClient
 
@@ -62,14 +61,16 @@ class Puller:
 
         `on_index` gets the digest of each layer that was stored, with its diff id and index.
         """
+        from pybuild.oci.arriving import indexing  # noqa: PLC0415 - as above
         from pybuild.oci.pull import download_all  # noqa: PLC0415 - as above
 
         labels = _source_label(reference)
 
         def open_sink(blob: Descriptor) -> StoreSink:
-            return StoreSink(self._content, blob, labels, activity, on_index)
+            return StoreSink(self._content, blob, labels, activity)
 
-        download_all(self._registry.client(), reference, layers, open_sink, activity)
+        sinks = indexing(open_sink, on_index)
+        download_all(self._registry.client(), reference, layers, sinks, activity)
 
     def scheme(self, reference: Reference) -> str:
         """How the image's registry was reached: https or http."""
@@ -81,10 +82,7 @@ class Puller:
 
 
 class StoreSink:
-    """A blob on its way into the content store; dropped unless it is committed.
-
-    With `on_index` it is a layer, whose index is made on the way.
-    """
+    """A blob on its way into the content store; dropped unless it is committed."""
 
     def __init__(
         self,
@@ -92,44 +90,28 @@ class StoreSink:
         blob: Descriptor,
         labels: Mapping[str, str],
         activity: Activity,
-        on_index: OnIndex | None = None,
     ) -> None:
-        self._on_index = on_index
-        self._layer: ArrivingLayer | None = None
         self._content = content
         self._blob = blob
         self._labels = labels
         self._activity = activity
         self._writer = self._open()
-        if on_index is not None:
-            from pybuild.oci.arriving import ArrivingLayer  # noqa: PLC0415 - as above
-
-            self._layer = ArrivingLayer(blob.size)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._layer is not None:
-            self._layer.close()
         self._writer.__exit__(*exc)
 
     def write(self, piece: bytes, /) -> None:
         self._writer.write(piece)
-        if self._layer is not None:
-            self._layer.write(piece)
 
     def restart(self) -> None:
-        if self._layer is not None:
-            self._layer.restart()
         self._writer.abort()
         self._writer = self._open()
 
     def commit(self) -> None:
         self._writer.commit(self._blob.digest, self._blob.size, self._labels)
-        found = None if self._layer is None else self._layer.finish()
-        if found is not None and self._on_index is not None:
-            self._on_index(self._blob.digest, *found)
 
     def _open(self) -> BlobWriter:
         # a ref of its own: another build may fetch the same blob, and either may fail

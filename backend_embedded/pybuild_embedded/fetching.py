@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from pybuild.files.layerfiles import OnIndex
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.http import Activity
+from pybuild.oci.layerindex import OnIndex
 from pybuild.oci.ondemand import OnDemand
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import Reference
@@ -16,7 +16,6 @@ from pybuild_embedded.blobs import BlobWriter
 from pybuild_embedded.store import Store
 
 if TYPE_CHECKING:
-    from pybuild.oci.arriving import ArrivingLayer
     from pybuild.oci.pull import RemoteImage
     from pybuild.oci.registry import RegistryClient
 
@@ -56,10 +55,15 @@ class Fetcher:
 
         `on_index` gets the digest of each layer that was stored, with its diff id and index.
         """
-        from pybuild.oci.pull import download_all  # noqa: PLC0415  (not in a cached build)
+        from pybuild.oci.arriving import indexing  # noqa: PLC0415  (not in a cached build)
+        from pybuild.oci.pull import download_all  # noqa: PLC0415  (as above)
 
-        open_sink = partial(StoreSink, self._store, on_index=on_index)
-        download_all(self._registry.client(), reference, layers, open_sink, activity)
+        sinks = partial(StoreSink, self._store)
+        download_all(
+            *(self._registry.client(), reference, layers),
+            sinks if on_index is None else indexing(sinks, on_index),
+            activity,
+        )
 
     def close(self) -> None:
         """End all connections. Idempotent."""
@@ -67,42 +71,24 @@ class Fetcher:
 
 
 class StoreSink:
-    """A blob on its way into the store; dropped unless it is committed.
+    """A blob on its way into the store; dropped unless it is committed."""
 
-    With `on_index` it is a layer, whose index is made on the way.
-    """
-
-    def __init__(self, store: Store, blob: Descriptor, *, on_index: OnIndex | None = None) -> None:
+    def __init__(self, store: Store, blob: Descriptor) -> None:
         self._blob = blob
-        self._on_index = on_index
         self._writer: BlobWriter = store.blob_writer()
-        self._layer: ArrivingLayer | None = None
-        if on_index is not None:
-            from pybuild.oci.arriving import ArrivingLayer  # noqa: PLC0415 - as above
-
-            self._layer = ArrivingLayer(blob.size)
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._layer is not None:
-            self._layer.close()
         self._writer.__exit__(*exc)
 
     def write(self, piece: bytes, /) -> None:
         self._writer.write(piece)
-        if self._layer is not None:
-            self._layer.write(piece)
 
     def restart(self) -> None:
-        if self._layer is not None:
-            self._layer.restart()
         self._writer.restart()
 
     def commit(self) -> None:
         self._writer.commit(self._blob.digest, self._blob.size)
-        found = None if self._layer is None else self._layer.finish()
-        if found is not None and self._on_index is not None:
-            self._on_index(self._blob.digest, *found)

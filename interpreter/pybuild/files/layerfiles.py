@@ -19,7 +19,7 @@ from pybuild.files.layertree import LayerTree
 from pybuild.files.recent import Recent
 from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
-from pybuild.oci.layerindex import Entry, LayerIndex
+from pybuild.oci.layerindex import Entry, LayerIndex, OnIndex
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
@@ -38,8 +38,6 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 Read = TypeVar("Read")
 OpenBlob = Callable[[str], BinaryIO]
 """Opens the stored bytes of the blob with this digest."""
-OnIndex = Callable[[str, str, LayerIndex], object]
-"""Takes the digest of a layer's blob, its diff id and its index."""
 
 
 class LayerFiles:

@@ -4,15 +4,52 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import BinaryIO, cast
 
 from pybuild.errors import InvalidImage
-from pybuild.oci.layerindex import LayerIndex
+from pybuild.oci.descriptor import Descriptor
+from pybuild.oci.layerindex import LayerIndex, OnIndex
 from pybuild.oci.layertar import read_index
+from pybuild.oci.sinks import OpenSink, Sink
 from pybuild.oci.tarformat import Limits
 
 _MOST_AHEAD = 8 << 20
+
+
+def indexing(open_sink: OpenSink, on_index: OnIndex) -> OpenSink:
+    """As `open_sink`, for blobs of layers: `on_index` gets the index of each that is committed."""
+
+    @contextmanager
+    def opened(blob: Descriptor) -> Iterator[Sink]:
+        with open_sink(blob) as sink, closing(ArrivingLayer(blob.size)) as layer:
+            yield _IndexingSink(sink, layer, blob.digest, on_index)
+
+    return opened
+
+
+class _IndexingSink:
+    def __init__(self, sink: Sink, layer: ArrivingLayer, digest: str, on_index: OnIndex) -> None:
+        self._sink = sink
+        self._layer = layer
+        self._digest = digest
+        self._on_index = on_index
+
+    def write(self, piece: bytes, /) -> None:
+        self._sink.write(piece)
+        self._layer.write(piece)
+
+    def restart(self) -> None:
+        self._layer.restart()
+        self._sink.restart()
+
+    def commit(self) -> None:
+        self._sink.commit()
+        found = self._layer.finish()
+        if found is not None:
+            self._on_index(self._digest, *found)
 
 
 class ArrivingLayer:

@@ -7,7 +7,7 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
 from pybuild.errors import InvalidImage
@@ -304,6 +304,10 @@ class LayerIndex:
         if any(code & ~_HAS_DIGEST >= len(_KINDS) for code in set(columns[0])):
             raise ValueError("unknown kind of file")
         return index
+
+
+OnIndex = Callable[[str, str, LayerIndex], object]
+"""Takes the digest of a layer's blob, its diff id and its index."""
 
 
 def _sort_key(entry: Entry) -> tuple[bytes, int]:
