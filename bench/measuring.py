@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from typing import IO, Self
 
 from controlgroups import ControlGroup, resident
+
+from pybuild.sandbox.client import has_ended
 
 _MIB = 1024 * 1024
 _PAUSE = 0.01
@@ -123,7 +124,7 @@ def _start(command: Command, said: IO[bytes]) -> subprocess.Popen[bytes]:
 def _wait(process: subprocess.Popen[bytes], command: Command, said: IO[bytes]) -> None:
     try:
         code = process.poll()
-        if code is None and _ended(process.pid, _LONGEST):
+        if code is None and has_ended(process.pid, _LONGEST):
             code = process.wait()
     finally:
         if process.poll() is None:
@@ -134,17 +135,6 @@ def _wait(process: subprocess.Popen[bytes], command: Command, said: IO[bytes]) -
         text = said.read().decode(errors="replace")[-4000:]
         fate = f"took more than {_LONGEST:.0f} s" if code is None else f"failed ({code})"
         raise SystemExit(f"{' '.join(command.arguments)} {fate}:\n{text}")
-
-
-def _ended(pid: int, seconds: float) -> bool:
-    """Wait for a child's end. `Popen.wait` with a limit looks every 50 ms only."""
-    descriptor = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-    finally:
-        os.close(descriptor)
 
 
 def environment(**more: str) -> dict[str, str]:

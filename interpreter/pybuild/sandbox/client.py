@@ -133,7 +133,7 @@ class Sandbox:
             control.close()
         if zygote is None:
             return
-        if not _has_ended(zygote.pid, _STOP_SECONDS):
+        if not has_ended(zygote.pid, _STOP_SECONDS):
             zygote.kill()
         zygote.wait()
 
@@ -282,8 +282,11 @@ def _config(mapping: Mapping, runtime: Runtime | None) -> dict[bytes, object]:
     }
 
 
-def _has_ended(child: int, seconds: float) -> bool:
-    """Wait for that long at most. `Popen.wait` with a limit looks at growing intervals only."""
+def has_ended(child: int, seconds: float) -> bool:
+    """Wait for a child's end, and whether it came within `seconds`; it isn't reaped.
+
+    `Popen.wait` with a limit looks at intervals alone, which grow up to 50 ms.
+    """
     descriptor = os.pidfd_open(child)
     try:
         poll = select.poll()
