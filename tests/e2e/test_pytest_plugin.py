@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -112,15 +112,19 @@ def test_the_example_of_a_failure_in_the_documentation_passes(run: Pytest, tmp_p
     assert (code, "1 passed" in output) == (0, True), output
 
 
-def test_two_runs_of_four_workers_build_each_image_once(run: Pytest, tmp_path: Path) -> None:
-    folders = [in_file(tmp_path / name, COUNTING) for name in ("one", "two")]
-    running = [run(folder, "-q", "-n", "4") for folder in folders]
+def check_built_once(run: Pytest, folders: Sequence[Path], *words: str) -> None:
+    """Run the tests in `folders` at the same time, with four workers each."""
+    running = [run(folder, "-q", "-n", "4", *words) for folder in folders]
     for process in running:
         code, output = ended(process)
         assert (code, "12 passed" in output) == (0, True), output
     first, second = map(seen, folders)
     assert first == second
     assert len(first) == 3
+
+
+def test_two_runs_of_four_workers_build_each_image_once(run: Pytest, tmp_path: Path) -> None:
+    check_built_once(run, [in_file(tmp_path / name, COUNTING) for name in ("one", "two")])
 
 
 @pytest.mark.root
@@ -129,14 +133,7 @@ def test_on_containerd_too(run: Pytest, tmp_path: Path, base_images: PrivateCont
     folders = [in_file(tmp_path / name, COUNTING) for name in ("one", "two")]
     for folder in folders:
         (folder / "conftest.py").write_text(ELSEWHERE % base_images.address)
-    words = ("-q", "-n", "4", "--pybuild-backend", "containerd")
-    running = [run(folder, *words) for folder in folders]
-    for process in running:
-        code, output = ended(process)
-        assert (code, "12 passed" in output) == (0, True), output
-    first, second = map(seen, folders)
-    assert first == second
-    assert len(first) == 3
+    check_built_once(run, folders, "--pybuild-backend", "containerd")
     check_nothing_left(base_images.address, "default", base_images.folder)
 
 
