@@ -7,12 +7,12 @@ large; uncompressing all of it would take longer than many a step.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
 from typing import BinaryIO
 
 from pybuild.errors import InvalidImage
+from pybuild.files.recent import Recent
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry
 from pybuild.values import dataclass, field
@@ -39,7 +39,7 @@ class SmallFiles:
         """`open_blob` opens the stored bytes of the blob with this digest."""
         self._open_blob = open_blob
         self._lock = threading.Lock()
-        self._layers: OrderedDict[str, _Layer] = OrderedDict()
+        self._layers: Recent[str, _Layer] = Recent(_MOST_LAYERS)
 
     def read(self, layer: LayerDiff, entry: Entry, offset: int) -> bytes | None:
         """The content of the FILE `entry`, at `offset` in the layer's tar.
@@ -48,10 +48,10 @@ class SmallFiles:
         behind, or one of many. Raises InvalidImage if the blob is damaged up to there.
         """
         with self._lock:
-            known = self._layers.setdefault(layer.diff_id, _Layer())
-            self._layers.move_to_end(layer.diff_id)
-            while len(self._layers) > _MOST_LAYERS:
-                self._layers.popitem(last=False)
+            known = self._layers.get(layer.diff_id)
+            if known is None:
+                known = _Layer()
+                self._layers.put(layer.diff_id, known)
             found = known.contents.get(offset)
             if found is not None and len(found) == entry.size:
                 return found

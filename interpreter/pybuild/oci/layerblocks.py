@@ -105,7 +105,6 @@ class LayerBlocks:
             self._next_done()
         self._diff.update(last)
         self._pack(last)
-        self._flushed += self._used
         self._hand_on(self._compressor.flush())
         if self._on_bytes is not None:
             self._on_bytes(self._used)
