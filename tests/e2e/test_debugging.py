@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import termios
@@ -16,6 +15,7 @@ import pytest
 from commandline import CommandLine, OnContainerd, OnEmbedded
 
 from embedding import orphans
+from pybuild.testkit.pseudoterminals import read_soon
 from sandboxing import run_tests_as_user
 
 FAILS = """\
@@ -65,19 +65,19 @@ class Session:
         end = time.monotonic() + _PATIENCE
         while text not in self.shown:
             assert time.monotonic() < end, self.shown
-            if select.select([self.ours], [], [], 0.1)[0]:
-                self.shown += os.read(self.ours, 4096).decode().replace("\r\n", "\n")
+            self.shown += read_soon(self.ours).decode().replace("\r\n", "\n")
         before, _, self.shown = self.shown.partition(text)
         return before
 
     def end(self) -> int:
         """The exit code; what is shown until then is in ``shown``."""
         end = time.monotonic() + _PATIENCE
-        while self.process.poll() is None or select.select([self.ours], [], [], 0)[0]:
+        while True:
+            code, shown = self.process.poll(), read_soon(self.ours)
+            if code is not None and not shown:
+                return code
             assert time.monotonic() < end, self.shown
-            if select.select([self.ours], [], [], 0.1)[0]:
-                self.shown += os.read(self.ours, 4096).decode().replace("\r\n", "\n")
-        return self.process.returncode
+            self.shown += shown.decode().replace("\r\n", "\n")
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import select
 import signal
 import termios
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from commandline import CommandLine, OnEmbedded
 
+from pybuild.testkit.pseudoterminals import read_soon
 from terminals import TerminalModel
 
 STAGE = """
@@ -67,10 +67,13 @@ def watched(
         decoder = codecs.getincrementaldecoder("utf-8")()
         written = ""
         end, last = time.monotonic() + _PATIENCE, time.monotonic()
-        while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        while True:
+            code, shown = process.poll(), read_soon(ours)
+            if code is not None and not shown:
+                break
             assert time.monotonic() < end, written
-            if select.select([ours], [], [], 0.05)[0]:
-                text = decoder.decode(os.read(ours, 4096))
+            if shown:
+                text = decoder.decode(shown)
                 screen.feed(text)
                 written += text
                 last = last if written else time.monotonic()
@@ -78,7 +81,7 @@ def watched(
                 screen.resize(*resize())
                 process.send_signal(signal.SIGWINCH)
                 last = time.monotonic()
-        assert process.returncode == 0, written
+        assert code == 0, written
         assert not todo
     finally:
         process.kill()

@@ -21,6 +21,7 @@ from pybuild.run.failedruns import FailedRun, FailedRuns
 from pybuild.run.keptruns import KeptRuns
 from pybuild.secrets import Secret
 from pybuild.testkit.memory import MemoryBackend
+from pybuild.testkit.pseudoterminals import read_until
 from pybuild.testkit.workbench import RecordingActivity
 
 FAILS = "FROM busybox\nENV WHO=me\nUSER web\nWORKDIR /tmp\nRUN echo why > /tmp/why; exit 3\n"
@@ -204,7 +205,7 @@ def test_a_shell_is_on_the_terminal_that_it_is_given(backend: MemoryBackend) -> 
     ours, theirs = os.openpty()
     try:
         fail(backend, failed_runs=FailedRuns(shell))
-        assert os.read(ours, 100) == b"xterm\r\nwhy\r\n"
+        assert read_until(ours, b"why\r\n") == b"xterm\r\nwhy\r\n"
     finally:
         os.close(ours)
         os.close(theirs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pybuild.backend import Capability, HostEntry, Network, Process, Ulimit, Use
 from pybuild.errors import BuildCancelled
 from pybuild.files.trees import walk
 from pybuild.oci.layerindex import Kind
+from pybuild.testkit.pseudoterminals import read_until
 from pybuild.testkit.suite_base import SuiteBase, needs
 from pybuild.testkit.validate import layer_names, validate
 from pybuild.testkit.workbench import (
@@ -53,7 +53,7 @@ class RunSuite(SuiteBase):
         ours, theirs = os.openpty()
         try:
             ran = bench.run(bench.base(), "echo shown; echo too >&2", terminal=theirs)
-            shown = os.read(ours, 100)
+            shown = read_until(ours, b"too\r\n")
         finally:
             os.close(ours)
             os.close(theirs)
@@ -65,13 +65,11 @@ class RunSuite(SuiteBase):
         needs(bench.backend, Capability.DEBUG)
         ours, theirs = os.openpty()
         script = "trap 'exit 5' INT; read line; echo got $line >/dev/tty; sleep 60; true"
-        shown = b""
         try:
             os.write(ours, b"typed\r")
             with ThreadPoolExecutor(1) as pool:
                 ran = pool.submit(bench.run, bench.base(), script, terminal=theirs)
-                while b"got typed" not in shown and select.select([ours], [], [], 30)[0]:
-                    shown += os.read(ours, 100)
+                shown = read_until(ours, b"got typed")
                 time.sleep(0.2)
                 os.write(ours, b"\x03")  # Ctrl-C
                 assert ran.result().code == 5
