@@ -195,6 +195,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.run.misses", "pybuild.run.explaining.explainer"),
     ("pybuild.run.misses", "pybuild.run.explaining.projects"),
     ("pybuild.run.result", "pybuild.run.miss"),
+    ("pybuild.run.stage", "pybuild.run.knownkeys"),  # once a step reads a folder
     ("pybuild.run.stage", "pybuild.run.miss"),
     ("pybuild.building", "pybuild.run.explaining.projects"),
     ("pybuild.building", "pybuild.cachetransfer.caches"),

@@ -15,8 +15,10 @@ from building import Recorder, busybox_config, busybox_files, memory_backend, wa
 
 import pybuild
 from pybuild.errors import BuildCancelled, CacheMissed, RunFailed, UsageError
+from pybuild.files import statcache
 from pybuild.files.trees import MemoryTree, NewEntry
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.run import knownkeys
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import StepFinished, StepMissed, StepStarted
 from pybuild.run.miss import CauseKind, Miss
@@ -70,11 +72,16 @@ class Project:
 
     @property
     def records(self) -> list[Path]:
-        return sorted(path for path in self.notes.rglob("*") if path.is_file())
+        return sorted(path for path in self.notes.glob("builds/**/*") if path.is_file())
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+@pytest.fixture(params=["every file is looked at", "folders are known by lstat"])
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Project]:
+    if "lstat" in request.param:
+        monkeypatch.setattr(knownkeys, "FEWEST_FILES", 1)
+        monkeypatch.setattr(statcache, "_GRANULARITY", -3600 * 10**9)
     folder, notes = tmp_path / "context", tmp_path / "notes"
     (folder / "src").mkdir(parents=True)
     (folder / "src" / "app.py").write_text("1")
@@ -201,6 +208,19 @@ def test_files_of_a_named_context_are_told_with_its_name(
     assert project(text, contexts={"docs": MemoryTree(entries)}) == [
         f"files of context docs changed: {told}"
     ]
+
+
+def test_files_are_named_of_a_step_that_others_had_found(project: Project, tmp_path: Path) -> None:
+    stages = "FROM scratch AS files\nCOPY src /app/\nFROM busybox\nCOPY --from=files /app /app\n"
+    project(stages)
+    (tmp_path / "other").write_text(stages + "RUN echo made > /made\n")
+    other = {"backend": project.backend, "dockerfile": tmp_path / "other"}
+    pybuild.build(project.folder, **other)
+    project.write(**{"src/app.py": "2"})
+    recorder = Recorder()
+    pybuild.build(project.folder, reporter=recorder, **other)
+    told = [str(missed.miss) for missed in recorder.of(StepMissed)]
+    assert told[0] == "src/app.py changed (content)"
 
 
 def test_only_what_a_step_reads_matters(project: Project) -> None:

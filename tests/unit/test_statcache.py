@@ -72,7 +72,7 @@ def test_unchanged_files_are_not_opened_again(
     def refuse(*_: object) -> None:
         raise AssertionError("a file was opened")
 
-    monkeypatch.setattr("pybuild.files.safepath.Root.open_file", refuse)
+    monkeypatch.setattr("pybuild.files.safepath.Root._open_regular", refuse)
     assert build(context, notes) == first
 
 

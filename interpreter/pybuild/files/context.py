@@ -7,21 +7,24 @@ unpacked: its entries are indexed, and their content served from a temporary fil
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
-from operator import attrgetter
+from hashlib import sha256
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from pybuild.errors import ContextError, InvalidImage, PybuildError
 from pybuild.files.ignore import IgnoreMatcher
-from pybuild.files.safepath import ExactReader, Listed, Root, WholeFile
-from pybuild.files.statcache import StatCache
+from pybuild.files.safepath import ExactReader, Listed, Root, Scanned, WholeFile
+from pybuild.files.statcache import StatCache, StatDigest, stat_digest
 from pybuild.files.trees import Tree, join, parent_of, resolve, shown
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.values import replace
@@ -56,6 +59,18 @@ class ContextTree(Tree):
 
         Nobody else may write to `folder`, which is made if need be.
         """
+
+    def stat_digest(
+        self, path: bytes, skip: Callable[[bytes], bool] | None = None
+    ) -> StatDigest | None:
+        """A digest that changes when anything at or below `path` does, found without reading it.
+
+        None where there is none: for what isn't there, is reached by a link or isn't in a folder
+        of this machine, and where something was changed just now. Folders that `skip` names
+        don't count.
+        """
+        del path, skip
+        return None
 
     def ignoring(self, ignore: IgnoreMatcher) -> ContextTree:
         """The same without what `ignore` excludes. Closing the one closes the other."""
@@ -171,6 +186,8 @@ class _Directory(ContextTree):
         self._root = root
         self._lock = threading.RLock()
         self._folders: dict[bytes, dict[bytes, tuple[Entry, os.stat_result]]] = {}
+        # what was scanned for a digest, and has no entries yet
+        self._scanned: dict[bytes, list[Scanned]] = {}
         self._linked: dict[tuple[int, int], bytes] = {}
         self._digests: StatCache | None = None
         self._began = time.time_ns()
@@ -191,12 +208,19 @@ class _Directory(ContextTree):
     def keep_digests_in(self, folder: Path) -> None:
         with self._lock:
             self._digests = StatCache(folder, self._status, self._began)
-            for listed in self._folders.values():
-                for name, (entry, status) in listed.items():
-                    if entry.kind is Kind.FILE and not entry.link:
-                        known = self._digests.find(status)
-                        digest = None if known is None else known.digest
-                        listed[name] = replace(entry, digest=digest), status
+            for path in list(self._folders):
+                # made anew with the digests, once somebody asks
+                self._scanned[path] = self._scan(path)
+                del self._folders[path]
+
+    def stat_digest(
+        self, path: bytes, skip: Callable[[bytes], bool] | None = None
+    ) -> StatDigest | None:
+        with self._lock, suppress(OSError):
+            top = self._scanned_status(path) if path else self._status
+            if top is not None and not stat.S_ISLNK(top.st_mode):
+                return stat_digest(path, top, self._scan, self._began, skip)
+        return None
 
     def get(self, path: bytes) -> Entry | None:
         if not path:
@@ -240,23 +264,39 @@ class _Directory(ContextTree):
                 missing.append(parent_of(missing[-1]))
             for folder in reversed(missing):
                 if not folder:
-                    self._folders[folder] = self._scan(folder)
+                    self._folders[folder] = self._list(folder)
                     continue
                 above, _, name = folder.rpartition(b"/")
                 entry = self._folders[above].get(name)
                 is_folder = entry is not None and entry[0].kind is Kind.DIRECTORY
                 if not is_folder:
                     return {}
-                self._folders[folder] = self._scan(folder)
+                self._folders[folder] = self._list(folder)
             return self._folders[path]
 
-    def _scan(self, path: bytes) -> dict[bytes, tuple[Entry, os.stat_result]]:
+    def _scan(self, path: bytes) -> list[Scanned]:
+        """What is in the folder, sorted, as it was when it was first looked at."""
+        known = self._folders.get(path)
+        if known is not None:
+            return [(name, status) for name, (_, status) in known.items()]
+        found = self._scanned.get(path)
+        if found is None:
+            found = self._scanned[path] = sorted(self._root.scanned(path), key=itemgetter(0))
+        return found
+
+    def _scanned_status(self, path: bytes) -> os.stat_result | None:
+        above, _, name = path.rpartition(b"/")
+        return next((status for each, status in self._scan(above) if each == name), None)
+
+    def _list(self, path: bytes) -> dict[bytes, tuple[Entry, os.stat_result]]:
         try:
-            listed = self._root.listed(path, known=self._digests)
+            scanned = self._scanned.pop(path, None)
+            listed = self._root.listed(path, known=self._digests, scanned=scanned)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ContextError(f"can't read the folder {shown(path)}: {reason}") from error
-        listed.sort(key=attrgetter("name"))
+        if scanned is None:
+            listed.sort(key=attrgetter("name"))
         return {
             item.name: (self._entry(join(path, item.name), item), item.status) for item in listed
         }
@@ -330,6 +370,14 @@ class _Below(ContextTree):
     def keep_digests_in(self, folder: Path) -> None:
         self._inner.keep_digests_in(folder)
 
+    def stat_digest(
+        self, path: bytes, skip: Callable[[bytes], bool] | None = None
+    ) -> StatDigest | None:
+        if skip is None:
+            return self._inner.stat_digest(self._there(path))
+        start, asked = len(self._folder) + 1, skip
+        return self._inner.stat_digest(self._there(path), lambda inner: asked(inner[start:]))
+
     def get(self, path: bytes) -> Entry | None:
         entry = self._inner.get(self._there(path))
         if entry is None:
@@ -363,6 +411,19 @@ class _Filtered(ContextTree):
 
     def keep_digests_in(self, folder: Path) -> None:
         self._inner.keep_digests_in(folder)
+
+    def stat_digest(
+        self, path: bytes, skip: Callable[[bytes], bool] | None = None
+    ) -> StatDigest | None:
+        def hides(folder: bytes) -> bool:
+            return not self._is_visible(folder) or (skip is not None and skip(folder))
+
+        found = None if hides(path) else self._inner.stat_digest(path, hides)
+        if found is None:
+            return None
+        # files that are hidden count as well, but what hides them must be the same
+        whole = json.dumps([found.text, self._ignore.patterns])
+        return replace(found, text=sha256(whole.encode("utf-8", "surrogatepass")).hexdigest())
 
     def get(self, path: bytes) -> Entry | None:
         return self._inner.get(path) if self._is_visible(path) else None

@@ -46,6 +46,11 @@ class CopyRequest:
     created: int = 0
 
 
+def plain_path(pattern: str) -> str | None:
+    """The path from the source's root that `pattern` means; None if it has wildcards."""
+    return None if has_wildcards(pattern) else literal(_clean(pattern))
+
+
 def plan_copy(request: CopyRequest, source: Tree, destination: Tree) -> list[NewEntry]:
     """The entries that the COPY adds to a layer over `destination`, sorted by path.
 

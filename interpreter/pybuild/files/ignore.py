@@ -53,6 +53,7 @@ class IgnoreMatcher:
 
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises ContextError for a pattern that is wrong."""
+        self.patterns = tuple(patterns)
         rules: list[tuple[bool, _State]] = []
         self._excludes_root = False
         for pattern in patterns:

@@ -14,7 +14,7 @@ import os
 import stat
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
@@ -41,6 +41,10 @@ _FILE = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_BINARY", 0)
 )
+
+
+Scanned = tuple[bytes, os.stat_result]
+"""A name in a folder and its lstat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +89,35 @@ class Root:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def scanned(self, path: bytes) -> list[Scanned]:
+        """The names in the folder `path`, each with its lstat, in no order.
+
+        Names that vanish meanwhile are left out.
+        """
+        if not _HAS_DIR_FD:
+            return self._scan_by_name(path)
+        with self._opened(path, _FOLDER) as fd:
+            return _scan(fd)
+
     def listed(
-        self, path: bytes, *, with_xattrs: bool = True, known: StatCache | None = None
+        self,
+        path: bytes,
+        *,
+        with_xattrs: bool = True,
+        known: StatCache | None = None,
+        scanned: Sequence[Scanned] | None = None,
     ) -> list[Listed]:
         """What is in the folder `path`, in no order. Names that vanish meanwhile are left out.
 
-        What `known` says of regular files isn't looked up again.
+        What `known` says of regular files isn't looked up again, nor what was `scanned` before.
         """
         if not _HAS_DIR_FD:
-            return self._list_by_name(path, known)
+            scanned = self._scan_by_name(path) if scanned is None else scanned
+            return self._list_by_name(path, scanned, known)
         found = []
-        # what os.fsencode does, which tells with many files
-        encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-        with self._opened(path, _FOLDER) as fd, os.scandir(fd) as names:
-            for item in names:
+        with self._opened(path, _FOLDER) as fd:
+            for name, status in _scan(fd) if scanned is None else scanned:
                 try:
-                    status = item.stat(follow_symlinks=False)
-                    name = item.name.encode(encoding, errors)
                     target, file = b"", None
                     if known is not None and stat.S_ISREG(status.st_mode):
                         file = known.find(status)
@@ -222,18 +238,23 @@ class Root:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), shown(path))
         return here
 
-    def _list_by_name(self, path: bytes, known: StatCache | None) -> list[Listed]:
-        found = []
+    def _scan_by_name(self, path: bytes) -> list[Scanned]:
         with os.scandir(self._by_name(path)) as names:
-            for item in names:
-                status = os.lstat(item.path)
-                is_link = stat.S_ISLNK(status.st_mode)
-                target = os.readlink(item.path) if is_link else b""  # noqa: PTH115  (bytes)
-                file = None
-                if known is not None and stat.S_ISREG(status.st_mode):
-                    file = known.find(status)
-                digest = None if file is None else file.digest
-                found.append(Listed(item.name, status, target, digest=digest))
+            return [(item.name, os.lstat(item.path)) for item in names]
+
+    def _list_by_name(
+        self, path: bytes, scanned: Sequence[Scanned], known: StatCache | None
+    ) -> list[Listed]:
+        folder = self._by_name(path)
+        found = []
+        for name, status in scanned:
+            is_link = stat.S_ISLNK(status.st_mode)
+            target = os.readlink(os.path.join(folder, name)) if is_link else b""  # noqa: PTH115, PTH118  (bytes)
+            file = None
+            if known is not None and stat.S_ISREG(status.st_mode):
+                file = known.find(status)
+            digest = None if file is None else file.digest
+            found.append(Listed(name, status, target, digest=digest))
         return found
 
 
@@ -276,6 +297,21 @@ class ExactReader(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+def _scan(folder: int) -> list[Scanned]:
+    """The names in an open folder, each with its lstat."""
+    # what os.fsencode does, which tells with many files
+    encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+    found = []
+    with os.scandir(folder) as names:
+        for item in names:
+            try:
+                status = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found.append((item.name.encode(encoding, errors), status))
+    return found
 
 
 def _close(fd: int) -> None:

@@ -1,14 +1,21 @@
-"""What is known of files by what lstat(2) says of them, so that none is read again unchanged."""
+"""What is known of files by what lstat(2) says of them, so that none is read again unchanged.
+
+A ctime changes with content, mode, owner and attributes, whatever is put back afterwards. On
+Windows it is a file's birth.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from pybuild.files.trees import join
 from pybuild.values import dataclass
 
 _MAGIC = b"pybuild stat cache 2\n"
@@ -16,6 +23,8 @@ _HEAD = len(_MAGIC) + sha256().digest_size
 _ROW = struct.Struct("<QQQqq32s?")  # device, inode, size, mtime_ns, ctime_ns, digest, plain
 _MOST_ROWS = 200_000
 _MOST_FILES = 64
+# device, inode, size, mtime_ns, ctime_ns, mode, links, length of the name
+_STATUS = struct.Struct("<QQQqqIQH")
 # the coarsest clock of a file system in use, FAT's, in nanoseconds
 _GRANULARITY = 2 * 10**9
 
@@ -34,30 +43,31 @@ class KnownFile:
 class StatCache:
     """What is known of the files of one build context. Safe in threads.
 
-    No write leaves a file's ctime alone, whatever is put back afterwards, but one may fall
-    into the same tick of the file system's clock as the write before. So a file is taken as
-    known only if it was last changed at least two seconds before it was looked at, as git
-    does with its index. Whoever owns `folder` is trusted.
+    A write may fall into the same tick of the file system's clock as the write before. So a
+    file is taken as known only if it was last changed at least two seconds before it was looked
+    at, as git does with its index. Whoever owns `folder` is trusted.
     """
 
     def __init__(self, folder: Path, top: os.stat_result, began: int) -> None:
-        """Read what `folder` keeps for the context whose own folder has the status `top`.
+        """Take what `folder` keeps for the context whose own folder has the status `top`.
 
         `began` is the time of day in nanoseconds before anything in it was looked at.
         """
         self._path = folder / f"{top.st_dev:x}-{top.st_ino:x}"
         self._newest = began - _GRANULARITY
         self._lock = threading.Lock()
-        self._known = _read(self._path)
+        self._read_rows: dict[_Identity, _Row] | None = None
         self._used: dict[_Identity, _Row] = {}
         self._learned = False
 
     def find(self, status: os.stat_result) -> KnownFile | None:
         """What is known of a regular file with this lstat."""
-        if not self._known:
+        # read by now but for the first time
+        known = self._known() if self._read_rows is None else self._read_rows
+        if not known:
             return None
         identity = _identity(status)
-        row = self._known.get(identity)
+        row = known.get(identity)
         if row is None:
             return None
         self._used[identity] = row
@@ -68,8 +78,7 @@ class StatCache:
 
         Its attributes were looked at after that as well.
         """
-        # on Windows the ctime is a file's birth
-        if os.name == "nt" or max(status.st_mtime_ns, status.st_ctime_ns) >= self._newest:
+        if os.name == "nt" or _changed(status) >= self._newest:
             return
         with self._lock:
             row = bytes.fromhex(digest.removeprefix("sha256:")), is_plain
@@ -82,7 +91,9 @@ class StatCache:
             if not self._learned:
                 return
             self._learned = False
-            rows = {**self._known, **self._used}
+        known = self._known()
+        with self._lock:
+            rows = {**known, **self._used}
             if len(rows) > _MOST_ROWS:
                 rows = self._used
             body = b"".join(_ROW.pack(*identity, *row) for identity, row in rows.items())
@@ -93,6 +104,77 @@ class StatCache:
 
             write_whole(self._path, _MAGIC + sha256(body).digest() + body)
             _forget_oldest(folder)
+
+    def _known(self) -> dict[_Identity, _Row]:
+        with self._lock:
+            if self._read_rows is None:
+                self._read_rows = _read(self._path)
+            return self._read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class StatDigest:
+    """``text`` is in hexadecimal, and says nothing on another machine; ``files`` is how many."""
+
+    text: str
+    files: int
+
+
+def stat_digest(
+    path: bytes,
+    top: os.stat_result,
+    scanned: Callable[[bytes], Sequence[tuple[bytes, os.stat_result]]],
+    began: int,
+    skip: Callable[[bytes], bool] | None = None,
+) -> StatDigest | None:
+    """One digest of all lstats at and below `path`, of which `top` is the first.
+
+    None if any of it was changed less than two seconds before `began`, as of :class:`StatCache`.
+    `scanned` lists a folder, sorted. Folders that `skip` names don't count, nor what is in them.
+    Raises OSError.
+    """
+    newest = began - _GRANULARITY
+    if os.name == "nt" or _changed(top) >= newest:
+        return None
+    digest, count = sha256(_lstat_row(b"", top)), 1
+    pending = [path] if stat.S_ISDIR(top.st_mode) else []
+    while pending:
+        folder = pending.pop()
+        rows = []
+        for name, status in scanned(folder):
+            if stat.S_ISDIR(status.st_mode):
+                inner = join(folder, name)
+                if skip is not None and skip(inner):
+                    continue
+                pending.append(inner)
+            if _changed(status) >= newest:
+                return None
+            rows.append(_lstat_row(name, status))
+        count += len(rows)
+        digest.update(b"%d:%b%d:" % (len(folder), folder, len(rows)))
+        digest.update(b"".join(rows))
+    return StatDigest(digest.hexdigest(), count)
+
+
+def _lstat_row(name: bytes, status: os.stat_result) -> bytes:
+    """Bytes that no other name and status have, nor any that begins with them."""
+    return (
+        _STATUS.pack(
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_mode,
+            status.st_nlink,
+            len(name),
+        )
+        + name
+    )
+
+
+def _changed(status: os.stat_result) -> int:
+    return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _read(path: Path) -> dict[_Identity, _Row]:

@@ -42,7 +42,8 @@ from pybuild.plan.steps import (
 )
 from pybuild.remotes.locations import GitLocation, Location, WebLocation
 
-_VERSION = "pybuild-key-1"
+KEY_VERSION = "pybuild-key-1"
+"""Another one when keys are made otherwise, or steps do otherwise with the same files."""
 
 
 def base_key(image: BaseImage | None, platform: Platform) -> str:
@@ -200,5 +201,5 @@ def _bytes(data: bytes) -> str:
 
 
 def _key(kind: str, value: object) -> str:
-    text = json.dumps([_VERSION, kind, value], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([KEY_VERSION, kind, value], sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()

@@ -234,7 +234,7 @@ def _cache(mount: PlannedCache, open_source: OpenSource) -> CacheMount:
         readonly=mount.readonly,
     )
     if mount.source is None:
-        return replace(made, ident=cache_ident(mount), inside=_tree_path(mount.path))
+        return replace(made, ident=cache_ident(mount), inside=tree_path(mount.path))
     files = open_source(mount.source)
     path = _existing(mount.source, files.tree, mount.path, mount.target)
     top = files.tree.get(path)
@@ -258,7 +258,7 @@ def _bind(mount: PlannedBind, open_source: OpenSource) -> BindMount:
 
 def _existing(source: Source, tree: Tree, written: str, target: str) -> bytes:
     """The resolved path of a mount's source."""
-    path = resolve(tree, _tree_path(written))
+    path = resolve(tree, tree_path(written))
     if path and tree.get(path) is None:
         raise StepFailed(
             f'source "{written}" of the mount at "{target}" was not found in '
@@ -314,7 +314,7 @@ def _copies(
 
 def _prepare_workdir(step: WorkdirStep, tree: Tree, created: int) -> tuple[NewEntry, ...]:
     """The missing folders, all owned by the user, as `llb.Mkdir` with a user makes them."""
-    path = resolve(tree, _tree_path(step.path))
+    path = resolve(tree, tree_path(step.path))
     missing: list[bytes] = []
     while path:
         entry = tree.get(path)
@@ -351,8 +351,7 @@ def describe_source(source: Source) -> str:
 
 def _inline_files(files: Iterable[InlineFile], mtime: int) -> list[NewEntry]:
     return [
-        _inline_entry(_tree_path(file.name), file.content, mode=0o644, mtime=mtime)
-        for file in files
+        _inline_entry(tree_path(file.name), file.content, mode=0o644, mtime=mtime) for file in files
     ]
 
 
@@ -365,6 +364,7 @@ def _literal(name: str) -> str:
     return "".join(f"\\{c}" if c in "*?[\\" else c for c in name)
 
 
-def _tree_path(path: str) -> bytes:
+def tree_path(path: str) -> bytes:
+    """A path as written, as that of a tree; ``..`` stays."""
     parts = [part for part in path.split("/") if part not in {"", "."}]
     return "/".join(parts).encode("utf-8", "surrogateescape")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from pybuild.errors import BuildCancelled, CacheMissed
+from pybuild.errors import BuildCancelled, CacheMissed, PybuildError
 from pybuild.oci.layerindex import Entry
 from pybuild.plan.steps import Plan, PlannedStage, Step
 from pybuild.run.activity import StepActivity
-from pybuild.values import dataclass, field
+from pybuild.values import dataclass
 
 if TYPE_CHECKING:
     from pybuild.run.explaining.explainer import Explainer
@@ -29,6 +29,14 @@ KeyFiles = Mapping[str, tuple[Sequence[Entry], Sequence[bytes | None]]]
 """Files that a key counts by mount target, those of COPY and ADD under an empty one, each with
 the path that it was copied from.
 """
+
+
+def remembered(files: KeyFiles) -> Callable[[], KeyFiles]:
+    """Gives `files` again; none of them if they are more than a build should keep in mind."""
+    few = sum(len(entries) for entries, _ in files.values()) <= _MOST_FILES
+    return (lambda: files) if few else dict
+
+
 State = Literal["cached", "made", "empty", "failed", "cancelled", "refused"]
 """The values of :class:`~pybuild.run.explaining.recorded.StepState`."""
 
@@ -42,14 +50,19 @@ class StepNotes:
     parent_key: str
     state: State = "failed"
     key: str = ""
-    files: KeyFiles = field(default_factory=dict)
     miss: Miss | None = None
+    _files: Callable[[], KeyFiles] = dict
 
-    def keyed(self, key: str, files: KeyFiles) -> None:
-        """The content key is known, and what files it counts."""
+    def keyed(self, key: str, files: Callable[[], KeyFiles]) -> None:
+        """The content key is known, and how to find out what files it counts."""
         self.key = key
-        if sum(len(entries) for entries, _ in files.values()) <= _MOST_FILES:
-            self.files = files
+        self._files = files
+
+    def files(self) -> KeyFiles:
+        """The files that the key counts; none where they can't be told any more, or are too many."""
+        with suppress(PybuildError):
+            return remembered(self._files())()
+        return {}
 
     def done(self, *, cached: bool, empty: bool) -> None:
         """The step went well, here or in another stage that has it as well."""

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend, BaseImage, ROLayer
@@ -34,7 +35,7 @@ from pybuild.run.execute import (
     perform,
     prepare,
 )
-from pybuild.run.keys import ContentKey, content_key
+from pybuild.run.keys import ContentKey, content_key, context_reads
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
 from pybuild.run.lending import Lent
 from pybuild.run.misses import Misses, StepNotes
@@ -44,6 +45,7 @@ from pybuild.run.schedule import stages_needed
 from pybuild.values import dataclass, field, replace
 
 if TYPE_CHECKING:
+    from pybuild.run.knownkeys import KnownKey
     from pybuild.run.miss import Miss
 
 
@@ -265,18 +267,42 @@ class StageRunner:
             releasing(lambda: release_all([x.release for x in images]), self._events.warn),
             self._settings.on_failure.watching(step.title, layer, activity),
         ):
-            open_source = self._opener(activity, images)
             created, lent = self._created_seconds(), self._settings.lent
-            prepared = prepare(step, layer, open_source, created, lent)
-            key = ContentKey()
-            if self._settings.use_cache:
-                key = content_key(step, notes.parent_key, prepared, activity)
+            open_source = self._opener(activity, images)
+            prepared = partial(prepare, step, layer, open_source, created, lent)
+            known = self._known_key(notes)
+            made = self._backend.lookup(known.text) if known and known.text and not fresh else None
+            cached = made is not None
+            if known is not None and made is not None:
+                key = ContentKey(
+                    known.text,
+                    lambda: content_key(step, notes.parent_key, prepared(), activity).files(),
+                )
                 notes.keyed(key.text, key.files)
-            made, cached = self._found_or_made(prepared, layer, activity, notes, fresh=fresh)
+            else:
+                key, ready = ContentKey(), prepared()
+                if self._settings.use_cache:
+                    key = content_key(step, notes.parent_key, ready, activity)
+                    notes.keyed(key.text, key.files)
+                if known is not None:
+                    known.keep(key.text)
+                made, cached = self._found_or_made(ready, layer, activity, notes, fresh=fresh)
         # a step that isn't run again happened when it was run
         ended = (made.made if made is not None else None) or datetime.now(UTC)
         shared = SharedLayer(made) if made is not None else None
         return StepOutcome(shared, key, cached, ended)
+
+    def _known_key(self, notes: StepNotes) -> KnownKey | None:
+        """What earlier builds found out about the key; None where it is to be made at any rate."""
+        folder = self._backend.notes_folder()
+        if folder is None or not self._settings.use_cache:
+            return None
+        read = context_reads(notes.step, self._settings.contexts)
+        if not read:
+            return None
+        from pybuild.run.knownkeys import KnownKey  # noqa: PLC0415 - for steps that read folders
+
+        return KnownKey.of(folder, notes.step, notes.parent_key, read)
 
     def _found_or_made(
         self,

@@ -104,7 +104,7 @@ class Describer:
         labels = {target: self._label(each) for target, each in _sources(notes.step).items()}
         found = {}
         own = _heredocs(notes.step)
-        for target, (entries, paths) in notes.files.items():
+        for target, (entries, paths) in notes.files().items():
             if target and target not in labels:  # a script, which the instruction holds
                 continue
             rows = rows_of(entries, [None if path in own else path for path in paths])
