@@ -204,6 +204,8 @@ FOR_TYPES_ONLY = {
     ("pybuild_embedded.backend", "pybuild.files.layout"),
     ("pybuild_embedded.fetching", "pybuild.oci.registry"),
     ("pybuild_embedded.fetching", "pybuild.oci.pull"),
+    ("pybuild_embedded.fetching", "pybuild_embedded.plaincopies"),  # before something is run
+    ("pybuild_embedded.space", "pybuild_embedded.plaincopies"),
     ("pybuild_embedded.layers", "pybuild_embedded.pending"),  # once something is run
     ("pybuild_embedded.machine", "pybuild.sandbox.client"),
     ("pybuild_embedded.machine", "pybuild.sandbox.runtimes"),

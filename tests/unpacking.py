@@ -16,7 +16,7 @@ import pytest
 
 from pybuild.files.layertree import LayerTree
 from pybuild.files.trees import Tree, walk
-from pybuild.oci.compression import Compression
+from pybuild.oci.compression import Compression, detect
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.layertar import read_index
 from pybuild.oci.tarformat import Member, header
@@ -121,6 +121,8 @@ class Layers:
                 target=layer.folder,
                 userxattr=self.userxattr,
                 owners=self.owners,
+                # both ways in turn
+                plain=layer.blob if len(self.chain) % 2 and _is_plain(layer.blob) else None,
             )
         )
         self.chain.append(layer)
@@ -346,3 +348,8 @@ def layers_in(folder: Path, mapping: Mapping | None = None) -> Iterator[Layers]:
             yield Layers(sandbox, workers, folder, folder / "probe")
     finally:
         empty(mapping, folder)
+
+
+def _is_plain(blob: Path) -> bool:
+    with blob.open("rb") as stream:
+        return detect(stream.read(6)) is None

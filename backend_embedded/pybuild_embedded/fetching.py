@@ -18,6 +18,7 @@ from pybuild_embedded.store import Store
 if TYPE_CHECKING:
     from pybuild.oci.pull import RemoteImage
     from pybuild.oci.registry import RegistryClient
+    from pybuild_embedded.plaincopies import PlainCopies
 
 
 class Fetcher:
@@ -50,10 +51,12 @@ class Fetcher:
         layers: Sequence[Descriptor],
         activity: Activity,
         on_index: OnIndex | None = None,
+        copies: PlainCopies | None = None,
     ) -> None:
         """Store these blobs, several at a time. Raises as `download_all` does.
 
-        `on_index` gets the digest of each layer that was stored, with its diff id and index.
+        `on_index` gets the digest of each layer that was stored, with its diff id and index;
+        then `copies` get it uncompressed, too.
         """
         from pybuild.oci.arriving import indexing  # noqa: PLC0415  (not in a cached build)
         from pybuild.oci.pull import download_all  # noqa: PLC0415  (as above)
@@ -61,7 +64,9 @@ class Fetcher:
         sinks = partial(StoreSink, self._store)
         download_all(
             *(self._registry.client(), reference, layers),
-            sinks if on_index is None else indexing(sinks, on_index),
+            sinks
+            if on_index is None
+            else indexing(sinks, on_index, copies.copy if copies else None),
             activity,
         )
 

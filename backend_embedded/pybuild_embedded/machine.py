@@ -149,6 +149,11 @@ class Machine:
         """Whether processes are started by the sandbox alone, and not by a runtime."""
         return self._runner in _OWN
 
+    @property
+    def is_announced(self) -> bool:
+        """Whether processes are going to run."""
+        return self._is_announced
+
     def warm_up(self) -> None:
         """Start what a process will need, in the background, if one was required."""
         with self._lock:

@@ -46,7 +46,7 @@ class Unpack:
     may show several layers. The folders must be complete only if the layer has hard links to
     files of theirs. With `userxattr` the
     marks are ``user.overlay.*``, else ``trusted.overlay.*``; without `owners` all belongs to
-    the one user that there is.
+    the one user that there is. `plain` is the same layer uncompressed and checked.
     """
 
     blob: Path
@@ -57,6 +57,7 @@ class Unpack:
     target: Path
     userxattr: bool
     owners: bool
+    plain: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,7 @@ def encode(request: Request, shown: Shown) -> bytes:
                 _texts(request.lowers),
                 request.userxattr,
                 request.owners,
+                request.plain and os.fspath(request.plain),
             ]
         case Apply():
             fields = [
@@ -264,7 +266,7 @@ def decode(data: bytes, shown: Shown) -> Request:
         case "Record":
             return Record(*_paths(fields))
         case "Unpack":
-            blob, index, target, diff_id, parents, lowers, userxattr, owners = fields
+            blob, index, target, diff_id, parents, lowers, userxattr, owners, plain = fields
             return Unpack(
                 Path(blob),
                 diff_id,
@@ -274,6 +276,7 @@ def decode(data: bytes, shown: Shown) -> Request:
                 Path(target),
                 userxattr,
                 owners,
+                plain and Path(plain),
             )
         case "Pack":
             upper, blob, index, parents, newest, owners, compression, fuse, record = fields

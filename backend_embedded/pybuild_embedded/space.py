@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pybuild.backend import Activity
 from pybuild.errors import PybuildError
@@ -19,6 +19,9 @@ from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.flights import Flights
 from pybuild_embedded.machine import Machine
 from pybuild_embedded.store import Store
+
+if TYPE_CHECKING:
+    from pybuild_embedded.plaincopies import PlainCopies
 
 ONE_ID = (
     "RUN has a single user id here: every file belongs to the step's user, changes of owner "
@@ -45,6 +48,8 @@ class Space:
     unfinished: list[Unfinished] = field(default_factory=list)
     """Work that goes on behind the build's back."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    copies: PlainCopies | None = None
+    """Layers that arrived and will be unpacked, if any."""
     _told: set[str] = field(default_factory=set)
 
     def warn_of_copies(self, activity: Activity) -> None:
@@ -84,9 +89,17 @@ class Space:
             origin = self.store.origins.find(digest)
             if origin is not None:
                 wanted.setdefault(origin[0], {})[digest] = origin[1]
+        if not wanted:
+            return
         on_index = self.files.on_arrival(layers)
+        if self.copies is None and self.machine.is_announced:
+            from pybuild_embedded.plaincopies import PlainCopies  # noqa: PLC0415 - before a RUN
+
+            self.copies = PlainCopies(self.store.new_file)
         for reference, blobs in wanted.items():
-            self.fetcher.fetch_layers(reference, list(blobs.values()), activity, on_index)
+            self.fetcher.fetch_layers(
+                reference, list(blobs.values()), activity, on_index, self.copies
+            )
 
     def mend_blob(self, layer: LayerDiff, activity: http.Activity) -> bool:
         """If a layer's blob is damaged, fetch it again; whether there is a new one."""

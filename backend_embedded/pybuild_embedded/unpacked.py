@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from pybuild.backend import Activity
 from pybuild.errors import InvalidImage
+from pybuild.values import replace
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.space import Space
@@ -51,22 +53,24 @@ def _unpacked_one(
         activity.raise_if_cancelled()
         folder = store.new_folder()
         layer = chain.layers[place]
-        request = Unpack(
-            blob=store.blob_path(layer.blob.digest),
-            diff_id=layer.diff_id,
-            index=space.files.index_path(layer),
-            parents=space.files.index_paths(chain.layers[:place]),
-            lowers=tuple(lower.fs for lower in below),
-            target=folder.fs,
-            userxattr=space.machine.mapping().userxattr,
-            owners=space.machine.keeps_owners,
-        )
-        try:
-            size = space.machine.workers().unpack(request)
-        except InvalidImage:
-            if not space.mend_blob(layer, activity):
-                raise
-            size = space.machine.workers().unpack(request)
+        with nullcontext() if space.copies is None else space.copies.taken(layer) as plain:
+            request = Unpack(
+                blob=store.blob_path(layer.blob.digest),
+                diff_id=layer.diff_id,
+                index=space.files.index_path(layer),
+                parents=space.files.index_paths(chain.layers[:place]),
+                lowers=tuple(lower.fs for lower in below),
+                target=folder.fs,
+                userxattr=space.machine.mapping().userxattr,
+                owners=space.machine.keeps_owners,
+                plain=plain,
+            )
+            try:
+                size = space.machine.workers().unpack(request)
+            except InvalidImage:
+                if plain is None and not space.mend_blob(layer, activity):
+                    raise
+                size = space.machine.workers().unpack(replace(request, plain=None))
         store.record_layers(chain.layers[: place + 1])
         return store.settle(folder, name, flavour, size=size)
 

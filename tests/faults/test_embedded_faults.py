@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from programs import HERE, run
 from embedding import Stores, busybox_registry
 from pybuild import BuildResult, build
 from pybuild.errors import InvalidImage
+from pybuild.oci.descriptor import LayerDiff
 from pybuild.testkit.registry import Registry
 from pybuild.testkit.workbench import RecordingActivity
+from pybuild_embedded import plaincopies
 from pybuild_embedded.backend import open_backend
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inherent: runs on Linux only")
@@ -118,6 +123,36 @@ def test_a_damaged_blob_of_the_base_image_is_fetched_again(pulled: Pulled) -> No
     pulled.build("RUN echo ran\n")
     assert blob.read_bytes() == whole
     assert pulled.faults() == []
+
+
+@pytest.mark.parametrize("fault", ["cut short", "not written"])
+def test_a_step_runs_though_the_plain_copy_of_its_base_is_no_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    taken = plaincopies.PlainCopies.taken
+    found: list[Path | None] = []
+
+    @contextmanager
+    def spoilt(self: plaincopies.PlainCopies, layer: LayerDiff) -> Iterator[Path | None]:
+        with taken(self, layer) as path:
+            found.append(path)
+            if path is not None and fault == "cut short":
+                os.truncate(path, path.stat().st_size // 2)
+            yield path
+
+    def write(self: FileIO, piece: object) -> int:
+        del self, piece
+        raise OSError(errno.ENOSPC, "no room")
+
+    if fault == "not written":
+        monkeypatch.setattr(plaincopies, "FileIO", type("Full", (FileIO,), {"write": write}))
+    monkeypatch.setattr(plaincopies.PlainCopies, "taken", spoilt)
+    root = tmp_path / "own"
+    with busybox_registry() as registry, open_backend({"root": root}) as backend:
+        text = f"FROM {registry.address}/busybox:latest\nRUN echo ran > /ran\n".encode()
+        build(None, dockerfile=text, backend=backend)
+        assert [path is None for path in found] == [fault == "not written"]
+        assert [path for path in (root / "ingest").rglob("*") if path.is_file()] == []
 
 
 def test_a_missing_blob_of_the_base_image_is_fetched_again(pulled: Pulled) -> None:

@@ -102,6 +102,7 @@ def workers_of(sandbox: InThreads, most: int = 2) -> Workers:
     "request_",
     [
         Unpack(ODD, DIGEST, ODD, (ODD, ODD), (), ODD, userxattr=True, owners=False),
+        Unpack(ODD, DIGEST, ODD, (), (), ODD, userxattr=True, owners=False, plain=ODD),
         Pack(ODD, (), ODD, ODD, None, True, Compression.ZSTD, fuse=True),
         Pack(ODD, (ODD,), ODD, ODD, 5, False, Compression.NONE),
         Merge((ODD, ODD), (ODD,), ODD, owners=True),

@@ -24,7 +24,10 @@ def unpack(request: Unpack, indexes: Indexes) -> int:
     plan = plan_layer(index, tree, below)
     with Making(request.target, owners=request.owners, devices=not request.userxattr) as making:
         making.folders(plan.folders)
-        make_files(request.blob, request.diff_id, plan, making)
+        if request.plain is None:
+            make_files(request.blob, request.diff_id, plan, making)
+        else:
+            copy_files(request.plain, plan, making)
         make_copies(making, plan.lower_files, request.lowers, len(request.parents))
         for entry in plan.others:
             if not making.other(entry) and entry.path in plan.covered:
@@ -53,6 +56,27 @@ def make_files(path: Path, diff_id: str, plan: LayerPlan, making: Making) -> Non
         content.finish()
         if f"sha256:{whole.hexdigest()}" != diff_id:
             raise InvalidImage(f"the blob {path.name} doesn't hold {diff_id}")
+
+
+def copy_files(path: Path, plan: LayerPlan, making: Making) -> None:
+    """As :func:`make_files`, from a plain tar that was checked before."""
+    with path.open("rb", buffering=0) as plain:
+        source = plain.fileno()
+        for offset, entries in plan.files:
+            making.file(entries, partial(_copy, source, offset, entries[0].size))
+
+
+def _copy(source: int, offset: int, size: int, fd: int) -> None:
+    """Write `size` bytes of the open file `source`, from `offset` on, to `fd`."""
+    end = offset + size
+    while offset < end:
+        piece = os.pread(source, min(end - offset, CHUNK), offset)
+        if not piece:
+            raise InvalidImage("the layer's copy ends too early")
+        offset += len(piece)
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(fd, left) :]
 
 
 class _Content:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from typing import BinaryIO, cast
+from contextlib import ExitStack, closing, contextmanager
+from typing import BinaryIO, Protocol, Self, cast
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.descriptor import Descriptor
@@ -19,12 +19,38 @@ from pybuild.oci.tarformat import Limits
 _MOST_AHEAD = 8 << 20
 
 
-def indexing(open_sink: OpenSink, on_index: OnIndex) -> OpenSink:
-    """As `open_sink`, for blobs of layers: `on_index` gets the index of each that is committed."""
+class PlainSink(Protocol):
+    """Takes the plain tar of a layer, for one thread at a time; it is wanted once it is kept."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+    def write(self, piece: bytes, /) -> None:
+        """Take the next piece."""
+
+    def restart(self) -> None:
+        """Drop all that was written."""
+
+    def keep(self, diff_id: str, /) -> None:
+        """All was written."""
+
+
+def indexing(
+    open_sink: OpenSink,
+    on_index: OnIndex,
+    copy: Callable[[Descriptor], PlainSink] | None = None,
+) -> OpenSink:
+    """As `open_sink`, for blobs of layers: `on_index` gets the index of each that is committed.
+
+    What `copy` gives for a blob takes the layer uncompressed.
+    """
 
     @contextmanager
     def opened(blob: Descriptor) -> Iterator[Sink]:
-        with open_sink(blob) as sink, closing(ArrivingLayer(blob.size)) as layer:
+        with ExitStack() as stack:
+            sink = stack.enter_context(open_sink(blob))
+            plain = stack.enter_context(copy(blob)) if copy is not None else None
+            layer = stack.enter_context(closing(ArrivingLayer(blob.size, plain)))
             yield _IndexingSink(sink, layer, blob.digest, on_index)
 
     return opened
@@ -58,8 +84,9 @@ class ArrivingLayer:
     Nothing in it is trusted before the blob has proved to be the one that was asked for.
     """
 
-    def __init__(self, size: int) -> None:
-        """`size` is that of the whole blob in bytes."""
+    def __init__(self, size: int, plain: PlainSink | None = None) -> None:
+        """`size` is that of the whole blob in bytes; `plain` takes it uncompressed."""
+        self._plain = plain
         self._limits = Limits(compressed_size=size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pybuild-index")
         self._pieces: _Pieces | None = None
@@ -74,7 +101,10 @@ class ArrivingLayer:
         """Take the next piece; waits while many wait to be read."""
         if self._pieces is None:
             self._pieces = pieces = _Pieces()
-            self._index = self._thread.submit(read_index, cast("BinaryIO", pieces), self._limits)
+            observe = None if self._plain is None else self._plain.write
+            self._index = self._thread.submit(
+                read_index, cast("BinaryIO", pieces), self._limits, observe
+            )
             # what is no layer isn't read to its end
             self._index.add_done_callback(lambda _: pieces.give_up())
         self._pieces.put(piece)
@@ -85,16 +115,22 @@ class ArrivingLayer:
         if pieces is not None and index is not None:
             pieces.give_up()
             index.exception()
+            if self._plain is not None:
+                self._plain.restart()
 
     def finish(self) -> tuple[str, LayerIndex] | None:
         """The diff id and index of what was written; None if that is no layer."""
-        if self._pieces is None or self._index is None:
+        pieces, reading, self._pieces, self._index = self._pieces, self._index, None, None
+        if pieces is None or reading is None:
             return None
-        self._pieces.end()
+        pieces.end()
         try:
-            return self._index.result()
+            diff_id, index = reading.result()
         except InvalidImage:
             return None
+        if self._plain is not None:
+            self._plain.keep(diff_id)
+        return diff_id, index
 
 
 class _GaveUpError(Exception):

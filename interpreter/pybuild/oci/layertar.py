@@ -237,16 +237,27 @@ def _shown(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace").encode("unicode_escape").decode()
 
 
-def read_index(stream: BinaryIO, limits: Limits | None = None) -> tuple[str, LayerIndex]:
+def read_index(
+    stream: BinaryIO,
+    limits: Limits | None = None,
+    observe: Callable[[bytes], object] | None = None,
+) -> tuple[str, LayerIndex]:
     """The diff id of a layer and its index, in one pass to the end of `stream`.
 
     `stream` is the blob: gzip, zstd or plain tar, told by its first bytes. Nothing is
     unpacked. Names that leave the root, sparse files, broken or oversized input raise
     InvalidImage; of entries with one path the last counts; a name below a symlink of the
     same layer means what the link points to, as it does when containerd unpacks it.
+    `observe`, called in another thread, sees the plain tar.
     """
     whole = sha256()
-    with Decompressed(stream) as plain, ReadAhead(plain, whole.update) as ahead:
+
+    def see(piece: bytes) -> None:
+        whole.update(piece)
+        if observe is not None:
+            observe(piece)
+
+    with Decompressed(stream) as plain, ReadAhead(plain, see) as ahead:
         index = index_tar(TarReader(ahead, limits))
     return f"sha256:{whole.hexdigest()}", index
 
