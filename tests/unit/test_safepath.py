@@ -102,4 +102,7 @@ def test_no_descriptor_is_left_open(root: Root) -> None:
             root.open_file(path).close()
         with suppress(OSError):
             root.listed(path)
-    assert len(list(Path("/dev/fd").iterdir())) == before
+        # the folder of the last file may be
+        assert len(list(Path("/dev/fd").iterdir())) <= before + 1
+    root.close()
+    assert len(list(Path("/dev/fd").iterdir())) == before - 1

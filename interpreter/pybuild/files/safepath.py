@@ -32,6 +32,9 @@ _MAX_CALL = 4000  # bytes of path in one call: PATH_MAX less some room
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = os.O_RDONLY | _CLOEXEC | _NOFOLLOW | getattr(os, "O_DIRECTORY", 0)
+# to open what is in it, for which it needn't be readable
+_PLACE = _FOLDER | getattr(os, "O_PATH", 0)
+_NO_NAMES = (b"", b".", b"..")
 # O_NONBLOCK: opening a FIFO that took a file's place must not wait for a writer
 _FILE = (
     os.O_RDONLY
@@ -76,12 +79,14 @@ class Root:
             self._fd = os.open(path, _FOLDER & ~_NOFOLLOW)
         self._openat2: Callable[[int, bytes, int], int] | None = None
         self._has_openat2 = sys.platform == "linux"
+        self._last: _OpenFolder | None = None
         self._closing = weakref.finalize(self, _close, self._fd)
 
     def close(self) -> None:
         """Idempotent, and done at the latest when nothing refers to it any more."""
         self._closing()
         self._fd = -1
+        self._last = None
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +178,7 @@ class Root:
 
     def _open_regular(self, path: bytes, expected: os.stat_result | None) -> tuple[int, int]:
         """A descriptor of the file, and its size."""
-        fd = self._open(path, _FILE) if _HAS_DIR_FD else os.open(self._by_name(path), _FILE)
+        fd = self._open_file(path) if _HAS_DIR_FD else os.open(self._by_name(path), _FILE)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -184,6 +189,16 @@ class Root:
             os.close(fd)
             raise
         return fd, status.st_size
+
+    def _open_file(self, path: bytes) -> int:
+        folder, _, name = path.rpartition(b"/")
+        if not folder or name in _NO_NAMES or b"\0" in name:
+            return self._open(path, _FILE)
+        # the files of a folder are read one after the other, also by several threads
+        last = self._last
+        if last is None or last.path != folder:
+            last = self._last = _OpenFolder(folder, self._open(folder, _PLACE))
+        return os.open(name, _FILE, dir_fd=last.fd)
 
     @contextmanager
     def _opened(self, path: bytes, flags: int) -> Iterator[int]:
@@ -256,6 +271,15 @@ class Root:
             digest = None if file is None else file.digest
             found.append(Listed(name, status, target, digest=digest))
         return found
+
+
+class _OpenFolder:
+    """A folder that stays open as long as somebody has this."""
+
+    def __init__(self, path: bytes, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        weakref.finalize(self, os.close, fd)
 
 
 class WholeFile(io.BytesIO):
