@@ -20,6 +20,7 @@ LAYERS = {
     "oci": {"errors", "oci"},
     "dockerfile": {"errors", "dockerfile"},
     "files": {"errors", "oci", "files"},
+    "unpacking": {"errors", "oci", "files", "unpacking"},
     "sandbox": {"errors", "files", "backend", "sandbox"},
     "imagestore": {"errors", "oci"},
     "cacheexchange": {"oci"},
@@ -132,11 +133,11 @@ LAYERS |= {
     "testkit": {*BELOW_API, "api", "testkit", "__init__"},
     "pybuild_containerd": {
         *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
-        "cacheexchange",
+        *("cacheexchange", "unpacking"),
     },
     "pybuild_embedded": {
         *("errors", "oci", "files", "sandbox", "backend", "imagestore", "cacheslots"),
-        *("cacheexchange", "keptlayers"),
+        *("cacheexchange", "keptlayers", "unpacking"),
     },
 }
 BACKENDS = {"pybuild_containerd", "pybuild_embedded"}

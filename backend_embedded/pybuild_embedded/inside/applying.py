@@ -11,11 +11,11 @@ from pybuild.files.safepath import Root
 from pybuild.files.trees import parent_of
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import allowed_xattrs
+from pybuild.unpacking.contents import Source, make_files
+from pybuild.unpacking.layerplan import LayerPlan, LowerFile, plan_layer
+from pybuild.unpacking.making import Making
+from pybuild.unpacking.removing import clear, clear_folder, remove_name
 from pybuild_embedded.inside.indexes import Indexes
-from pybuild_embedded.inside.layerplan import LayerPlan, LowerFile, plan_layer
-from pybuild_embedded.inside.making import Making
-from pybuild_embedded.inside.removing import clear, clear_folder, remove_name
-from pybuild_embedded.inside.unpacking import make_files
 from pybuild_embedded.requests import Apply
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -32,9 +32,12 @@ def apply(request: Apply, indexes: Indexes) -> None:
             # before anything is removed: a layer may give a file another name
             _stage(root, plan.lower_files, stage)
             new = _make_way(root, plan)
-        with Making(request.target, owners=request.owners, devices=request.devices) as making:
+        with (
+            Making(request.target, owners=request.owners, devices=request.devices) as making,
+            request.blob.open("rb", buffering=0) as blob,
+        ):
             making.folders(new)
-            make_files(request.blob, request.diff_id, plan, making)
+            make_files(Source(blob, request.diff_id), plan, making)
             for number, file in enumerate(plan.lower_files):
                 for entry in file.entries:
                     making.link(stage, b"%d" % number, entry.path)

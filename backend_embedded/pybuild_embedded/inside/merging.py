@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pybuild.unpacking.layerplan import plan_copy
+from pybuild.unpacking.making import Making, make_copies
 from pybuild_embedded.inside.indexes import Indexes
-from pybuild_embedded.inside.layerplan import plan_copy
-from pybuild_embedded.inside.making import Making, make_copies
 from pybuild_embedded.requests import Merge
 
 

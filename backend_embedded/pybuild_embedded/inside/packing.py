@@ -9,9 +9,9 @@ from pathlib import Path
 from pybuild.files.trees import NewEntry
 from pybuild.files.upperdir import upper_entries
 from pybuild.oci.layertar import write_layer
-from pybuild_embedded.inside.failures import translated
+from pybuild.unpacking.failures import translated
+from pybuild.unpacking.removing import Allocated
 from pybuild_embedded.inside.indexes import Indexes
-from pybuild_embedded.inside.removing import Allocated
 from pybuild_embedded.requests import Pack, Packed
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

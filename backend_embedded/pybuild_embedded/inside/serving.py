@@ -6,11 +6,11 @@ import socket
 from contextlib import suppress
 
 from pybuild.errors import PybuildError
-from pybuild_embedded.inside.failures import translated
+from pybuild.unpacking.failures import translated
+from pybuild.unpacking.removing import measure, remove
 from pybuild_embedded.inside.indexes import Indexes
 from pybuild_embedded.inside.packing import pack
 from pybuild_embedded.inside.points import make_points, remove_points
-from pybuild_embedded.inside.removing import measure, remove
 from pybuild_embedded.inside.unpacking import unpack
 from pybuild_embedded.requests import (
     Apply,

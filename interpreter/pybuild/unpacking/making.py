@@ -15,9 +15,9 @@ from pybuild.errors import BackendFailed, InvalidImage
 from pybuild.files.safepath import Root
 from pybuild.files.trees import parent_of, shown
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild_embedded.inside.failures import disk_full, is_full
-from pybuild_embedded.inside.layerplan import LowerFile
-from pybuild_embedded.inside.removing import clear
+from pybuild.unpacking.failures import disk_full, is_full
+from pybuild.unpacking.layerplan import LowerFile
+from pybuild.unpacking.removing import clear
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
