@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from pybuild.oci.auth import DockerCredentials
     from pybuild.oci.registry import RegistryClient
 
+# the kernel's PROC_USER_INIT_INO
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD
+
 
 def open_backend(options: Mapping[str, object]) -> Backend:
     """Connect to containerd; :class:`.options.Options` names what `options` may hold.
@@ -131,11 +134,14 @@ class ContainerdBackend(Backend):
             else None
         )
         snapshots = Snapshots(client, found.snapshotter)
-        unpacker = Unpacker(client, snapshots, self._files.check)
+        own = found.shared_fs and _is_root()
+        unpacker = Unpacker(
+            client, snapshots, self._content, self._files, fills=own and _has_all_ids()
+        )
         self._locks = cache / "locks"
         resources.callback(remove_dead_locks, self._locks)
         mounts = RunMounts(client, self._content, snapshots, unpacker, locks=self._locks)
-        mountable = found.can_mount and _is_root()
+        mountable = found.can_mount and own
         runners = Runners(options.runner, snapshots, mounts_snapshots=mountable)
         resources.callback(runners.close)
         if options.runner not in ("auto", "task"):
@@ -153,7 +159,7 @@ class ContainerdBackend(Backend):
             runners=runners,
             machine=_machine(self.platforms[0]),
             runtime=options.runtime,
-            reads_snapshots=found.shared_fs and _is_root(),
+            reads_snapshots=own,
             session_labels=session.labels,
         )
         resources.callback(self._puller.close)
@@ -456,3 +462,10 @@ def _is_root() -> bool:
     """Only root sees the attributes by which overlayfs marks a replaced folder."""
     geteuid: Callable[[], int] | None = getattr(os, "geteuid", None)
     return geteuid is not None and geteuid() == 0
+
+
+def _has_all_ids() -> bool:
+    """Whether this process is in the machine's first user namespace."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/ns/user").stat().st_ino == _FIRST_USER_NAMESPACE
+    return False

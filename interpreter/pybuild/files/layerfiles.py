@@ -17,7 +17,6 @@ from pybuild.errors import BackendFailed, ImageError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layertree import LayerTree
 from pybuild.files.recent import Recent
-from pybuild.files.trees import Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex, OnIndex
 
@@ -100,7 +99,7 @@ class LayerFiles:
             ):
                 self._entries -= len(self._indexes.popitem(last=False)[1])
 
-    def tree(self, layers: Sequence[LayerDiff]) -> Tree:
+    def tree(self, layers: Sequence[LayerDiff]) -> LayerTree:
         """The merged file system of `layers`, bottom first.
 
         One layer more than a tree that was used lately costs little. Raises InvalidImage for
