@@ -136,7 +136,13 @@ class ContainerdBackend(Backend):
         snapshots = Snapshots(client, found.snapshotter)
         own = found.shared_fs and _is_root()
         unpacker = Unpacker(
-            client, snapshots, self._content, self._files, fills=own and _has_all_ids()
+            client,
+            snapshots,
+            self._content,
+            self._files,
+            fills=own and _has_all_ids(),
+            # other snapshotters may copy what is below
+            fills_early=options.unpack and found.snapshotter == "overlayfs",
         )
         self._locks = cache / "locks"
         resources.callback(remove_dead_locks, self._locks)

@@ -18,7 +18,9 @@ from pybuild_containerd.snapshots import LayerFolders, Mount, in_user_namespace,
 if TYPE_CHECKING:
     from pybuild.unpacking.layerplan import LayerPlan
 
-_OPAQUE = "trusted.overlay.opaque"
+OPAQUE = "trusted.overlay.opaque"
+"""The attribute of a folder that hides lower ones."""
+
 # what containerd sets and an index leaves out
 _LEFT_OUT = re.compile(
     rb"SCHILY\.xattr\."
@@ -99,7 +101,7 @@ def fill(
             open_blob(stacked.layer.blob.digest) as blob,
         ):
             source = Source(blob, stacked.layer.diff_id, lowers, len(lowers), observe)
-            make_layer(source, plan, making, opaque=_OPAQUE)
+            make_layer(source, plan, making, opaque=OPAQUE)
     except (InvalidImage, BackendFailed, NotFilled) as error:
         if isinstance(error.__cause__, OSError) and is_full(error.__cause__):
             raise

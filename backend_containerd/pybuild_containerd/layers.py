@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pybuild.backend import Activity, Mount, Process, ROLayer, RWLayer
@@ -37,6 +38,9 @@ from pybuild_containerd.workspace import Workspace
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 # overlayfs takes 500 lower folders
 _MOST_LOWERS = 499
+# bytes: of a layer, and of its files on average
+_MUCH = 4 << 20
+_LARGE = 32 << 10
 
 
 class ContainerdROLayer(ROLayer):
@@ -69,6 +73,11 @@ class ContainerdROLayer(ROLayer):
     def diffs(self) -> tuple[LayerDiff, ...]:
         self._arrived()
         return self._diffs
+
+    @property
+    def is_here(self) -> bool:
+        """Whether no blob has to be waited for."""
+        return self._wait is None
 
     def _arrived(self) -> None:
         if self._wait is not None:
@@ -121,6 +130,8 @@ class ContainerdRWLayer(RWLayer):
         self._newest = newest
         self._written: LayerDiff | None = None
         self._active: _Active | None = None
+        # the key of the snapshot that has what was put
+        self._filled: str | None = None
         self._over = False
 
     def tree(self) -> Tree:
@@ -129,7 +140,28 @@ class ContainerdRWLayer(RWLayer):
     def put(self, entries: Iterable[NewEntry], activity: Activity) -> None:
         if self._over or self._written is not None or self._active is not None:
             raise RuntimeError("a layer takes entries once, and none after a process ran")
-        self._written = write_blob(self._space, entries, activity, newest=self._newest)
+        entries = list(entries)
+        begun = None
+        if _are_large(entries) and self._below.is_here:
+            begun = self._space.unpacker.begin_early(self._below.diffs)
+        if begun is None:
+            self._written = write_blob(self._space, entries, activity, newest=self._newest)
+        else:
+            self._filled, upper = begun
+            self._put_alongside(upper, entries, activity)
+
+    def _put_alongside(self, upper: Path, entries: list[NewEntry], activity: Activity) -> None:
+        from pybuild.unpacking.failures import translated  # noqa: PLC0415 - for large files
+        from pybuild_containerd.alongside import FilesAlongside  # noqa: PLC0415 - as above
+
+        with translated("make files", upper), FilesAlongside(upper, self._newest) as files:
+            watched = files.watched(entries)
+            self._written = write_blob(self._space, watched, activity, newest=self._newest)
+            whole = self._written is not None and files.finish(
+                self._space.unpacker.stacked((*self._below.diffs, self._written))
+            )
+        if not whole:
+            self._drop_filled()
 
     def run(self, process: Process, mounts: Sequence[Mount], activity: Activity) -> int:
         if self._over or not self._runs or self._written is not None:
@@ -203,6 +235,8 @@ class ContainerdRWLayer(RWLayer):
             own = self._commit_active(self._active, activity)
         self._over = True
         layers = below if own is None else (*below, own)
+        if self._filled is not None:
+            self._commit_filled(self._filled, chain_ids(layers)[-1])
         step = CachedStep(layers, own is not None, datetime.now(UTC))
         if key is not None:
             activity.raise_if_cancelled()
@@ -212,8 +246,22 @@ class ContainerdRWLayer(RWLayer):
                 activity.warn(f"the step isn't kept in the cache: {error.message}", error.hint)
         return ContainerdROLayer(self._space, layers, own, made=step.made)
 
+    def _commit_filled(self, key: str, chain: str) -> None:
+        # without it, the layer is unpacked once it is needed
+        with contextlib.suppress(BackendError):
+            self._space.unpacker.commit(key, chain)
+            self._filled = None
+        self._drop_filled()
+
+    def _drop_filled(self) -> None:
+        key, self._filled = self._filled, None
+        if key is not None:
+            with contextlib.suppress(BackendError):  # the session's lease removes it later
+                self._space.snapshots.remove(key)
+
     def release(self) -> None:
         self._over = True
+        self._drop_filled()
         active, self._active = self._active, None
         if active is not None:
             with contextlib.suppress(BackendError):  # the session's lease removes it later
@@ -293,6 +341,16 @@ def write_blob(
         writer.commit(blob.digest, blob.size, {UNCOMPRESSED_LABEL: layer.diff.diff_id})
     space.files.remember(layer.diff.diff_id, layer.index)
     return layer.diff
+
+
+def _are_large(entries: Sequence[NewEntry]) -> bool:
+    """Whether to make these files along with their layer takes clearly less than to do it later.
+
+    It does for large files. With small ones it comes to the same, but a layer that is only
+    copied from needs no files at all.
+    """
+    size = sum(new.entry.size for new in entries if new.content is not None)
+    return size >= _MUCH and size >= _LARGE * len(entries)
 
 
 def _depth(destination: str) -> int:

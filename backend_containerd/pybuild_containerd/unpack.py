@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pybuild.backend import Activity
 from pybuild.errors import BackendError, InvalidImage
@@ -15,7 +16,7 @@ from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import AlreadyExists
-from pybuild_containerd.filling import NotFilled, Stacked, fill
+from pybuild_containerd.filling import NotFilled, Stacked, fill, writable_folders
 from pybuild_containerd.snapshots import Mount, Snapshots
 
 # bytes of a blob that takes long enough to unpack for the user to wonder
@@ -29,6 +30,7 @@ class Unpacker:
     A chain's snapshot is named by its chain id, as containerd's own clients name it, so an
     image that is unpacked already costs one look. With `fills` this process may write to the
     folders of snapshots: it makes the files itself then, which takes half of containerd's time.
+    `fills_early` says that it may make them before anyone needs the snapshot.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Unpacker:
         files: LayerFiles,
         *,
         fills: bool,
+        fills_early: bool,
     ) -> None:
         self._client = client
         self._snapshots = snapshots
         self._content = content
         self._files = files
         self._fills = fills
+        self._fills_early = fills and fills_early
         self._locks = KeyedLocks()
         # chains that are known to be there and to be kept by the session's lease
         self._kept: set[str] = set()
@@ -66,6 +70,29 @@ class Unpacker:
                 if not self._is_there(chains[position]):
                     self._unpack(layers[: position + 1], parent, chains[position], activity)
         return chains[-1] if chains else ""
+
+    def begin_early(self, below: tuple[LayerDiff, ...]) -> tuple[str, Path] | None:
+        """An active snapshot on `below` and the folder for the files of the next layer.
+
+        None if they are better made later: nothing is unpacked for this alone.
+        """
+        if not self._fills_early or not all(map(self._files.knows, below)):
+            return None
+        chain = "".join(chain_ids(below)[-1:])
+        if chain and not self._is_there(chain):
+            return None
+        key = f"pybuild-{secrets.token_hex(16)}"
+        folders = writable_folders(self._snapshots.prepare(key, chain), len(below))
+        if folders is None or folders.upper is None:
+            self._snapshots.remove(key)
+            return None
+        return key, Path(folders.upper)
+
+    def stacked(self, layers: tuple[LayerDiff, ...]) -> Stacked:
+        """The topmost of `layers`, whose indexes are known."""
+        below = self._files.tree(layers[:-1])
+        index = self._files.index(layers[-1])
+        return Stacked(layers[-1], index, len(layers) - 1, below, self._files.tree(layers))
 
     def commit(self, key: str, chain: str) -> None:
         """Make the active snapshot `key` the snapshot of `chain`, unless there is one already."""
@@ -101,14 +128,9 @@ class Unpacker:
         # to read lower layers for their indexes takes longer than what is won
         if self._fills and all(map(self._files.knows, layers)):
             with contextlib.suppress(NotFilled):
-                fill(self._stacked(layers), mounts, self._content.open, activity)
+                fill(self.stacked(layers), mounts, self._content.open, activity)
                 return
         apply_layer(self._client, layers[-1], mounts, activity)
-
-    def _stacked(self, layers: tuple[LayerDiff, ...]) -> Stacked:
-        below = self._files.tree(layers[:-1])
-        index = self._files.index(layers[-1])
-        return Stacked(layers[-1], index, len(layers) - 1, below, self._files.tree(layers))
 
     def _is_there(self, chain: str) -> bool:
         if chain in self._kept:

@@ -41,6 +41,11 @@ def make_layer(source: Source, plan: LayerPlan, making: Making, *, opaque: str) 
     making.folders(plan.folders)
     make_files(source, plan, making)
     make_copies(making, plan.lower_files, source.lowers, source.below)
+    finish_layer(plan, making, opaque=opaque)
+
+
+def finish_layer(plan: LayerPlan, making: Making, *, opaque: str) -> None:
+    """Make what of `plan` is neither a folder nor a file, and settle the folders."""
     for entry in plan.others:
         if not making.other(entry) and entry.path in plan.covered:
             making.whiteout(entry.path)

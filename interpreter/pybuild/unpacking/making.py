@@ -50,9 +50,7 @@ class Making:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        while self._opened:
-            os.close(self._opened.popitem()[1])
-        self._root.close()
+        self.close()
         # what is full is seen before there is room again
         failure = self._failure(error) if isinstance(error, OSError) else None
         if error is not None:
@@ -60,6 +58,12 @@ class Making:
                 clear(self._target)
         if failure is not None:
             raise failure from error
+
+    def close(self) -> None:
+        """Leave the folder as it is. Idempotent."""
+        while self._opened:
+            os.close(self._opened.popitem()[1])
+        self._root.close()
 
     def _failure(self, error: OSError) -> InvalidImage | BackendFailed:
         reason = error.strerror or str(error)
@@ -73,22 +77,44 @@ class Making:
         """Make folders, parents first; the root is there. They are ours until `settle`."""
         for entry in entries:
             if entry.path:
-                with self._place(entry.path) as (folder, name):
-                    os.mkdir(name, 0o700, dir_fd=folder)
+                self.folder(entry.path)
+
+    def folder(self, path: bytes) -> None:
+        """Make one folder, whose parent is there, as `folders` does."""
+        with self._place(path) as (folder, name):
+            os.mkdir(name, 0o700, dir_fd=folder)
 
     def file(self, entries: Sequence[Entry], write: Callable[[int], object]) -> None:
         """Make a file with the names of `entries`, of which the first has the attributes."""
         entry = entries[0]
+        fd = self.begin(entry)
+        try:
+            write(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.end(fd, entry)
+        self.names(entry.path, entries[1:])
+
+    def begin(self, entry: Entry) -> int:
+        """A new file, to be written to and given to `end`."""
         with self._place(entry.path) as (folder, name):
-            fd = os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
-            try:
-                write(fd)
-                self._set_attributes(fd, entry)
-                self.allocated += os.fstat(fd).st_blocks * _BLOCK
-            finally:
-                os.close(fd)
-            for other in entries[1:]:
-                self.link(folder, name, other.path)
+            return os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
+
+    def end(self, fd: int, entry: Entry) -> None:
+        """Give the file its attributes, and close it."""
+        try:
+            self._set_attributes(fd, entry)
+            self.allocated += os.fstat(fd).st_blocks * _BLOCK
+        finally:
+            os.close(fd)
+
+    def names(self, path: bytes, entries: Sequence[Entry]) -> None:
+        """Make hard links at `entries` to the file at `path`."""
+        if entries:
+            with self._place(path) as (folder, name):
+                for entry in entries:
+                    self.link(folder, name, entry.path)
 
     def link(self, folder: int, name: bytes, path: bytes) -> None:
         """Make what has this name in the open folder a hard link at `path`."""

@@ -1,0 +1,187 @@
+"""Makes a layer's files in a snapshot while its blob is written, so that nothing is read twice."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
+
+from pybuild.errors import BackendFailed, InvalidImage
+from pybuild.files.trees import NewEntry, parent_of
+from pybuild.oci.layerindex import Entry
+from pybuild.unpacking.contents import finish_layer
+from pybuild.unpacking.failures import disk_full, is_full
+from pybuild.unpacking.making import Making
+from pybuild.values import replace
+from pybuild_containerd.filling import OPAQUE, NotFilled, Stacked, planned
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
+
+    from pybuild.unpacking.layerplan import LayerPlan
+
+
+class FilesAlongside:
+    """The files of one layer in the empty folder `upper` of a snapshot: a context manager.
+
+    For one thread. What fails here doesn't fail the layer: `finish` says whether all files
+    are there, and if not, the folder is of no use. But a full disk raises BackendFailed.
+    """
+
+    def __init__(self, upper: Path, newest: int | None) -> None:
+        """`newest` is as in :meth:`pybuild.backend.ROLayer.begin`."""
+        self._upper = upper
+        self._newest = newest
+        self._making = Making(upper, owners=True, devices=True)
+        self._folders = {b""}
+        self._files: set[bytes] = set()
+        self._is_whole = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._making.close()
+
+    def watched(self, entries: Iterable[NewEntry]) -> Iterator[NewEntry]:
+        """The entries; what is read of their contents is written to the folder as well."""
+        for new in entries:
+            if new.content is None or not new.entry.size:
+                yield new
+            else:
+                yield replace(new, content=partial(self._open, new.entry, new.content))
+
+    def finish(self, stacked: Stacked) -> bool:
+        """Make the rest of the layer, which is written now; whether all of it is there."""
+        if not self._is_whole:
+            return False
+        with self._failing():
+            plan = planned(stacked)
+            self._make_names(plan)
+            for folder in plan.folders:
+                self._need(folder.path)
+            if len(self._folders) != len(plan.folders) + 1:
+                raise NotFilled
+            finish_layer(plan, self._making, opaque=OPAQUE)
+        return self._is_whole
+
+    def _open(self, entry: Entry, content: Callable[[], BinaryIO]) -> BinaryIO:
+        stream = content()
+        if not self._is_whole:
+            return stream
+        if self._newest is not None and entry.mtime > self._newest:
+            entry = replace(entry, mtime=self._newest)
+        try:
+            return self._teed(entry, stream)
+        except BaseException:
+            stream.close()
+            raise
+
+    def _teed(self, entry: Entry, stream: BinaryIO) -> BinaryIO:
+        with self._failing():
+            self._need(parent_of(entry.path))
+            self._files.add(entry.path)
+            fd = self._making.begin(entry)
+            return cast("BinaryIO", _Tee(stream, fd, entry, self))
+        return stream
+
+    def write(self, fd: int, data: memoryview) -> None:
+        """Write a part of a file that is made."""
+        if self._is_whole:
+            with self._failing():
+                _write(fd, data)
+
+    def end(self, fd: int, entry: Entry, written: int) -> None:
+        """No more of this file comes."""
+        with self._failing():
+            self._making.end(fd, entry)
+            if written != entry.size:
+                raise NotFilled
+
+    def _make_names(self, plan: LayerPlan) -> None:
+        """Make the hard links, and the empty files."""
+        if plan.lower_files or len(self._files) > len(plan.files):
+            raise NotFilled
+        for _, entries in plan.files:
+            made = [entry for entry in entries if entry.path in self._files]
+            if made:
+                self._need_all(entries)
+                others = [entry for entry in entries if entry is not made[0]]
+                self._making.names(made[0].path, others)
+            elif entries[0].size == 0:
+                self._need_all(entries)
+                self._making.file(entries, lambda _fd: None)
+            if len(made) != (1 if entries[0].size else 0):
+                raise NotFilled
+
+    def _need_all(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._need(parent_of(entry.path))
+
+    def _need(self, folder: bytes) -> None:
+        missing = []
+        while folder not in self._folders:
+            missing.append(folder)
+            folder = parent_of(folder)
+        for path in reversed(missing):
+            self._making.folder(path)
+            self._folders.add(path)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._is_whole = False
+            if is_full(error):
+                raise disk_full(error, self._upper) from error
+        except (InvalidImage, BackendFailed, NotFilled):
+            self._is_whole = False
+
+
+class _Tee(io.RawIOBase):
+    """What is read of a stream goes to a file, too."""
+
+    def __init__(self, stream: BinaryIO, fd: int, entry: Entry, files: FilesAlongside) -> None:
+        super().__init__()
+        self._stream = stream
+        self._fd = fd
+        self._entry = entry
+        self._files = files
+        self._written = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer)
+        count = self._read_into(view)
+        self._files.write(self._fd, view[:count])
+        self._written += count
+        return count
+
+    def _read_into(self, view: memoryview) -> int:
+        read_into = cast(
+            "Callable[[memoryview], int] | None", getattr(self._stream, "readinto", None)
+        )
+        if read_into is not None:
+            return read_into(view)
+        piece = self._stream.read(len(view))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._stream.close()
+            self._files.end(self._fd, self._entry, self._written)
+
+
+def _write(fd: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
