@@ -186,6 +186,7 @@ FOR_TYPES_ONLY = {
     ("pybuild_containerd.backend", "pybuild.files.layout"),  # once something is pulled
     ("pybuild_containerd.backend", "pybuild.oci.auth"),
     ("pybuild_containerd.backend", "pybuild.oci.registry"),
+    ("pybuild_containerd.filling", "pybuild.unpacking.layerplan"),  # once a snapshot is filled
     ("pybuild_containerd.pulling", "pybuild.oci.pull"),
     ("pybuild_containerd.pulling", "pybuild.oci.registry"),
     ("pybuild.errors", "pybuild.run.miss"),  # once a step misses

@@ -15,14 +15,13 @@ from pybuild.files.trees import NewEntry, parent_of
 from pybuild.oci.layerindex import Entry
 from pybuild.unpacking.contents import finish_layer
 from pybuild.unpacking.failures import disk_full, is_full
+from pybuild.unpacking.layerplan import LayerPlan
 from pybuild.unpacking.making import Making
 from pybuild.values import replace
 from pybuild_containerd.filling import OPAQUE, NotFilled, Stacked, planned
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
-
-    from pybuild.unpacking.layerplan import LayerPlan
 
 
 class FilesAlongside:

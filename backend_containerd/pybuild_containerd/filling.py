@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from pybuild.backend import Activity
 from pybuild.errors import BackendFailed, InvalidImage
 from pybuild.files.layertree import LayerTree
+from pybuild.files.trees import parent_of
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.values import dataclass, replace
@@ -69,8 +71,8 @@ def fill(
     It then holds what containerd's diff service would have put there, with these differences:
     whiteouts are root's, and only where they hide something; folders that the layer only
     implies have the times of those below, or 1970; times have no fractions of a second; of
-    hard links the first has the owner, mode and time of all, and second names of what is no
-    regular file are files of their own.
+    hard links the first has the owner, mode, time and attributes of all, and second names of
+    what is no regular file are files of their own.
 
     Raises NotFilled for what is left to containerd, which also says what is wrong with a
     layer, and BackendFailed if the disk is full.
@@ -114,21 +116,29 @@ def planned(stacked: Stacked) -> LayerPlan:
     """What to make. Raises NotFilled if containerd would make something else."""
     from pybuild.unpacking.layerplan import plan_layer  # noqa: PLC0415 - for a snapshot
 
-    index, below = stacked.index, stacked.below
+    index = stacked.index
     if not all(_is_plain(entry, stacked) for entry in index):
         raise NotFilled
     try:
-        plan = plan_layer(index, stacked.tree, below)
+        plan = plan_layer(index, stacked.tree, stacked.below)
     except InvalidImage as error:
         raise NotFilled from error
     # the root's own attributes are the snapshotter's
     folders = plan.folders[1:]
-    if not stacked.count:
-        return replace(plan, folders=folders, opaque=frozenset())
-    # of those that nothing below shows, containerd finds what lower layers hide
-    if any(index.get(each.path) is None and below.get(each.path) != each for each in folders):
+    if not all(index.get(each.path) or _is_implied(each, stacked) for each in folders):
         raise NotFilled
     return replace(plan, folders=folders)
+
+
+def _is_implied(folder: Entry, stacked: Stacked) -> bool:
+    """Whether containerd gives these attributes to a folder without an entry."""
+    if stacked.count and stacked.below.get(folder.path) != folder:
+        return False  # of those that nothing below shows, it finds what lower layers hide
+    if folder != Entry(folder.path, Kind.DIRECTORY, mode=0o755):
+        return True
+    # what no layer tells takes its group from such a parent
+    parent = stacked.tree.get(parent_of(folder.path))
+    return parent is None or not parent.mode & stat.S_ISGID
 
 
 def _is_plain(entry: Entry, stacked: Stacked) -> bool:
@@ -139,7 +149,7 @@ def _is_plain(entry: Entry, stacked: Stacked) -> bool:
             index = stacked.index
             return index.get(entry.path) is None and not index.has_below(entry.path)
         case Kind.OPAQUE:
-            return bool(entry.path) or not stacked.count
+            return bool(entry.path and stacked.count)
         case Kind.FILE | Kind.DIRECTORY:
             return entry.mtime in _TIMES
         case Kind.SYMLINK | Kind.CHARACTER | Kind.BLOCK | Kind.FIFO | Kind.SOCKET:
