@@ -132,12 +132,13 @@ def planned(stacked: Stacked) -> LayerPlan:
 
 def _is_implied(folder: Entry, stacked: Stacked) -> bool:
     """Whether containerd gives these attributes to a folder without an entry."""
-    if stacked.count and stacked.below.get(folder.path) != folder:
-        return False  # of those that nothing below shows, it finds what lower layers hide
-    if folder != Entry(folder.path, Kind.DIRECTORY, mode=0o755):
-        return True
-    # what no layer tells takes its group from such a parent
-    parent = stacked.tree.get(parent_of(folder.path))
+    if stacked.count:
+        # of one that no layer tells, or nothing below shows, it finds what lower layers hide
+        below = stacked.below
+        is_told = any(index.get(folder.path) is not None for index in below.indexes)
+        return is_told and below.get(folder.path) == folder
+    # such a parent gives it its group
+    parent = stacked.index.get(parent_of(folder.path))
     return parent is None or not parent.mode & stat.S_ISGID
 
 
