@@ -77,9 +77,9 @@ def fill(
     Raises NotFilled for what is left to containerd, which also says what is wrong with a
     layer, and BackendFailed if the disk is full.
     """
-    from pybuild.unpacking.contents import Source, make_layer  # noqa: PLC0415 - for a snapshot
+    from pybuild.unpacking.contents import finish_layer, make_files  # noqa: PLC0415 - for a snapshot
     from pybuild.unpacking.failures import is_full, translated  # noqa: PLC0415 - as above
-    from pybuild.unpacking.making import Making  # noqa: PLC0415 - as above
+    from pybuild.unpacking.making import Making, make_copies  # noqa: PLC0415 - as above
     from pybuild.unpacking.removing import clear  # noqa: PLC0415 - as above
 
     folders = writable_folders(mounts, stacked.count)
@@ -102,8 +102,10 @@ def fill(
             Making(upper, owners=True, devices=True) as making,
             open_blob(stacked.layer.blob.digest) as blob,
         ):
-            source = Source(blob, stacked.layer.diff_id, lowers, len(lowers), observe)
-            make_layer(source, plan, making, opaque=OPAQUE)
+            making.folders(plan.folders)
+            make_files(blob, stacked.layer.diff_id, plan, making, observe)
+            make_copies(making, plan.lower_files, lowers, len(lowers))
+            finish_layer(plan, making, opaque=OPAQUE)
     except (InvalidImage, BackendFailed, NotFilled) as error:
         if isinstance(error.__cause__, OSError) and is_full(error.__cause__):
             raise

@@ -11,7 +11,7 @@ from pybuild.files.safepath import Root
 from pybuild.files.trees import parent_of
 from pybuild.oci.layerindex import Entry
 from pybuild.oci.layertar import allowed_xattrs
-from pybuild.unpacking.contents import Source, make_files
+from pybuild.unpacking.contents import make_files
 from pybuild.unpacking.layerplan import LayerPlan, LowerFile, plan_layer
 from pybuild.unpacking.making import Making
 from pybuild.unpacking.removing import clear, clear_folder, remove_name
@@ -37,7 +37,7 @@ def apply(request: Apply, indexes: Indexes) -> None:
             request.blob.open("rb", buffering=0) as blob,
         ):
             making.folders(new)
-            make_files(Source(blob, request.diff_id), plan, making)
+            make_files(blob, request.diff_id, plan, making)
             for number, file in enumerate(plan.lower_files):
                 for entry in file.entries:
                     making.link(stage, b"%d" % number, entry.path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.compression import CHUNK
-from pybuild.unpacking.contents import Source, make_files
+from pybuild.unpacking.contents import finish_layer, make_files
 from pybuild.unpacking.layerplan import LayerPlan, plan_layer
 from pybuild.unpacking.making import Making, make_copies
 from pybuild_embedded.inside.indexes import Indexes
@@ -25,17 +25,12 @@ def unpack(request: Unpack, indexes: Indexes) -> int:
         making.folders(plan.folders)
         if request.plain is None:
             with request.blob.open("rb", buffering=0) as blob:
-                make_files(Source(blob, request.diff_id), plan, making)
+                make_files(blob, request.diff_id, plan, making)
         else:
             copy_files(request.plain, plan, making)
         make_copies(making, plan.lower_files, request.lowers, len(request.parents))
-        for entry in plan.others:
-            if not making.other(entry) and entry.path in plan.covered:
-                making.whiteout(entry.path)
-        for path in plan.whiteouts:
-            making.whiteout(path)
         space = "user" if request.userxattr else "trusted"
-        making.settle(plan.folders, plan.opaque, f"{space}.overlay.opaque")
+        finish_layer(plan, making, opaque=f"{space}.overlay.opaque")
         return making.allocated
 
 
