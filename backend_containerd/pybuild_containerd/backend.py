@@ -122,8 +122,7 @@ class ContainerdBackend(Backend):
         self._images = Images(client, self._content)
         cache = options.cache_dir or _usual_cache()
         self._notes = cache / "contexts"
-        layers = folder.new_folder("layers")
-        self._files = LayerFiles(self._content.open, cache / "indexes", layers)
+        self._files = LayerFiles(self._content.open, cache / "indexes", folder.new_folder("layers"))
         # read by the first pull: a build without one needs no configuration of Docker
         credentials = functools.cache(functools.partial(_logins, options))
         hosts = load_hosts(options.hosts_dir)
@@ -135,15 +134,7 @@ class ContainerdBackend(Backend):
         )
         snapshots = Snapshots(client, found.snapshotter)
         own = found.shared_fs and _is_root()
-        unpacker = Unpacker(
-            client,
-            snapshots,
-            self._content,
-            self._files,
-            fills=own and _has_all_ids(),
-            # other snapshotters may copy what is below
-            fills_early=options.unpack and found.snapshotter == "overlayfs",
-        )
+        unpacker = self._unpacker(snapshots, fills=own and _has_all_ids())
         self._locks = cache / "locks"
         resources.callback(remove_dead_locks, self._locks)
         mounts = RunMounts(client, self._content, snapshots, unpacker, locks=self._locks)
@@ -181,6 +172,14 @@ class ContainerdBackend(Backend):
         self._kept: set[str] = set()
         # what pulled images' records will point to, once the layers of these manifests are here
         self._unrecorded: dict[str, list[_Unrecorded]] = {}
+
+    def _unpacker(self, snapshots: Snapshots, *, fills: bool) -> Unpacker:
+        # of other snapshotters, some copy what is below
+        early = self._options.unpack and snapshots.snapshotter == "overlayfs"
+        files = self._files
+        return Unpacker(
+            self._client, snapshots, self._content, files, fills=fills, fills_early=early
+        )
 
     def executes(self, platform: Platform) -> bool | None:
         # another machine's kernel can't be asked
