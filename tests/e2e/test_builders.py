@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,17 +51,22 @@ def grown(marks: Sequence[Mapping[str, int]], name: str) -> int:
     return marks[-1][name] - marks[0][name]
 
 
-def test_three_hundred_builds_leave_nothing_behind(tmp_path: Path) -> None:
+def many_builds(*words: str | Path) -> Any:
+    """What the program tells."""
     program = Path(__file__).with_name("many_builds.py")
     done = subprocess.run(
-        [sys.executable, program, tmp_path],
+        [sys.executable, program, *words],
         check=False,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(program.parents[1])},
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_three_hundred_builds_leave_nothing_behind(tmp_path: Path) -> None:
+    found = many_builds(tmp_path)
     before, distinct, repeated = found["before"], found["distinct"], found["repeated"]
     for name in ("descriptors", "threads", "mounts"):
         assert found["after"][name] == before[name], found

@@ -137,11 +137,11 @@ def test_on_containerd_too(run: Pytest, tmp_path: Path, base_images: PrivateCont
     check_nothing_left(base_images.address, "default", base_images.folder)
 
 
-def test_a_rebuild_happens_once_for_all_workers(run: Pytest, tmp_path: Path) -> None:
-    folder = in_file(tmp_path / "tests", COUNTING)
+def check_rebuilt_once(run: Pytest, folder: Path, *backend: str) -> None:
+    """Run the tests in `folder` with and without a rebuild."""
     found = []
     for words in (("-n", "2"), ("-n", "2", "--pybuild-rebuild"), ("--pybuild-rebuild",), ()):
-        code, output = ended(run(folder, "-q", *words))
+        code, output = ended(run(folder, "-q", *words, *backend))
         assert code == 0, output
         found.append(seen(folder))
     assert all(len(each) == 3 for each in found)
@@ -149,6 +149,21 @@ def test_a_rebuild_happens_once_for_all_workers(run: Pytest, tmp_path: Path) -> 
     assert not first & rebuilt
     assert not rebuilt & again
     assert kept == again
+
+
+def test_a_rebuild_happens_once_for_all_workers(run: Pytest, tmp_path: Path) -> None:
+    check_rebuilt_once(run, in_file(tmp_path / "tests", COUNTING))
+
+
+@pytest.mark.root
+@pytest.mark.containerd
+def test_a_rebuild_happens_once_on_containerd_too(
+    run: Pytest, tmp_path: Path, base_images: PrivateContainerd
+) -> None:
+    folder = in_file(tmp_path / "tests", COUNTING)
+    (folder / "conftest.py").write_text(ELSEWHERE % base_images.address)
+    check_rebuilt_once(run, folder, "--pybuild-backend", "containerd")
+    check_nothing_left(base_images.address, "default", base_images.folder)
 
 
 def test_the_log_is_in_the_report_of_a_test_that_fails(run: Pytest, tmp_path: Path) -> None:
