@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contexts import many_files, one_file
+from measuring import TRUSTED_AFTER
 from workfolder import work_folder
 
 from pybuild.files.context import open_context_directory
@@ -89,7 +90,7 @@ def main() -> int:
             context.mkdir()
             fill(context, size)
         blob = folder / "blob-of-c"
-        time.sleep(2.1)  # what changed just now is looked at closely
+        time.sleep(TRUSTED_AFTER)
 
         def unpacked() -> float:
             target = folder / "unpacked"

@@ -15,6 +15,9 @@ from controlgroups import ControlGroup, resident
 
 from pybuild.sandbox.client import has_ended
 
+TRUSTED_AFTER = 2.1
+"""Seconds in which no builder trusts a file that has just changed."""
+
 _MIB = 1024 * 1024
 _PAUSE = 0.01
 _LONGEST = 1800.0

@@ -30,7 +30,7 @@ from builder import Build, Builder
 from builders import Given, opened, versions
 from contexts import change_one_file
 from controlgroups import ControlGroup, own_group
-from measuring import Cost, Memory, call, timed, watched
+from measuring import TRUSTED_AFTER, Cost, Memory, call, timed, watched
 from plotting import as_svg
 from reporting import WORKLOADS, as_markdown, line, missed
 from results import Results, Series, as_json, from_json
@@ -40,7 +40,6 @@ from workloads import GROUPS, Base, Group, Start, Workload
 _HERE = Path(__file__).resolve().parent
 _BEGIN, _END = "<!-- result: made by suite.py --publish -->\n", "<!-- end of result -->\n"
 _TINY = 0.02
-_CACHES_TRUST_AFTER = 2.1
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -103,7 +102,7 @@ class Bench:
             elif again:
                 self._build_once(builder, builds[builder.name])
         if again and self.plan.rounds:
-            time.sleep(_CACHES_TRUST_AFTER)  # no builder trusts a file that has just changed
+            time.sleep(TRUSTED_AFTER)
         memories: dict[str, Memory] = {}
         costs: dict[str, list[Cost]] = {builder.name: [] for builder in found}
         for turn in range(self.plan.rounds + 1):
