@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from building import build, memory_backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from editing import same_size_and_time, wait_for_the_clock
 from pybuild.files import statcache
 from pybuild.run import knownkeys, stage
 from pybuild.testkit.memory import MemoryBackend
@@ -140,11 +140,7 @@ def test_few_files_are_not_worth_it(project: Project, monkeypatch: pytest.Monkey
 
 
 def rewrite(folder: Path) -> None:
-    """The same size and time, by another content."""
-    path = folder / "one"
-    status = path.lstat()
-    path.write_bytes(path.read_bytes()[::-1])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    same_size_and_time(folder / "one")
 
 
 def exchange(folder: Path) -> None:
@@ -306,13 +302,3 @@ def test_keys_do_not_pile_up(project: Project, monkeypatch: pytest.MonkeyPatch) 
         project.build()
         assert len(project.keys()) <= 4
     assert project.build() == 0
-
-
-def wait_for_the_clock(folder: Path) -> None:
-    """Until the file system's clock, which ticks a few hundred times a second, has gone on."""
-    probe = folder.parent / "clock"
-    probe.touch()
-    began = probe.lstat().st_ctime_ns
-    while probe.lstat().st_ctime_ns == began:
-        probe.touch()
-        time.sleep(0)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from editing import same_size, same_size_and_time, wait_for_the_clock
 from pybuild.files import statcache
 from pybuild.files.context import ContextTree, open_context_directory
 from pybuild.files.ignore import IgnoreMatcher
@@ -107,16 +108,6 @@ def test_what_was_changed_two_seconds_before_the_look_is_kept(context: Path, not
         assert again.find(status) == (file if kept else None)
 
 
-def same_size(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[::-1])
-
-
-def same_size_and_time(path: Path) -> None:
-    status = path.lstat()
-    same_size(path)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 def another_inode_with_the_same_time(path: Path) -> None:
     status = path.lstat()
     new = path.with_name("new")
@@ -203,15 +194,6 @@ def test_builds_see_what_is_there_whatever_was_done(
         found = build(folder, notes)
         here = {os.fsencode(p.name): digest(p.read_bytes()) for p in folder.iterdir()}
         assert {p: d for p, d in found.items() if p} == here
-
-
-def wait_for_the_clock(folder: Path) -> None:
-    """Until the file system's clock, which ticks a few hundred times a second, has gone on."""
-    probe = folder.parent / "clock"
-    probe.touch()
-    began = probe.lstat().st_ctime_ns
-    while probe.lstat().st_ctime_ns == began:
-        probe.touch()
 
 
 @pytest.mark.usefixtures("aged")
