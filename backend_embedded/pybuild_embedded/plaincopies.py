@@ -5,6 +5,7 @@ What indexes a layer while it arrives uncompresses it, so that nobody need do th
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from typing import Self
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 
 _MOST_BYTES = 1 << 30
+# times the size of a blob: for itself, its copy and its files, each with some more
+_ROOM = 12
 
 
 class PlainCopies:
@@ -29,8 +32,14 @@ class PlainCopies:
         self._kept: dict[tuple[str, str], tuple[Path, int]] = {}
 
     def copy(self, blob: Descriptor) -> PlainCopy:
-        """A copy, empty yet, of the layer that is in `blob`."""
-        return PlainCopy(self._new_file(), self._has_room, partial(self._keep, blob.digest))
+        """A copy, empty yet, of the layer that is in `blob`.
+
+        None will come of it where the disk isn't large enough for the layer and its copy.
+        """
+        path = self._new_file()
+        is_wanted = _free(path.parent) >= _ROOM * blob.size
+        has_room = self._has_room if is_wanted else _has_none
+        return PlainCopy(path, has_room, partial(self._keep, blob.digest))
 
     @contextmanager
     def taken(self, layer: LayerDiff) -> Iterator[Path | None]:
@@ -55,6 +64,19 @@ class PlainCopies:
     def _keep(self, digest: str, diff_id: str, path: Path, size: int) -> None:
         with self._lock:
             self._kept[digest, diff_id] = path, size
+
+
+def _free(folder: Path) -> int:
+    """The bytes that are left on a disk; 0 if that can't be told."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def _has_none(size: int) -> bool:
+    return size <= 0
 
 
 class PlainCopy:

@@ -15,6 +15,7 @@ from pybuild.errors import InvalidImage
 from pybuild.oci.arriving import indexing
 from pybuild.oci.descriptor import OCI_LAYER_GZIP, Descriptor, LayerDiff, digest_of
 from pybuild.oci.tarformat import Member, header
+from pybuild_embedded import plaincopies
 from pybuild_embedded.plaincopies import PlainCopies
 
 CONTENT = os.urandom(700_000)
@@ -113,6 +114,17 @@ def test_copies_have_only_so_much_room(tmp_path: Path, new_file: Callable[[], Pa
         with copies.taken(layer()) as path:
             assert path is not None
         arrive(copies, BLOB[:400_000], None, BLOB)
+
+
+@pytest.mark.parametrize("blobs", [11, 13])
+def test_a_disk_that_is_nearly_full_is_left_alone(
+    new_file: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, blobs: int
+) -> None:
+    monkeypatch.setattr(plaincopies, "_free", lambda _: blobs * len(BLOB))
+    copies = PlainCopies(new_file)
+    arrive(copies)
+    with copies.taken(layer()) as path:
+        assert (path is None) == (blobs == 11)
 
 
 def test_where_no_file_can_be_made_there_is_no_copy(tmp_path: Path) -> None:
