@@ -201,7 +201,8 @@ def _identity(status: os.stat_result) -> _Identity:
 
 def _forget_oldest(folder: Path) -> None:
     """Keep the contexts that learned something last."""
-    found = [path for path in folder.iterdir() if path.is_file()]
-    files = sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    from pybuild.files.wholefiles import by_age  # noqa: PLC0415 - once something is new
+
+    files = [path for path in by_age(folder) if path.is_file()]
     for path in files[:-_MOST_FILES]:
         path.unlink(missing_ok=True)

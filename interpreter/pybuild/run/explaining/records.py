@@ -15,7 +15,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from pybuild.files.wholefiles import NEW, write_whole
+from pybuild.files.wholefiles import NEW, by_age, write_whole
 from pybuild.run.explaining.documents import document_of, read_document
 from pybuild.run.explaining.filerows import FileRows, unpack
 from pybuild.run.explaining.recorded import RecordedBuild
@@ -78,24 +78,19 @@ def _records(folder: Path) -> list[Path]:
 
 def _forget_oldest(folder: Path) -> None:
     """Keep to the bounds. What a killed build left half written goes in its turn, too."""
-    for path in _by_age(folder)[:-MOST_BUILDS]:
+    for path in by_age(folder)[:-MOST_BUILDS]:
         path.unlink(missing_ok=True)
-    projects = _by_age(folder.parent)
+    projects = by_age(folder.parent)
     for project in projects[:-MOST_PROJECTS]:
         for path in project.iterdir():
             path.unlink(missing_ok=True)
         project.rmdir()
     size = 0
     for project in reversed(projects[-MOST_PROJECTS:]):
-        for path in reversed(_by_age(project)):
+        for path in reversed(by_age(project)):
             size += path.stat().st_size
             if size > _MOST_IN_ALL:
                 path.unlink(missing_ok=True)
-
-
-def _by_age(folder: Path) -> list[Path]:
-    """The oldest first."""
-    return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
 
 def _content(build: RecordedBuild) -> bytes | None:
