@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self, cast
 from pybuild.errors import BackendFailed, InvalidImage
 from pybuild.files.trees import NewEntry, parent_of
 from pybuild.oci.layerindex import Entry
-from pybuild.unpacking.contents import finish_layer
+from pybuild.unpacking.contents import finish_layer, write_all
 from pybuild.unpacking.failures import disk_full, is_full
 from pybuild.unpacking.layerplan import LayerPlan
 from pybuild.unpacking.making import Making
@@ -92,7 +91,7 @@ class FilesAlongside:
         """Write a part of a file that is made."""
         if self._is_whole:
             with self._failing():
-                _write(fd, data)
+                write_all(fd, data)
 
     def end(self, fd: int, entry: Entry, written: int) -> None:
         """No more of this file comes."""
@@ -178,9 +177,3 @@ class _Tee(io.RawIOBase):
             super().close()
             self._stream.close()
             self._files.end(self._fd, self._entry, self._written)
-
-
-def _write(fd: int, data: bytes | memoryview) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]

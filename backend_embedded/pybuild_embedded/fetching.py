@@ -62,13 +62,9 @@ class Fetcher:
         from pybuild.oci.pull import download_all  # noqa: PLC0415  (as above)
 
         sinks = partial(StoreSink, self._store)
-        download_all(
-            *(self._registry.client(), reference, layers),
-            sinks
-            if on_index is None
-            else indexing(sinks, on_index, copies.copy if copies else None),
-            activity,
-        )
+        copy = copies.copy if copies is not None else None
+        open_sink = sinks if on_index is None else indexing(sinks, on_index, copy)
+        download_all(self._registry.client(), reference, layers, open_sink, activity)
 
     def close(self) -> None:
         """End all connections. Idempotent."""

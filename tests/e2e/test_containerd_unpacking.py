@@ -564,7 +564,7 @@ def test_a_disk_that_is_full_while_a_layer_is_put_is_told(
         raise OSError(28, "No space left on device")
 
     put = begun()
-    place = "pybuild_containerd.alongside" if call == "write" else "pybuild.unpacking.making"
+    place = "pybuild.unpacking.contents" if call == "write" else "pybuild.unpacking.making"
     with monkeypatch.context() as patch:
         patch.setattr(f"{place}.os.{call}", failing)
         with pytest.raises(BackendFailed, match="no space left on the file system"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.compression import CHUNK
-from pybuild.unpacking.contents import finish_layer, make_files
+from pybuild.unpacking.contents import finish_layer, make_files, write_all
 from pybuild.unpacking.layerplan import LayerPlan, plan_layer
 from pybuild.unpacking.making import Making, make_copies
 from pybuild_embedded.inside.indexes import Indexes
@@ -50,6 +50,4 @@ def _copy(source: int, offset: int, size: int, fd: int) -> None:
         if not piece:
             raise InvalidImage("the layer's copy ends too early")
         offset += len(piece)
-        left = memoryview(piece)
-        while left:
-            left = left[os.write(fd, left) :]
+        write_all(fd, piece)

@@ -56,6 +56,13 @@ def finish_layer(plan: LayerPlan, making: Making, *, opaque: str) -> None:
     making.settle(plan.folders, plan.opaque, opaque)
 
 
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write `data`, however often the system takes a part of it only. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
 class _Content:
     """The uncompressed tar, read once."""
 
