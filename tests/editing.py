@@ -19,6 +19,22 @@ def same_size_and_time(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def edit(path: Path, how: str, number: int, aside: Path) -> None:
+    """Write, move to `aside`, drop, or put back: only the inode tells. What isn't there is written.
+
+    Each `number` gives another content.
+    """
+    wait_for_the_clock(path.parent)
+    if how == "write" or not path.exists():
+        path.write_bytes(b"%04d" % number)
+    elif how == "move":
+        path.replace(aside)
+    elif how == "drop":
+        path.unlink()
+    else:
+        same_size_and_time(path)
+
+
 def wait_for_the_clock(folder: Path) -> None:
     """Until the file system's clock, which ticks a few hundred times a second, has gone on."""
     probe = folder.parent / "clock"

@@ -14,7 +14,7 @@ from building import build, memory_backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editing import same_size_and_time, wait_for_the_clock
+from editing import edit, same_size_and_time, wait_for_the_clock
 from pybuild.files import statcache
 from pybuild.run import knownkeys, stage
 from pybuild.testkit.memory import MemoryBackend
@@ -202,15 +202,8 @@ def test_builds_see_what_is_there_whatever_was_done(
     project: Project, edits: list[tuple[str, str]]
 ) -> None:
     folder = project.folder / "src"
-    for count, (name, edit) in enumerate(edits):
-        path = folder / name
-        wait_for_the_clock(folder)
-        if edit == "write" or not path.exists():
-            path.write_bytes(b"%04d" % count)
-        elif edit == "move":
-            path.replace(folder / "inner" / name)
-        else:
-            path.unlink()
+    for count, (name, how) in enumerate(edits):
+        edit(folder / name, how, count, folder / "inner" / name)
         assert project.build() == 1
     project.build()
     assert project.build() == 0

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editing import same_size, same_size_and_time, wait_for_the_clock
+from editing import edit, same_size, same_size_and_time, wait_for_the_clock
 from pybuild.files import statcache
 from pybuild.files.context import ContextTree, open_context_directory
 from pybuild.files.ignore import IgnoreMatcher
@@ -180,17 +180,8 @@ def test_builds_see_what_is_there_whatever_was_done(
     folder, notes = tmp_path / "edited", tmp_path / "notes"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for count, (name, edit) in enumerate(edits):
-        path = folder / name
-        wait_for_the_clock(folder)
-        if edit == "write" or not path.exists():
-            path.write_bytes(b"%04d" % count)
-        elif edit == "move":
-            path.replace(folder / "d")
-        elif edit == "drop":
-            path.unlink()
-        else:
-            same_size_and_time(path)
+    for count, (name, how) in enumerate(edits):
+        edit(folder / name, how, count, folder / "d")
         found = build(folder, notes)
         here = {os.fsencode(p.name): digest(p.read_bytes()) for p in folder.iterdir()}
         assert {p: d for p, d in found.items() if p} == here
