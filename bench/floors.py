@@ -12,6 +12,7 @@ import argparse
 import gc
 import io
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pybuild.files.context import open_context_directory
 from pybuild.files.copying import CopyRequest, plan_copy
 from pybuild.files.trees import MemoryTree
 from pybuild.oci.layertar import write_layer
+from pybuild.stepshell import find_busybox
 
 _SOURCE = Path(__file__).with_name("floors.c")
 _STEPS = 20
@@ -70,10 +72,10 @@ def step_root(folder: Path) -> Path:
     """The folders of an overlay whose lowest layer has a shell."""
     for name in ("upper", "work", "merged", *(f"lower/{part}" for part in _PART)):
         (folder / name).mkdir(parents=True)
-    busybox = subprocess.run(["which", "busybox"], check=True, capture_output=True, text=True)
-    shell = folder / "lower" / "bin" / "sh"
-    shell.write_bytes(Path(busybox.stdout.strip()).read_bytes())
-    shell.chmod(0o755)
+    busybox = find_busybox(os.environ["PATH"])
+    if busybox is None:
+        raise SystemExit("floors.py needs busybox-static")
+    shutil.copy(busybox, folder / "lower" / "bin" / "sh")
     return folder
 
 
