@@ -186,11 +186,10 @@ def _opened(path: Path, *, follow: bool) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags)
-    file = open(descriptor, "rb")  # noqa: PTH123, SIM115 - a descriptor; the caller closes it
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)  # open() wouldn't close that of a folder
         raise OSError(errno.EINVAL, "it is no regular file")
-    return file
+    return open(descriptor, "rb")  # noqa: PTH123 - a descriptor; the caller closes it
 
 
 class _Reader:

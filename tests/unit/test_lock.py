@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from building import build, busybox_config, busybox_files, memory_backend
 
 import pybuild
+from descriptors import open_below
 from pybuild import Lock, LockedImage, PullPolicy, cli
 from pybuild.errors import (
     FetchFailed,
@@ -133,6 +135,15 @@ def test_what_is_no_file_of_a_sensible_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"#" * (1 << 21))
     with pytest.raises(LockError, match="more than"):
         read_lock(tmp_path / "large")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inherent: asks /proc")
+def test_a_lock_file_that_is_refused_is_closed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ""):
+        with pytest.raises(LockError):
+            read_lock(tmp_path / name)
+    assert open_below(tmp_path) == []
 
 
 def test_changes_are_new_gone_and_other_entries() -> None:
