@@ -232,6 +232,7 @@ INSIDE = {
     "pybuild.sandbox.zygote",
     "pybuild.sandbox.step",
     "pybuild.sandbox.rootfs",
+    "pybuild.sandbox.system",
     "pybuild.sandbox.fuse",
     "pybuild.sandbox.program",
     "pybuild.sandbox.ociruntime",

@@ -129,10 +129,9 @@ def perform(
     """
     match prepared:
         case PreparedRun(identified, mounts):
-            process = identified()
             with (
                 with_own_sockets(mounts) as own_mounts,
-                on_failure.begun(layer, newest, process, mounts, activity) as rw,
+                on_failure.begun(layer, newest, identified, mounts, activity) as (rw, process),
             ):
                 code = rw.run(process, own_mounts, activity)
                 # A process that was killed by a cancel failed for no reason of its own.

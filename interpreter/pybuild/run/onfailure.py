@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,18 +48,20 @@ class OnFailure:
         self,
         layer: ROLayer,
         newest: int | None,
-        process: Process,
+        identified: Callable[[], Process],
         mounts: tuple[Mount, ...],
         activity: StepActivity,
-    ) -> Iterator[RWLayer]:
-        """A layer for `process`: released at the end, or kept where RunFailed is raised.
+    ) -> Iterator[tuple[RWLayer, Process]]:
+        """A layer for a process: released at the end, or kept where RunFailed is raised.
 
-        `mounts` are those that it sees, with the sockets of the agents themselves.
+        `identified` gives the process, when the backend has begun to do its part. `mounts` are
+        those that it sees, with the sockets of the agents themselves.
         """
         with ExitStack() as stack:
             changed = stack.enter_context(layer.begin(runs=True, newest=newest))
+            process = identified()
             try:
-                yield changed
+                yield changed, process
             except RunFailed as error:
                 if self.runs is not None:
                     taken = self.runs.take(

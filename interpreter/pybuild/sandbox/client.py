@@ -164,7 +164,8 @@ class Sandbox:
                 writers.append(writer)
             try:
                 kind = b"fuse" if isinstance(spec.root, FuseOverlay) else b"run"
-                self._ask(kind, spec.own_network, value, theirs, [*writers, *passed])
+                flags = [spec.own_network, spec.insecure]
+                self._ask(kind, flags, value, theirs, [*writers, *passed])
             finally:
                 for writer in writers:
                     os.close(writer)
@@ -194,7 +195,7 @@ class Sandbox:
         null = os.open(os.devnull, os.O_RDWR)
         try:
             missing = [null] * (3 - len(fds))
-            self._ask(b"inside", False, spec, theirs, [*fds, *missing])
+            self._ask(b"inside", [False, False], spec, theirs, [*fds, *missing])
         except BaseException:
             ours.close()
             raise
@@ -205,7 +206,7 @@ class Sandbox:
     def _ask(
         self,
         operation: bytes,
-        own_network: bool,
+        flags: list[bool],
         spec: dict[bytes, object],
         replies: socket.socket,
         fds: list[int],
@@ -218,7 +219,7 @@ class Sandbox:
             try:
                 with os.fdopen(memory, "wb", closefd=False) as file:
                     file.write(wire.encode(spec))
-                packet = wire.encode([operation, own_network])
+                packet = wire.encode([operation, *flags])
                 socket.send_fds(self._control, [packet], [replies.fileno(), memory, *fds])
             except OSError as error:
                 raise SandboxFailed("request", error.errno or 0, "the zygote is gone") from error

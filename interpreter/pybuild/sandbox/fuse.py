@@ -16,7 +16,9 @@ import signal
 from pybuild.sandbox import kernel
 from pybuild.sandbox.kernel import FOLDER, NODEV, Failed
 from pybuild.sandbox.program import Spec
-from pybuild.sandbox.step import STEP_NAMESPACES, begin_root, close_all, run_in
+from pybuild.sandbox.rootfs import Root
+from pybuild.sandbox.step import STEP_NAMESPACES, close_all, open_mounts, run_in
+from pybuild.sandbox.system import STEP, System, step_folders
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
@@ -30,14 +32,19 @@ _END_MILLISECONDS = 20_000
 
 def run_step(spec: Spec, config: Spec) -> None:
     """Start the program and the step on what it shows, and end as the step does."""
-    root, mounts, _ = begin_root(spec, config)
+    kernel.make_all(kernel.MS_PRIVATE)
+    folders = step_folders()
+    mounts = open_mounts(folders, spec, config)
+    root = Root(folders)
     layers = FuseLayers(config[b"fuse_overlayfs"], spec[b"overlay"])
     root.overlay(layers, mounts)
     step = kernel.clone(STEP_NAMESPACES | (kernel.NEWNET if spec[b"own_network"] else 0))
     if step == 0:
         kernel.make_all(kernel.MS_PRIVATE)
+        # `folders` is in the other mount namespace
+        system = System(os.open(STEP, FOLDER), config, insecure=bool(spec[b"insecure"]))
         root.attach()
-        run_in(root, mounts, spec, config)
+        run_in(root, system, mounts, spec, config)
     close_all()  # the file system ends with the step's descriptors
     code = os.waitstatus_to_exitcode(os.waitpid(step, 0)[1])
     layers.wait()

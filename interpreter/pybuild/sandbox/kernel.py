@@ -33,6 +33,9 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _RETRIES = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+for _name in ("capget", "capset", "mount", "pivot_root", "syscall", "umount2", "unshare"):
+    getattr(_libc, _name)  # found once, not by each child
 
 
 class Failed(Exception):
@@ -58,7 +61,10 @@ def _system(step: str, *arguments: int | bytes | None) -> int:
 
 
 def prctl(step: str, *arguments: int) -> int:
-    return call(step, "prctl", *arguments, *[0] * (5 - len(arguments)))
+    result: int = _libc.prctl(*arguments, *[0] * (5 - len(arguments)))
+    if result == -1:
+        raise Failed(step, ctypes.get_errno())
+    return result
 
 
 def clone(flags: int) -> int:

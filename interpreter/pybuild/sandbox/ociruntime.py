@@ -17,18 +17,19 @@ import os
 import resource
 import signal
 
-from pybuild.sandbox import kernel, program, rootfs
+from pybuild.sandbox import kernel, program
 from pybuild.sandbox.kernel import FOLDER, HIDDEN, RDONLY, Failed, attach
 from pybuild.sandbox.program import Spec
 from pybuild.sandbox.step import go_in
+from pybuild.sandbox.system import STEP
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 _PTRACE_TRACEME = 0
-_BUNDLE, _LOG, _PID = rootfs.STEP + b"/bundle", rootfs.STEP + b"/log", rootfs.STEP + b"/pid"
-_STATE, _ROOT = rootfs.STEP + b"/state", rootfs.STEP + b"/root"
+_BUNDLE, _LOG, _PID = STEP + b"/bundle", STEP + b"/log", STEP + b"/pid"
+_STATE, _ROOT = STEP + b"/state", STEP + b"/root"
 _CGROUP = b"/sys/fs/cgroup"
 _MAX_LOG, _MAX_TEXT = 1 << 16, 2000
 _FAILED = 125

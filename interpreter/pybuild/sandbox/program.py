@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Spec = dict[bytes, "Any"]
 
+_CapabilitySets = ctypes.c_char * 24
+
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 1, 22, 24, 47
 _SECCOMP_MODE_FILTER, _CAP_AMBIENT_CLEAR_ALL = 2, 4
 _EVERY_CAPABILITY = (1 << 64) - 1
@@ -103,10 +105,10 @@ def become_user(spec: Spec, config: Spec) -> None:
         raise Failed("user", error.errno or 0, f"{uid}:{gid}") from None
     if spec[b"insecure"]:
         _drop_capabilities(_EVERY_CAPABILITY)
-        _filter_calls(config[b"insecure_seccomp"])
+        config[b"insecure_seccomp"].load()
     else:
         _drop_capabilities(config[b"capabilities"])
-        _filter_calls(config[b"seccomp"])
+        config[b"seccomp"].load()
     if not single:
         try:
             os.setresuid(uid, uid, uid)
@@ -148,21 +150,27 @@ def _drop_capabilities(kept: int) -> None:
                 break  # the kernel has no more
             raise
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
-    sets = ctypes.create_string_buffer(24)
+    sets = _CapabilitySets()
     kernel.call("capget", "capget", header, ctypes.addressof(sets))
     words = list(struct.unpack("=6I", sets.raw))
     words[2] = words[5] = 0  # the inheritable ones
     kernel.call("capset", "capset", header, struct.pack("=6I", *words))
 
 
-def _filter_calls(program: bytes) -> None:
-    """Load the filter without "no new privileges", so that setuid programs work."""
-    if not program:
-        return
-    instructions = ctypes.create_string_buffer(program, len(program))
-    head = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
-    pointer = ctypes.create_string_buffer(head, len(head))
-    kernel.prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(pointer))
+class Filter:
+    """A seccomp filter as the kernel takes it, made once for all steps."""
+
+    def __init__(self, program: bytes) -> None:
+        """`program` is one ``struct sock_filter`` after the other; without any all is allowed."""
+        self._instructions = ctypes.create_string_buffer(program, len(program))
+        head = struct.pack("@HP", len(program) // 8, ctypes.addressof(self._instructions))
+        self._head = ctypes.create_string_buffer(head, len(head))
+        self._address = ctypes.addressof(self._head) if program else 0
+
+    def load(self) -> None:
+        """Filter this process, without "no new privileges", so that setuid programs work."""
+        if self._address:
+            kernel.prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._address)
 
 
 def execute(spec: Spec) -> NoReturn:

@@ -12,7 +12,8 @@ import stat
 from collections.abc import Iterable
 
 from pybuild.sandbox import kernel
-from pybuild.sandbox.kernel import FOLDER, HIDDEN, NODEV, NOEXEC, NOSUID, RDONLY, Failed, attach
+from pybuild.sandbox.kernel import FOLDER, HIDDEN, NODEV, NOSUID, RDONLY, Failed, attach
+from pybuild.sandbox.system import OWN_DEVICES, STEP, SYSTEM_FOLDERS
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
@@ -25,28 +26,6 @@ if TYPE_CHECKING:
         def unmount(self, root: int) -> None: ...
 
 
-# in the server's mount namespace /sys holds ours: the kernel's, shown to steps, masked and
-# whole, and a step's own
-SYSFS, WHOLE_SYSFS, STEP = b"/sys/s", b"/sys/a", b"/sys/w"
-
-_DEVICES = {
-    b"null": (1, 3),
-    b"zero": (1, 5),
-    b"full": (1, 7),
-    b"random": (1, 8),
-    b"urandom": (1, 9),
-    b"tty": (5, 0),
-}
-_LINKS = {
-    b"fd": b"/proc/self/fd",
-    b"stdin": b"/proc/self/fd/0",
-    b"stdout": b"/proc/self/fd/1",
-    b"stderr": b"/proc/self/fd/2",
-    b"core": b"/proc/kcore",
-    b"ptmx": b"pts/ptmx",
-}
-_OWN_DEVICES = frozenset({*_DEVICES, *_LINKS, b"console", b"mqueue", b"pts"})
-_SYSTEM = (b"proc", b"sys", b"dev")
 _MAX_LINKS = 40
 _OVERLAY = b"index=off,metacopy=off,redirect_dir=nofollow"
 
@@ -61,15 +40,6 @@ class Mount:
         self.target = target
         self.path = [name for name in target.split(b"/") if name not in (b"", b".")]
         self.is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
-
-
-def step_folders() -> int:
-    """An empty file system for what a step needs besides its root."""
-    folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, HIDDEN)
-    attach(folders, os.open(STEP, FOLDER))
-    for name in ("root", "bottom", "top", "view", "empty", "files"):
-        os.mkdir(name, 0o755, dir_fd=folders)
-    return folders
 
 
 # --- mounts that the client asks for
@@ -237,7 +207,7 @@ class Root:
         folders have the attributes that they have below.
         """
         bottom = os.open("bottom", FOLDER, dir_fd=self._folders)
-        for name in _SYSTEM:
+        for name in SYSTEM_FOLDERS:
             os.mkdir(name, 0o755, dir_fd=bottom)
         own = [mount for mount in mounts if not _lies_in_another(mount, mounts)]
         for mount in own:
@@ -254,7 +224,7 @@ class Root:
             self.fd = layers.mount([top], [bottom])
 
     def _absent(self, mounts: Iterable[Mount]) -> Iterable[tuple[Path, bool]]:
-        for name in _SYSTEM:
+        for name in SYSTEM_FOLDERS:
             if not self.has([name]):
                 yield [name], True
         for mount in mounts:
@@ -383,13 +353,13 @@ class Root:
 def _lies_in_another(mount: Mount, mounts: list[Mount]) -> bool:
     inside = [other.path for other in mounts if other is not mount]
     above = (mount.path[:length] for length in range(1, len(mount.path)))
-    return any(path in inside or path in ([name] for name in _SYSTEM) for path in above)
+    return any(path in inside or path in ([name] for name in SYSTEM_FOLDERS) for path in above)
 
 
 def _is_closed(path: Path) -> bool:
     """Whether a mount there could hide or fake what the kernel or we have there."""
     if path[:1] == [b"dev"]:
-        return len(path) == 1 or path[1] in _OWN_DEVICES
+        return len(path) == 1 or path[1] in OWN_DEVICES
     return path[:1] in ([b"proc"], [b"sys"])
 
 
@@ -432,83 +402,3 @@ def _mount_number(fd: int) -> bytes:
 
 def _shown(path: Path) -> str:
     return os.fsdecode(b"/" + b"/".join(path))
-
-
-# --- /proc, /sys, /dev
-
-
-def mount_system(root: Root, masked: list[bytes], readonly: list[bytes], *, unified: bool) -> None:
-    """Mount the kernel's file systems in the root, less what a step may not see or change."""
-    proc = kernel.new_mount(b"proc", {}, HIDDEN)
-    attach(proc, root.system_folder(b"proc"))
-    mask(proc, b"/proc/", masked)
-    for path in readonly:
-        fd = _existing(proc, path, b"/proc/")
-        if fd >= 0:
-            attach(kernel.copy_mount(fd, HIDDEN | RDONLY), fd)
-    attach(kernel.copy_mount(SYSFS, HIDDEN | RDONLY), root.system_folder(b"sys"))
-    if unified:
-        cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN | RDONLY)
-        attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
-
-
-def mount_whole_system(root: Root, *, unified: bool) -> None:
-    """Mount the kernel's file systems in the root of an insecure step, writable and unmasked."""
-    attach(kernel.new_mount(b"proc", {}, HIDDEN), root.system_folder(b"proc"))
-    whole = kernel.copy_mount(WHOLE_SYSFS, HIDDEN, cleared=RDONLY)
-    attach(whole, root.system_folder(b"sys"))
-    if unified:
-        cgroup = kernel.new_mount(b"cgroup2", {}, HIDDEN)
-        attach(cgroup, root.open([b"sys", b"fs", b"cgroup"]))
-
-
-def mount_devices(root: Root, *, shm: int, tty_group: bool) -> None:
-    options = {b"mode": b"755", b"size": b"65536k"}
-    dev = kernel.new_mount(b"tmpfs", options, NOSUID | NODEV | kernel.STRICTATIME)
-    attach(dev, root.system_folder(b"dev"))
-    for name, number in _DEVICES.items():
-        device = kernel.copy_mount(b"/dev/" + name, NOSUID | NOEXEC)
-        status = os.fstat(device)
-        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(*number):
-            raise Failed("device", errno.ENODEV, f"/dev/{name.decode()}")
-        target = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=dev)
-        attach(device, target)
-    for name, link in _LINKS.items():
-        os.symlink(link, name, dir_fd=dev)
-    pts = {b"newinstance": b"", b"ptmxmode": b"0666", b"mode": b"0620"}
-    if tty_group:
-        pts[b"gid"] = b"5"
-    tmpfs = {b"mode": b"1777", b"size": b"%d" % shm}
-    for name, mount in (
-        (b"pts", kernel.new_mount(b"devpts", pts, NOSUID | NOEXEC)),
-        (b"shm", kernel.new_mount(b"tmpfs", tmpfs, HIDDEN)),
-        (b"mqueue", kernel.new_mount(b"mqueue", {}, HIDDEN)),
-    ):
-        os.mkdir(name, 0o755, dir_fd=dev)
-        attach(mount, os.open(name, FOLDER, dir_fd=dev))
-
-
-def mask(folder: int, prefix: bytes, masked: list[bytes]) -> None:
-    """Cover paths below `prefix`, which `folder` is: files by /dev/null, folders by nothing."""
-    for path in masked:
-        fd = _existing(folder, path, prefix)
-        if fd < 0:
-            continue
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            cover = kernel.copy_mount(STEP + b"/empty", HIDDEN | RDONLY)
-        else:
-            cover = kernel.copy_mount(b"/dev/null", NOSUID | NOEXEC)
-            if os.fstat(cover).st_rdev != os.makedev(1, 3):
-                raise Failed("mask", errno.ENODEV, "/dev/null")
-        attach(cover, fd)
-        os.close(cover)
-
-
-def _existing(folder: int, path: bytes, prefix: bytes) -> int:
-    """A descriptor of an absolute path below `prefix`; -1 if it isn't, or isn't there."""
-    if not path.startswith(prefix):
-        return -1
-    try:
-        return kernel.openat2(folder, path.removeprefix(prefix), os.O_PATH, kernel.NO_SYMLINKS)
-    except FileNotFoundError:
-        return -1

@@ -28,6 +28,9 @@ _ARCHITECTURES = {
     "aarch64": (("aarch64", 0xC00000B7), ("arm", 0x40000028)),
 }
 
+_FARTHEST = 255
+"""How many instructions a condition skips at most; a plain jump isn't bound."""
+
 Program = list[tuple[int, int, int, int]]
 
 
@@ -92,8 +95,10 @@ def _search(boundaries: list[tuple[int, Program]]) -> Program:
         return boundaries[0][1]
     half = len(boundaries) // 2
     low, high = _search(boundaries[:half]), _search(boundaries[half:])
-    # only a plain jump reaches further than 255 instructions
-    return [(_AT_LEAST, 1, 0, boundaries[half][0]), (_JUMP, 0, 0, len(high)), *high, *low]
+    first = boundaries[half][0]
+    if len(high) <= _FARTHEST:
+        return [(_AT_LEAST, 0, len(high), first), *high, *low]
+    return [(_AT_LEAST, 1, 0, first), (_JUMP, 0, 0, len(high)), *high, *low]
 
 
 def _boundaries(actions: dict[int, Program]) -> list[tuple[int, Program]]:

@@ -1,7 +1,8 @@
 """A child of the zygote's server: a step in its sandbox, or a worker of the client's.
 
 It begins with a copy of the server's memory and descriptors and ends by executing the
-program, or by telling on the socket for replies what didn't work.
+program, or by telling on the socket for replies what didn't work. The child for a step may be
+there before the step is: it prepares what all steps have, and waits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pybuild.sandbox import kernel, program, rootfs, wire
 from pybuild.sandbox.kernel import Failed
 from pybuild.sandbox.program import Spec
+from pybuild.sandbox.system import System, step_folders
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 REPLY = 100  # where a child has its socket for replies; the other descriptors follow
 _SPECIFICATION, _PASSED, _STDOUT, _STDERR = 101, 102, 102, 103
-_MAX_PASSED = 64
+MOST_PASSED = 64
+_CHANNEL = REPLY + 2 * MOST_PASSED
 
 _IFF_UP, _SIOCSIFFLAGS = 0x1, 0x8914
 
@@ -33,23 +36,73 @@ STEP_NAMESPACES = kernel.NEWPID | kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS |
 def become(work: Callable[[Spec, Spec], None], fds: list[int], config: Spec) -> NoReturn:
     """Be the child: do `work`, which executes a program or fails."""
     try:
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, REPLY + _MAX_PASSED) for fd in fds]
-        for place, fd in enumerate(high, REPLY):
-            os.dup2(fd, place, inheritable=False)
+        _take_places(fds)
         _close_others(3, len(fds))
         os.setsid()
-        specification = b""
-        while piece := os.pread(_SPECIFICATION, 1 << 20, len(specification)):
-            specification += piece
-        work(wire.decode(specification), config)
-    except Failed as failure:
-        reply(REPLY, failure.packet)
-    except OSError as error:
-        reply(REPLY, Failed("set up", error.errno or 0, str(error)).packet)
+        work(_specification(), config)
     except Exception as error:  # noqa: BLE001 - the client is told whatever it is
-        reply(REPLY, Failed("set up", 0, f"{type(error).__name__}: {error}").packet)
+        reply(REPLY, _told(error))
     finally:
         os._exit(125)
+
+
+def become_step(channel: int, config: Spec, *, insecure: bool) -> NoReturn:
+    """Be the child for a step whose descriptors come over the socket `channel`, now or later.
+
+    If it can't be prepared, a step that is there already is told so; later ones can't be sent.
+    """
+    try:
+        os.dup2(channel, _CHANNEL, inheritable=False)
+        kernel.close_range(3, _CHANNEL - 1)
+        kernel.close_range(_CHANNEL + 1, 0xFFFFFFFF)
+        os.setsid()
+        failure: Exception | None = None
+        system = None
+        with socket.socket(fileno=_CHANNEL) as steps:
+            try:
+                system = System(step_folders(), config, insecure=insecure)
+            except Exception as error:  # noqa: BLE001 - as above
+                failure = error
+                steps.shutdown(socket.SHUT_RD)
+            _, fds, _, _ = socket.recv_fds(steps, 1, MOST_PASSED, socket.MSG_CMSG_CLOEXEC)
+        if not fds:
+            os._exit(0)
+        _take_places(fds)
+        if failure is not None:
+            raise failure
+        assert system is not None  # noqa: S101 - else it failed
+        run_step(system, _specification(), config)
+    except Exception as error:  # noqa: BLE001 - as above
+        reply(REPLY, _told(error))
+    finally:
+        os._exit(125)
+
+
+def _take_places(fds: list[int]) -> None:
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, REPLY + MOST_PASSED) for fd in fds]
+    for place, fd in enumerate(high, REPLY):
+        os.dup2(fd, place, inheritable=False)
+    for fd in (*fds, *high):
+        os.close(fd)
+
+
+def _specification() -> Spec:
+    content = b""
+    while piece := os.pread(_SPECIFICATION, 1 << 20, len(content)):
+        content += piece
+    specification: Spec = wire.decode(content)
+    return specification
+
+
+def _told(error: Exception) -> bytes:
+    """The packet that tells of an error."""
+    match error:
+        case Failed():
+            return error.packet
+        case OSError():
+            return Failed("set up", error.errno or 0, str(error)).packet
+        case _:
+            return Failed("set up", 0, f"{type(error).__name__}: {error}").packet
 
 
 def reply(fd: int, packet: bytes) -> None:
@@ -81,30 +134,36 @@ def run_inside(spec: Spec, config: Spec) -> None:
     program.execute(spec)
 
 
-def run_step(spec: Spec, config: Spec) -> None:
+def run_step(system: System, spec: Spec, config: Spec) -> NoReturn:
     """Make the root file system, go there, give up rights, execute."""
-    root, mounts, folders = begin_root(spec, config)
+    # until now, what was mounted or unmounted on the machine came here too
+    kernel.make_all(kernel.MS_PRIVATE)
+    mounts = open_mounts(system.folders, spec, config)
+    root = rootfs.Root(system.folders)
     if spec[b"plain"]:
         root.bind(spec[b"plain"])
     else:
-        layers = rootfs.KernelLayers(spec[b"overlay"], folders, config[b"overlay_options"])
+        layers = rootfs.KernelLayers(spec[b"overlay"], system.folders, config[b"overlay_options"])
         root.overlay(layers, mounts)
-    run_in(root, mounts, spec, config)
+    run_in(root, system, mounts, spec, config)
 
 
-def begin_root(spec: Spec, config: Spec) -> tuple[rootfs.Root, list[rootfs.Mount], int]:
-    """An empty root in a mount namespace of our own, what goes into it, and our folders."""
-    kernel.make_all(kernel.MS_PRIVATE)
-    folders = rootfs.step_folders()
+def open_mounts(folders: int, spec: Spec, config: Spec) -> list[rootfs.Mount]:
+    """What goes into the root besides the system's."""
     # descriptors that the client passed have their places behind ours
     single, options = bool(config[b"single"]), config[b"overlay_options"]
-    mounts = rootfs.open_mounts(spec[b"mounts"], folders, _STDERR + 1, options, single=single)
-    return rootfs.Root(folders), mounts, folders
+    return rootfs.open_mounts(spec[b"mounts"], folders, _STDERR + 1, options, single=single)
 
 
-def run_in(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> NoReturn:
+def run_in(
+    root: rootfs.Root, system: System, mounts: list[rootfs.Mount], spec: Spec, config: Spec
+) -> NoReturn:
     """Complete the root, go there, give up rights, execute; or have a runtime do so."""
-    _fill_root(root, mounts, spec, config)
+    for name, mounted in system.mounts:
+        kernel.attach(mounted, root.system_folder(name))
+    system.mount_memory(spec[b"shm"])
+    for mount in mounts:
+        kernel.attach(mount.fd, root.target(mount))
     socket.sethostname(spec[b"hostname"])
     if spec[b"own_network"]:
         _raise_loopback()
@@ -146,17 +205,6 @@ def _control_terminal() -> None:
         os.setsid()
     os.dup2(1, 0)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def _fill_root(root: rootfs.Root, mounts: list[rootfs.Mount], spec: Spec, config: Spec) -> None:
-    unified = bool(config[b"unified"])
-    if spec[b"insecure"]:
-        rootfs.mount_whole_system(root, unified=unified)
-    else:
-        rootfs.mount_system(root, config[b"masked"], config[b"readonly"], unified=unified)
-    rootfs.mount_devices(root, shm=spec[b"shm"], tty_group=not config[b"single"])
-    for mount in mounts:
-        kernel.attach(mount.fd, root.target(mount))
 
 
 def _raise_loopback() -> None:

@@ -7,6 +7,9 @@ kernel ends every step at once. The server ends when its parent does, or when th
 end of the socket closes. A step is a child of the server with namespaces of its own, and
 the first process of another process namespace.
 
+Of each kind of step that there was twice, a child for the next one waits: half of the way to a
+program is the same for all.
+
 Requests are one packet: an operation, flags, and descriptors by SCM_RIGHTS, of which the
 first is the socket for replies (closing it kills the step) and the second a memory file
 with the specification, in the form of `wire`. Replies: ``exit NUL code`` and ``failed NUL
@@ -28,16 +31,29 @@ if not __package__:
     _package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]  # noqa: PTH100, PTH120 - pathlib is slow to load
     sys.modules["pybuild"] = _package
 
-from pybuild.sandbox import fuse, kernel, rootfs, wire
+from pybuild.sandbox import fuse, kernel, system, wire
 from pybuild.sandbox.kernel import FOLDER, Failed, attach
-from pybuild.sandbox.program import Spec
-from pybuild.sandbox.step import STEP_NAMESPACES, become, reply, run_inside, run_step
+from pybuild.sandbox.program import Filter, Spec
+from pybuild.sandbox.step import (
+    MOST_PASSED,
+    STEP_NAMESPACES,
+    become,
+    become_step,
+    reply,
+    run_inside,
+)
+
+TYPE_CHECKING = False  # typing is slow to load
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MAX_PACKET = 1 << 17
-_MAX_FDS = 64
 _MAX_TEXT = 1000
 _PR_SET_PDEATHSIG = 1
 _CGROUP2 = b"/sys/fs/cgroup/cgroup.controllers"
+
+StepKind = tuple[bool, bool]
+"""Whether a step has a network of its own, and whether it is insecure."""
 
 Child = tuple[int, int, int]
 """A child's process id, the descriptor of the process, and its socket for replies."""
@@ -52,6 +68,8 @@ def main() -> None:
         if config[b"by"] != b"none":
             enter_user_namespace(config)
         config[b"nofile"] = _raise_limit()
+        for name in (b"seccomp", b"insecure_seccomp"):
+            config[name] = Filter(config[name])
         server = kernel.clone(kernel.NEWPID | kernel.NEWNS)
         if server == 0:
             kernel.prctl("death signal", _PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -161,7 +179,7 @@ def prepare_mounts(config: Spec) -> None:
         try:
             sysfs = kernel.new_mount(b"sysfs", {}, kernel.HIDDEN | kernel.RDONLY)
             _attach_folders()
-            attach(sysfs, os.open(rootfs.SYSFS, FOLDER))
+            attach(sysfs, os.open(system.SYSFS, FOLDER))
             network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             socket.send_fds(theirs, [b"n"], [network])
             os._exit(0)
@@ -174,18 +192,18 @@ def prepare_mounts(config: Spec) -> None:
     socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
     ours.close()
     theirs.close()
-    whole = kernel.copy_mount(rootfs.SYSFS)
-    attach(whole, os.open(rootfs.WHOLE_SYSFS, FOLDER))
-    folder = os.open(rootfs.SYSFS, FOLDER)
-    os.close(rootfs.step_folders())
-    rootfs.mask(folder, b"/sys/", config[b"masked"])
+    whole = kernel.copy_mount(system.SYSFS)
+    attach(whole, os.open(system.WHOLE_SYSFS, FOLDER))
+    folder = os.open(system.SYSFS, FOLDER)
+    os.close(system.step_folders())
+    system.mask(folder, b"/sys/", config[b"masked"])
     os.close(folder)
-    kernel.unmount(rootfs.STEP, kernel.MNT_DETACH)
+    kernel.unmount(system.STEP, kernel.MNT_DETACH)
 
 
 def _attach_folders() -> None:
     folders = kernel.new_mount(b"tmpfs", {b"mode": b"755"}, kernel.HIDDEN)
-    for path in (rootfs.SYSFS, rootfs.WHOLE_SYSFS, rootfs.STEP):
+    for path in (system.SYSFS, system.WHOLE_SYSFS, system.STEP):
         os.mkdir(path.removeprefix(b"/sys/"), 0o755, dir_fd=folders)
     attach(folders, os.open("/sys", FOLDER))
 
@@ -195,15 +213,16 @@ def serve(control: socket.socket, config: Spec) -> None:
     poll = select.poll()
     poll.register(control, select.POLLIN)
     children: dict[int, Child] = {}  # by process descriptor, and by socket until it is closed
+    spares: dict[StepKind, StepChild | None] = {}  # None where there was but one step
     while True:
         for fd, _ in poll.poll():
             if fd == control.fileno():
                 packet, fds, _, _ = socket.recv_fds(
-                    control, _MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                    control, _MAX_PACKET, MOST_PASSED, socket.MSG_CMSG_CLOEXEC
                 )
                 if not packet:
                     os._exit(0)
-                for child in start(packet, fds, config):
+                for child in start(packet, fds, config, spares):
                     for each in child[1:]:
                         children[each] = child
                         poll.register(each, select.POLLIN)
@@ -221,20 +240,24 @@ def serve(control: socket.socket, config: Spec) -> None:
                 os.close(answers)
 
 
-def start(packet: bytes, fds: list[int], config: Spec) -> list[Child]:
+def start(
+    packet: bytes, fds: list[int], config: Spec, spares: dict[StepKind, StepChild | None]
+) -> list[Child]:
     """Begin what a request asks for; no child if even that fails."""
-    operation, own_network = wire.decode(packet)
-    program = {b"run": run_step, b"fuse": fuse.run_step, b"inside": run_inside}[operation]
-    flags = kernel.NEWPID
-    if program is run_step:
-        flags = STEP_NAMESPACES | (kernel.NEWNET if own_network else 0)
-    elif program is fuse.run_step:
-        flags |= kernel.NEWNS
+    operation, own_network, insecure = wire.decode(packet)
     children: list[Child] = []
     try:
-        pid = kernel.clone(flags)
-        if pid == 0:
-            become(program, fds, config)
+        match operation:
+            case b"run":
+                pid = start_step(fds, config, spares, (bool(own_network), bool(insecure)))
+            case b"fuse":
+                pid = kernel.clone(kernel.NEWPID | kernel.NEWNS)
+                if pid == 0:
+                    become(fuse.run_step, fds, config)
+            case _:
+                pid = kernel.clone(kernel.NEWPID)
+                if pid == 0:
+                    become(run_inside, fds, config)
         children.append((pid, os.pidfd_open(pid), fds[0]))
     except Failed as failure:
         reply(fds[0], failure.packet)
@@ -242,6 +265,52 @@ def start(packet: bytes, fds: list[int], config: Spec) -> list[Child]:
     for fd in fds[1:]:
         os.close(fd)
     return children
+
+
+# --- steps
+
+
+class StepChild:
+    """A child for a step of one kind, which may come later."""
+
+    def __init__(self, config: Spec, kind: StepKind, fds: Sequence[int] = ()) -> None:
+        """Begin one, with a step of these descriptors if there are any. Raises Failed."""
+        own_network, insecure = kind
+        self._steps, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            if fds:
+                self.give(fds)
+            self.pid = kernel.clone(STEP_NAMESPACES | (kernel.NEWNET if own_network else 0))
+            if self.pid == 0:
+                become_step(theirs.fileno(), config, insecure=insecure)
+
+    def give(self, fds: Sequence[int]) -> bool:
+        """Have it do the step of these descriptors; False if it couldn't be prepared."""
+        with self._steps:
+            try:
+                socket.send_fds(self._steps, [b"step"], list(fds))
+            except OSError:
+                return False
+        return True
+
+
+def start_step(
+    fds: list[int], config: Spec, spares: dict[StepKind, StepChild | None], kind: StepKind
+) -> int:
+    """The process id of a step. From the second one of a kind on, another child is begun."""
+    is_first, child = kind not in spares, spares.pop(kind, None)
+    if child is not None and not child.give(fds):
+        os.waitpid(child.pid, 0)
+        child = None
+    if child is None:
+        child = StepChild(config, kind, fds)
+    spares[kind] = None
+    try:
+        if not is_first:
+            spares[kind] = StepChild(config, kind)
+    except Failed:  # the next step tells why
+        return child.pid
+    return child.pid
 
 
 if __name__ == "__main__":
