@@ -209,6 +209,7 @@ FOR_TYPES_ONLY = {
     ("pybuild_embedded.fetching", "pybuild_embedded.plaincopies"),  # before something is run
     ("pybuild_embedded.space", "pybuild_embedded.plaincopies"),
     ("pybuild_embedded.layers", "pybuild_embedded.pending"),  # once something is run
+    ("pybuild_embedded.pending", "pybuild_embedded.layers"),
     ("pybuild_embedded.machine", "pybuild.sandbox.client"),
     ("pybuild_embedded.machine", "pybuild.sandbox.runtimes"),
     ("pybuild_embedded.machine", "pybuild_embedded.workers"),

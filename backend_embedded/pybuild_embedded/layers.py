@@ -36,7 +36,7 @@ class EmbeddedROLayer(ROLayer):
         made: datetime | None = None,
         fetch: Callable[[], None] | None = None,
     ) -> None:
-        """Either the `chain` is known, or there is a `pending` layer on a known one.
+        """Either the `chain` is known, or there is a `pending` layer.
 
         `fetch` is called before files are looked at. `handover` may have a folder that shows a beginning of all this.
         """
@@ -72,6 +72,23 @@ class EmbeddedROLayer(ROLayer):
             self._chain = self._pending.chain()
         return self._chain
 
+    def when_known(self, callback: Callable[[], object]) -> None:
+        """Call it once :meth:`chain` doesn't wait, at once if that is so already."""
+        if self._chain is None and self._pending is not None:
+            self._pending.when_settled(callback)
+        else:
+            callback()
+
+    @property
+    def behind(self) -> int:
+        """How many of the layers aren't packed yet."""
+        return self._pending.behind if self._chain is None and self._pending is not None else 0
+
+    def finish(self) -> None:
+        """Wait until all layers are kept for later builds, unless the build was cancelled."""
+        if self._pending is not None:
+            self._pending.finish()
+
     def contents(self) -> tuple[LayerIndex | None, ...]:
         return tuple(map(self._space.files.known, self.diffs))
 
@@ -87,7 +104,9 @@ class EmbeddedROLayer(ROLayer):
     def tree(self) -> Tree:
         # two threads may both make one, which costs time only
         if self._tree is None:
-            if (self._chain is None and self._pending is not None) or self._fetch is not None:
+            if self._chain is None and self._pending is not None:
+                return self._pending.tree(self._known_tree)
+            if self._fetch is not None:
                 return LaterTree(self._known_tree)
             self._tree = self._known_tree()
         return self._tree

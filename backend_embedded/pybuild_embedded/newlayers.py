@@ -58,18 +58,21 @@ class EmbeddedRWLayer(RWLayer):
             prepared_mounts(space, process, mounts, tree, activity) as made,
             self._files.shown(made, tree) as root,
         ):
-            return run_process(sandbox, run_spec(process, root, made), activity)
+            code = run_process(sandbox, run_spec(process, root, made), activity)
+        if code != 0:
+            self._keep_below()
+        return code
 
     def commit(self, key: str | None, activity: Activity) -> ROLayer:
         if self._over:
             raise RuntimeError("a layer was committed twice, or after its release")
         activity.raise_if_cancelled()
+        if self._files is not None and not self._files.unchanged():
+            self._over = True
+            return self._commit_files(self._files, key, activity)
         below = self._below.chain()
         self._over = True
-        if self._files is not None:
-            if not self._files.unchanged():
-                return self._commit_files(self._files, below, key, activity)
-            self._discard_files()
+        self._discard_files()
         chain, own = below, self._written
         store = self._space.store
         if own is not None:
@@ -81,42 +84,28 @@ class EmbeddedRWLayer(RWLayer):
             store.record_step(key, chain.id, own=own is not None, made=made.timestamp())
         return EmbeddedROLayer(self._space, chain, own, handover=self._below.handover, made=made)
 
-    def _commit_files(
-        self, files: StepFiles, below: LayerChain, key: str | None, activity: Activity
-    ) -> ROLayer:
-        from pybuild.oci.compression import Compression  # noqa: PLC0415 - for what was changed
-        from pybuild_embedded.pending import PendingLayer  # noqa: PLC0415 - as above
-        from pybuild_embedded.requests import Pack  # noqa: PLC0415 - as above
+    def _commit_files(self, files: StepFiles, key: str | None, activity: Activity) -> ROLayer:
+        from pybuild_embedded.pending import MOST_BEHIND, PendingLayer  # noqa: PLC0415 - for what was changed
 
-        space = self._space
-        request = Pack(
-            upper=files.folder.fs,
-            parents=space.files.index_paths(below.layers),
-            blob=space.store.new_file(),
-            index=space.store.new_file(),
-            newest=self._newest,
-            owners=space.machine.keeps_owners,
-            compression=Compression.GZIP,
-            record=files.record,
-        )
+        space, below = self._space, self._below
+        if below.behind >= MOST_BEHIND:
+            below.chain()
         self._files = None
         is_layer = files.record is None
         pending = PendingLayer(
             space=space,
             below=below,
-            folders_below=self._below.folders(activity) if is_layer else (),
+            folders_below=below.folders(activity) if is_layer else (),
             folder=files.folder if is_layer else None,
-            pack=space.machine.workers().pack(request),
-            request=request,
+            upper=files.folder.fs,
+            record=files.record,
+            newest=self._newest,
             key=None if key is None else space.own_key(key),
             flight=ExitStack() if key is None else space.flights.taken_over(space.own_key(key)),
             activity=activity,
             made=datetime.now(UTC),
         )
-        with space.lock:
-            space.unfinished.append(pending)
-        # others wait for the step, so it is recorded when it is packed, not when it is needed
-        pending.pack.when_done(pending.finish)
+        pending.begin()
         handover = None
         if not is_layer:
             from pybuild_embedded.copies import Handover  # noqa: PLC0415 - where there is no overlay
@@ -142,8 +131,14 @@ class EmbeddedRWLayer(RWLayer):
         return self.commit(key, activity)
 
     def release(self) -> None:
+        if not self._over:
+            self._keep_below()
         self._over = True
         self._discard_files()
+
+    def _keep_below(self) -> None:
+        """Wait for the steps before this one, which failed: it ends the build, and so all else."""
+        self._below.finish()
 
     def _discard_files(self) -> None:
         files, self._files = self._files, None

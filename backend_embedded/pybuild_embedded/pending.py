@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Activity
+from pybuild.files.changedtree import ChangedTree
+from pybuild.files.latertree import LaterTree
+from pybuild.files.trees import Tree
+from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.values import dataclass, field
 from pybuild_embedded.folders import LayerFolder
@@ -14,76 +21,133 @@ from pybuild_embedded.layerchain import LayerChain
 from pybuild_embedded.space import Space
 from pybuild_embedded.workers import Pack, PendingPack
 
+if TYPE_CHECKING:
+    from pybuild_embedded.layers import EmbeddedROLayer
+
+MOST_BEHIND = 8
+"""How many layers on top of each other may wait to be packed."""
+
 
 @dataclass(slots=True, eq=False)
 class PendingLayer:
-    """What a process left in `folder` on top of `below`, which `folders_below` show.
+    """What a process left in the folder `upper` on top of `below`.
 
-    Without a ``folder``, there is none with the layer alone. ``pack`` is on its way, asked
-    for by ``request``. With a ``key``, the step is kept in the cache once that is done, which
-    ends its ``flight``. Safe in threads.
+    ``folder`` has it as a layer alone, to be mounted over ``folders_below``; None if there is
+    no such one, and then `record` is that of :class:`.requests.Pack`. `newest` is as in
+    :meth:`pybuild.backend.ROLayer.begin`. With a ``key``, the step is kept in the cache once
+    all is done, which ends its ``flight``. Safe in threads.
     """
 
     space: Space
-    below: LayerChain
+    below: EmbeddedROLayer
     folders_below: tuple[LayerFolder, ...]
     folder: LayerFolder | None
-    pack: PendingPack
-    request: Pack
+    upper: Path
+    record: Path | None
+    newest: int | None
     key: str | None
     flight: ExitStack
     activity: Activity
     made: datetime
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _outcome: tuple[LayerDiff | None] | Exception | None = None
+    _outcome: Future[LayerDiff | None] = field(default_factory=Future)
+
+    def begin(self) -> None:
+        """Have it packed when `below` is, which its index is needed for."""
+        with self.space.lock:
+            self.space.unfinished.append(self)
+        self.below.when_known(self._pack)
+
+    @property
+    def behind(self) -> int:
+        """How many layers aren't packed yet, this one and those below it."""
+        return 0 if self._outcome.done() else self.below.behind + 1
 
     def settled(self) -> LayerDiff | None:
-        """The layer, once it is packed and stored; None if nothing was changed.
+        """Wait for the layer to be packed and stored; None if nothing was changed.
 
         Raises what went wrong, to everyone who asks.
         """
-        with self._lock:
-            if self._outcome is None:
-                with self.flight:
-                    try:
-                        self._outcome = (self._settle(),)
-                    except Exception as error:  # noqa: BLE001 - whoever asks next gets it too
-                        self._outcome = error
-            if isinstance(self._outcome, Exception):
-                raise self._outcome
-            return self._outcome[0]
+        return self._outcome.result()
+
+    def when_settled(self, callback: Callable[[], object]) -> None:
+        """Call it once :meth:`settled` doesn't wait any more, at once if that is so already."""
+        self._outcome.add_done_callback(lambda _: callback())
 
     def chain(self) -> LayerChain:
         """All layers, as :meth:`settled`."""
-        own = self.settled()
-        return self.below if own is None else self.below.extended(own)
+        own, below = self.settled(), self.below.chain()
+        return below if own is None else below.extended(own)
+
+    def tree(self, known: Callable[[], Tree]) -> Tree:
+        """The layer's files, as `known` gives them when it has waited for the layer."""
+        if self.folder is None:
+            return LaterTree(known)
+        owners = self.space.machine.keeps_owners
+        return ChangedTree(known, self.below.tree, self.upper, owners=owners)
 
     def folders(self) -> tuple[LayerFolder, ...]:
         """What to mount over each other to see the layer, as far as it is known; bottom first."""
-        if self.folder is None or self._outcome == (None,):
+        if self.folder is None or self._is_empty():
             return self.folders_below
         return (*self.folders_below, self.folder)
 
     def finish(self) -> None:
         """Keep the layer for later builds, even if this one needs it no more."""
-        try:
+        with suppress(Exception):  # it is for whoever asks for the layer
             self.activity.raise_if_cancelled()
             self.settled()
-        except Exception:  # noqa: BLE001 - it is for whoever asks for the layer
-            self.flight.close()
-        with self.space.lock, suppress(ValueError):  # finished already
-            self.space.unfinished.remove(self)
 
-    def _settle(self) -> LayerDiff | None:
+    def _is_empty(self) -> bool:
+        done = self._outcome
+        return done.done() and done.exception() is None and done.result() is None
+
+    def _pack(self) -> None:
+        try:
+            below = self.below.chain()
+            request = Pack(
+                upper=self.upper,
+                parents=self.space.files.index_paths(below.layers),
+                blob=self.space.store.new_file(),
+                index=self.space.store.new_file(),
+                newest=self.newest,
+                owners=self.space.machine.keeps_owners,
+                compression=Compression.GZIP,
+                record=self.record,
+            )
+            pack = self.space.machine.workers().pack(request)
+        except Exception as error:  # noqa: BLE001 - it is for whoever asks for the layer
+            self._end(error)
+        else:
+            pack.when_done(lambda: self._settle(below, request, pack))
+
+    def _settle(self, below: LayerChain, request: Pack, pack: PendingPack) -> None:
+        try:
+            own = self._stored(below, request, pack)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._end(error)
+        else:
+            self._end(own)
+
+    def _end(self, outcome: LayerDiff | Exception | None) -> None:
+        # others look the step up as soon as its flight has ended
+        self.flight.close()
+        with self.space.lock:
+            self.space.unfinished.remove(self)
+        if isinstance(outcome, Exception):
+            self._outcome.set_exception(outcome)
+        else:
+            self._outcome.set_result(outcome)
+
+    def _stored(self, below: LayerChain, request: Pack, pack: PendingPack) -> LayerDiff | None:
         store = self.space.store
-        packed = self.pack.result()
+        packed = pack.result()
         if packed is None:
-            self._record_step(self.below.id, own=False)
+            self._record_step(below.id, own=False)
             return None
         diff = packed.diff
-        store.adopt_blob(self.request.blob, diff.blob.digest, diff.blob.size)
-        self.space.files.adopt(diff.diff_id, self.request.index)
-        chain = self.below.extended(diff)
+        store.adopt_blob(request.blob, diff.blob.digest, diff.blob.size)
+        self.space.files.adopt(diff.diff_id, request.index)
+        chain = below.extended(diff)
         store.record_layers(chain.layers)
         if self.folder is not None:
             store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)

@@ -30,6 +30,11 @@ class LaterTree(Tree):
     def open(self, path: bytes) -> BinaryIO:
         return self._tree().open(path)
 
+    @property
+    def is_made(self) -> bool:
+        """Whether `make` has given the tree."""
+        return self._made is not None
+
     def _tree(self) -> Tree:
         with self._lock:
             if self._made is None:

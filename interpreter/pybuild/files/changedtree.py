@@ -1,0 +1,76 @@
+"""A tree whose newest layer is still a folder that nobody has read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from pybuild.files.foundentries import FoundEntries, same_attributes
+from pybuild.files.latertree import LaterTree
+from pybuild.files.safepath import Listed, Root
+from pybuild.files.trees import Tree, join
+from pybuild.oci.layerindex import Entry, Kind
+
+
+class ChangedTree(LaterTree):
+    """The tree that `make` gives, made when it may differ from `below` at what is asked for.
+
+    `upper` is the folder of changes of an overlay mount that has ended, as the kernel writes
+    it; it may go once `make` has returned. `below` is asked each time, so that it may come to
+    know more. `owners` is as in :func:`.upperdir.upper_entries`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Tree],
+        below: Callable[[], Tree],
+        upper: Path,
+        *,
+        owners: bool,
+    ) -> None:
+        super().__init__(make)
+        self._below = below
+        self._upper = upper
+        self._owners = owners
+
+    def get(self, path: bytes) -> Entry | None:
+        below = self._unless_changed(path)
+        return super().get(path) if below is None else below.get(path)
+
+    def open(self, path: bytes) -> BinaryIO:
+        below = self._unless_changed(path)
+        return super().open(path) if below is None else below.open(path)
+
+    def _unless_changed(self, path: bytes) -> Tree | None:
+        """The tree below, if it has at `path` what this one has."""
+        if self.is_made:
+            return None
+        below = self._below()
+        try:
+            with Root(self._upper) as root:
+                return below if self._shows(root, below, path) else None
+        except OSError:  # something but a folder, or one that this user may not look into
+            return None
+
+    def _shows(self, root: Root, below: Tree, path: bytes) -> bool:
+        found = FoundEntries(root, newest=None, owners=self._owners)
+        place = b""
+        for name in path.split(b"/"):
+            place = join(place, name)
+            try:
+                item = root.status(place)
+            except FileNotFoundError:
+                return True
+            before = below.get(place)
+            entry = found.entry(place, item, before)
+            if before is None or before.kind is not Kind.DIRECTORY or _is_marked(item):
+                return False
+            if entry is None or not same_attributes(entry, before):
+                return False
+        return True
+
+
+def _is_marked(item: Listed) -> bool:
+    """Whether a folder hides what is below it, or shows it from another place."""
+    return any(name.endswith((".opaque", ".redirect")) for name, _ in item.xattrs)
