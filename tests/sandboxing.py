@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pybuild.sandbox.client import Sandbox
+from pybuild.sandbox.client import InsideProcess, Sandbox
 from pybuild.sandbox.mapping import Mapping, system_program
 from pybuild.sandbox.modes import probe
 from pybuild.sandbox.runtimes import RUNTIMES, Runtime, find_runtime
@@ -144,8 +145,21 @@ def usable_runtime(name: str, mapping: Mapping) -> Runtime:
 def empty(mapping: Mapping, folder: Path) -> None:
     """Remove what a user may not remove outside: files of mapped ids, overlayfs's own folders."""
     removing = [b"/bin/rm", b"-rf", *map(os.fsencode, folder.iterdir())]
-    with Sandbox(mapping) as sandbox, sandbox.spawn_inside(removing) as process:
+    with Sandbox(mapping) as sandbox, executed_inside(sandbox, removing) as process:
         assert process.wait() == 0
+
+
+@contextmanager
+def executed_inside(
+    sandbox: Sandbox, words: Sequence[bytes], streams: tuple[int, int, int] | None = None
+) -> Iterator[InsideProcess]:
+    """A program that is root in the sandbox's user namespace, outside of any step."""
+    with Path(os.devnull).open("r+b") as null, tempfile.TemporaryFile() as command:
+        command.write(b"\0".join(words))
+        command.flush()
+        fds = [*(streams or [null.fileno()] * 3), command.fileno()]
+        with sandbox.spawn_inside(Path(__file__).parent, "executing", fds) as process:
+            yield process
 
 
 def alive(mark: str) -> list[int]:

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pybuild import errors
 from pybuild.errors import BackendFailed
 from pybuild.sandbox.client import InsideProcess, Sandbox
 from pybuild_embedded.requests import (
@@ -41,8 +40,7 @@ from pybuild_embedded.requests import (
 
 __all__ = ["Apply", "Merge", "Pack", "Packed", "PendingPack", "Unpack", "Workers"]
 
-_PROGRAM = Path(__file__).with_name("inside") / "worker.py"
-_PYBUILD = Path(errors.__file__).parent
+_FOLDER, _MODULE = Path(__file__).parents[1], "pybuild_embedded.inside.worker"
 _SOCKET = 3  # where the worker has it
 _LEAST = 2
 
@@ -73,12 +71,9 @@ class Workers:
     full, or a worker or the sandbox has ended.
     """
 
-    def __init__(
-        self, sandbox: Sandbox, *, most: int | None = None, python: str = sys.executable
-    ) -> None:
+    def __init__(self, sandbox: Sandbox, *, most: int | None = None) -> None:
         """Have at most `most` processes; by default one for each processor, and two at least."""
         self._sandbox = sandbox
-        self._python = python
         count = most or max(_LEAST, len(os.sched_getaffinity(0)))
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="pybuild-worker")
         self._lock = threading.Lock()
@@ -187,7 +182,7 @@ class Workers:
                 raise BackendFailed("the workers of the sandbox are closed")
             worker = self._idle.pop() if self._idle else None
             if worker is None:
-                worker = _Worker(self._sandbox, self._python)
+                worker = _Worker(self._sandbox)
                 self._started.add(worker)
         try:
             yield worker
@@ -203,21 +198,17 @@ class Workers:
 class _Worker:
     """One process, and the socket to it."""
 
-    def __init__(self, sandbox: Sandbox, python: str) -> None:
+    def __init__(self, sandbox: Sandbox) -> None:
         self._ending = threading.Lock()
         self._ended = False
         self._shown = Shown()
         self._socket, theirs = socket.socketpair()
-        args = [python, "-I", "-S", "-X", "utf8", os.fspath(_PROGRAM), str(_SOCKET)]
         null = os.open(os.devnull, os.O_RDWR)
         try:
             with theirs:
                 fds = [null] * _SOCKET + [theirs.fileno()]
-                self._process: InsideProcess = sandbox.spawn_inside(
-                    [os.fsencode(arg) for arg in args], fds
-                )
-            # not by its arguments, which everyone can read
-            send(self._socket, json.dumps([sys.path, os.fspath(_PYBUILD)]).encode())
+                self._process: InsideProcess = sandbox.spawn_inside(_FOLDER, _MODULE, fds)
+            send(self._socket, json.dumps(sys.path).encode())
         except BaseException:
             self._socket.close()
             raise

@@ -39,6 +39,7 @@ from sandboxing import (
     best_mapping,
     busybox_root,
     empty,
+    executed_inside,
     holding,
     run_tests_as_user,
     state_of_runtimes,
@@ -548,7 +549,7 @@ def test_a_worker_inside_owns_all_mapped_ids(steps: Steps, tmp_path: Path, singl
     read, write = os.pipe()
     script = b"stat -c '%u %g' tmp/f; ls tmp/d; rm -rf tmp; cat /proc/self/status | grep CapEff"
     command = [b"/bin/sh", b"-c", b"cd '" + os.fsencode(ran.upper) + b"'; " + script]
-    with steps.sandbox.spawn_inside(command, [0, write, write], [(b"PATH", b"/bin")]) as worker:
+    with executed_inside(steps.sandbox, command, (0, write, write)) as worker:
         os.close(write)
         with os.fdopen(read, "r") as file:
             lines = file.read().splitlines()
@@ -559,12 +560,12 @@ def test_a_worker_inside_owns_all_mapped_ids(steps: Steps, tmp_path: Path, singl
 
 
 def test_a_worker_can_be_killed_and_gives_its_code(steps: Steps) -> None:
-    with steps.sandbox.spawn_inside([b"/bin/sh", b"-c", b"exit 5"]) as worker:
+    with executed_inside(steps.sandbox, [b"/bin/sh", b"-c", b"exit 5"]) as worker:
         assert worker.wait() == 5
-    with steps.sandbox.spawn_inside([b"/bin/sleep", b"100"]) as worker:
+    with executed_inside(steps.sandbox, [b"/bin/sleep", b"100"]) as worker:
         worker.kill()
         assert worker.wait() == 137
-    with steps.sandbox.spawn_inside([b"/nothing"]) as worker, pytest.raises(SandboxFailed):
+    with executed_inside(steps.sandbox, [b"/nothing"]) as worker, pytest.raises(SandboxFailed):
         worker.wait()
 
 

@@ -314,8 +314,8 @@ def test_what_is_asked_is_on_no_command_line(steps: Steps) -> None:
     assert zygote is not None
     words = Path(f"/proc/{zygote.pid}/cmdline").read_bytes().split(b"\0")
     assert words[:3] == [os.fsencode(sys.executable), b"-I", b"-S"]
-    assert len(words) == 6
-    assert words[4].isdigit()
+    assert len(words) == 8
+    assert words[6].isdigit()
 
 
 def test_a_part_of_a_folder_that_another_step_swaps_is_never_the_hosts(

@@ -42,8 +42,8 @@ class InThreads:
         self.deaf = False
         self.threads: list[threading.Thread] = []
 
-    def spawn_inside(self, args: Sequence[bytes], fds: Sequence[int]) -> InThread:
-        assert args[-1] == b"3"
+    def spawn_inside(self, folder: Path, module: str, fds: Sequence[int]) -> InThread:
+        assert (folder / module.replace(".", "/")).with_suffix(".py").exists()
         self.started += 1
         inner = InThread(socket.socket(fileno=os.dup(fds[3])), deaf=self.deaf)
         self.threads.append(inner.thread)
@@ -60,7 +60,7 @@ class InThread:
         with self._connection:
             folders = requests.receive(self._connection)
             assert folders is not None
-            assert json.loads(folders)[0] == sys.path
+            assert json.loads(folders) == sys.path
             if deaf:  # reads a request, and ends
                 requests.receive(self._connection)
             else:

@@ -87,7 +87,8 @@ class Sandbox:
         """Start the zygote's process and don't wait for it; `start` does. Raises SandboxFailed."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [self._python, "-I", "-S", os.fspath(_ZYGOTE), str(theirs.fileno())]
+            command = [self._python, "-I", "-S", "-X", "utf8", os.fspath(_ZYGOTE)]
+            command.append(str(theirs.fileno()))
             try:
                 self._zygote = subprocess.Popen(
                     command,
@@ -174,22 +175,19 @@ class Sandbox:
                 answers = _follow(ours, streams, on_output)
         return _outcome(answers, on_output)
 
-    def spawn_inside(
-        self,
-        args: Sequence[bytes],
-        fds: Sequence[int] = (),
-        env: Sequence[tuple[bytes, bytes]] = (),
-    ) -> InsideProcess:
-        """Start a trusted program with the ids of the sandbox mapped, and nothing else.
+    def spawn_inside(self, folder: Path, module: str, fds: Sequence[int] = ()) -> InsideProcess:
+        """Call ``main()`` of a trusted module with the ids of the sandbox mapped.
 
-        It is root in the user namespace and sees the host's files, so it can read, make and
-        remove what belongs to mapped ids. `fds` become its descriptors 0, 1, 2, …; streams
-        that aren't given are /dev/null. It ends with the sandbox.
+        It is found in `folder`, and runs in a copy of the zygote's interpreter, which has the
+        standard library and, of this package, what the sandbox needs. It is root in the user
+        namespace and sees the host's files, so it can read, make and remove what belongs to
+        mapped ids. `fds` become its descriptors 0, 1, 2, …; streams that aren't given are
+        /dev/null. It ends with the sandbox.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        spec = {
-            b"args": list(args),
-            b"env": [list(pair) for pair in env],
+        spec: dict[bytes, object] = {
+            b"folder": os.fsencode(folder),
+            b"module": module.encode(),
             b"fds": max(3, len(fds)),
         }
         null = os.open(os.devnull, os.O_RDWR)
@@ -228,7 +226,7 @@ class Sandbox:
 
 
 class InsideProcess:
-    """A program started by `spawn_inside`: a context manager that kills it at the end."""
+    """What `spawn_inside` started: a context manager that kills it at the end."""
 
     def __init__(self, replies: socket.socket) -> None:
         self._replies = replies
