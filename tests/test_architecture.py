@@ -232,6 +232,7 @@ CONTAINERD_KIT = "pybuild.testkit.containerd"
 INSIDE = {
     "pybuild.sandbox.zygote",
     "pybuild.sandbox.step",
+    "pybuild.sandbox.packets",
     "pybuild.sandbox.rootfs",
     "pybuild.sandbox.system",
     "pybuild.sandbox.fuse",

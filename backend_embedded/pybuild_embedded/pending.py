@@ -50,6 +50,7 @@ class PendingLayer:
     activity: Activity
     made: datetime
     _outcome: Future[LayerDiff | None] = field(default_factory=Future)
+    _tree: Tree | None = None
 
     def begin(self) -> None:
         """Have it packed when `below` is, which its index is needed for."""
@@ -80,10 +81,14 @@ class PendingLayer:
 
     def tree(self, known: Callable[[], Tree]) -> Tree:
         """The layer's files, as `known` gives them when it has waited for the layer."""
-        if self.folder is None:
-            return LaterTree(known)
-        owners = self.space.machine.keeps_owners
-        return ChangedTree(known, self.below.tree, self.upper, owners=owners)
+        if self._tree is None:
+            owners = self.space.machine.keeps_owners
+            self._tree = (
+                LaterTree(known)
+                if self.folder is None
+                else ChangedTree(known, self.below.tree, self.upper, owners=owners)
+            )
+        return self._tree
 
     def folders(self) -> tuple[LayerFolder, ...]:
         """What to mount over each other to see the layer, as far as it is known; bottom first."""

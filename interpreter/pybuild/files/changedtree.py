@@ -33,6 +33,7 @@ class ChangedTree(LaterTree):
         self._below = below
         self._upper = upper
         self._owners = owners
+        self._unchanged: dict[bytes, bool] = {}  # by path, of those asked for
 
     def get(self, path: bytes) -> Entry | None:
         below = self._unless_changed(path)
@@ -47,11 +48,15 @@ class ChangedTree(LaterTree):
         if self.is_made:
             return None
         below = self._below()
-        try:
-            with Root(self._upper) as root:
-                return below if self._shows(root, below, path) else None
-        except OSError:  # something but a folder, or one that this user may not look into
-            return None
+        unchanged = self._unchanged.get(path)
+        if unchanged is None:
+            try:
+                with Root(self._upper) as root:
+                    unchanged = self._shows(root, below, path)
+            except OSError:  # something but a folder, or one that this user may not look into
+                unchanged = False
+            self._unchanged[path] = unchanged
+        return below if unchanged else None
 
     def _shows(self, root: Root, below: Tree, path: bytes) -> bool:
         found = FoundEntries(root, newest=None, owners=self._owners)

@@ -57,7 +57,7 @@ def resolve_user(tree: Tree, spec: str) -> Identity:
         return Identity(identity.uid, chosen, (chosen,))
     supplementary = [primary]
     if line is not None:
-        for found in _groups(tree):
+        for found in _groups(tree, holding=line.name):
             if line.name in found.members and found.gid not in supplementary:
                 supplementary.append(_checked(found.gid, found.name))
     return Identity(identity.uid, primary, tuple(supplementary))
@@ -133,8 +133,9 @@ def _users(tree: Tree) -> Iterator[_Line]:
         yield _Line(fields[0], _field(fields, 2), _field(fields, 3))
 
 
-def _groups(tree: Tree) -> Iterator[_Line]:
-    for fields in _lines(tree, b"etc/group"):
+def _groups(tree: Tree, holding: str = "") -> Iterator[_Line]:
+    """The groups, or those with this text somewhere in their lines."""
+    for fields in _lines(tree, b"etc/group", holding.encode("utf-8", "surrogateescape")):
         if not fields[0].startswith("#"):
             members = tuple(fields[3].split(",")) if len(fields) > 3 else ()
             yield _Line(fields[0], 0, _field(fields, 2), members)
@@ -146,7 +147,7 @@ def _field(fields: list[str], at: int) -> int:
     return int(text) if _NUMBER.fullmatch(text) and len(text) <= 20 else 0
 
 
-def _lines(tree: Tree, path: bytes) -> Iterator[list[str]]:
+def _lines(tree: Tree, path: bytes, holding: bytes = b"") -> Iterator[list[str]]:
     real = resolve(tree, path)
     entry = tree.get(real)
     if entry is None:
@@ -159,6 +160,8 @@ def _lines(tree: Tree, path: bytes) -> Iterator[list[str]]:
     with tree.open(real) as stream:
         content = stream.read(entry.size)
     for raw in content.split(b"\n"):
+        if holding not in raw:
+            continue
         line = raw.strip().decode("utf-8", "surrogateescape")
         if line:
             yield line.split(":")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 
 from pybuild.sandbox import kernel
 from pybuild.sandbox.kernel import FOLDER, NODEV, Failed
@@ -104,7 +103,7 @@ class FuseLayers:
         poll = select.poll()
         poll.register(process, select.POLLIN)
         if not poll.poll(_END_MILLISECONDS):
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self._pid, kernel.SIGKILL)
         os.close(process)
         os.waitpid(self._pid, 0)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 import struct
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
@@ -31,10 +30,13 @@ _FROM_AND_TO_EMPTY = 0x4 | 0x40
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _RETRIES = 64
+# as in the module signal, which is slow to load
+SIGKILL, _SIGPIPE, _SIGCHLD, _SIGXFSZ = 9, 13, 17, 25
+_SIG_DFL = 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-for _name in ("capget", "capset", "mount", "pivot_root", "syscall", "umount2", "unshare"):
+for _name in ("capget", "capset", "mount", "pivot_root", "signal", "syscall", "umount2", "unshare"):
     getattr(_libc, _name)  # found once, not by each child
 
 
@@ -69,8 +71,14 @@ def prctl(step: str, *arguments: int) -> int:
 
 def clone(flags: int) -> int:
     """Fork with new namespaces: 0 in the child. There are no threads, so no lock is held."""
-    arguments = struct.pack("=8Q", flags, 0, 0, 0, signal.SIGCHLD, 0, 0, 0)
+    arguments = struct.pack("=8Q", flags, 0, 0, 0, _SIGCHLD, 0, 0, 0)
     return _system("clone3", _CLONE3, arguments, len(arguments))
+
+
+def default_signals() -> None:
+    """Undo what Python has set for the signals that programs expect to end them."""
+    for number in (_SIGPIPE, _SIGXFSZ):
+        call("signal", "signal", number, _SIG_DFL)
 
 
 def close_range(first: int, last: int) -> None:

@@ -9,7 +9,6 @@ import ctypes
 import errno
 import os
 import resource
-import signal
 import stat
 import struct
 
@@ -74,8 +73,7 @@ def set_home(spec: Spec, root: int) -> None:
 
 def restore(config: Spec) -> None:
     """Give the program the signals and limits that the zygote was started with."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    kernel.default_signals()
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(config[b"nofile"]))
 
 
@@ -115,7 +113,7 @@ def become_user(spec: Spec, config: Spec) -> None:
         except OSError as error:
             raise Failed("user", error.errno or 0, f"{uid}:{gid}") from None
     # changes of identity forget this
-    kernel.prctl("death signal", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    kernel.prctl("death signal", _PR_SET_PDEATHSIG, kernel.SIGKILL)
 
 
 def _own_stream(stream: int, uid: int, gid: int) -> None:

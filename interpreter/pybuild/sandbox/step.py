@@ -7,15 +7,15 @@ there before the step is: it prepares what all steps have, and waits.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
-import socket
 import struct
 import sys
 import termios
 from collections.abc import Callable
 
-from pybuild.sandbox import kernel, program, rootfs, wire
+from pybuild.sandbox import kernel, packets, program, rootfs, wire
 from pybuild.sandbox.kernel import Failed
 from pybuild.sandbox.program import Spec
 from pybuild.sandbox.system import System, step_folders
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 REPLY = 100  # where a child has its socket for replies; the other descriptors follow
 _SPECIFICATION, _PASSED, _STDOUT, _STDERR = 101, 102, 102, 103
-MOST_PASSED = 64
-_CHANNEL = REPLY + 2 * MOST_PASSED
+_CHANNEL = REPLY + 2 * packets.MOST_FDS
 
 _IFF_UP, _SIOCSIFFLAGS = 0x1, 0x8914
 
@@ -59,13 +58,14 @@ def become_step(channel: int, config: Spec, *, insecure: bool) -> NoReturn:
         os.setsid()
         failure: Exception | None = None
         system = None
-        with socket.socket(fileno=_CHANNEL) as steps:
-            try:
-                system = System(step_folders(), config, insecure=insecure)
-            except Exception as error:  # noqa: BLE001 - as above
-                failure = error
-                steps.shutdown(socket.SHUT_RD)
-            _, fds, _, _ = socket.recv_fds(steps, 1, MOST_PASSED, socket.MSG_CMSG_CLOEXEC)
+        steps = _socket.socket(fileno=_CHANNEL)
+        try:
+            system = System(step_folders(), config, insecure=insecure)
+        except Exception as error:  # noqa: BLE001 - as above
+            failure = error
+            steps.shutdown(_socket.SHUT_RD)
+        _, fds = packets.receive(steps, 1)
+        steps.close()
         if not fds:
             os._exit(0)
         _take_places(fds)
@@ -80,7 +80,7 @@ def become_step(channel: int, config: Spec, *, insecure: bool) -> NoReturn:
 
 
 def _take_places(fds: list[int]) -> None:
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, REPLY + MOST_PASSED) for fd in fds]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, REPLY + packets.MOST_FDS) for fd in fds]
     for place, fd in enumerate(high, REPLY):
         os.dup2(fd, place, inheritable=False)
     for fd in (*fds, *high):
@@ -166,7 +166,7 @@ def run_in(
     system.mount_memory(spec[b"shm"])
     for mount in mounts:
         kernel.attach(mount.fd, root.target(mount))
-    socket.sethostname(spec[b"hostname"])
+    _socket.sethostname(spec[b"hostname"])
     if spec[b"own_network"]:
         _raise_loopback()
     os.umask(0o022)
@@ -210,5 +210,6 @@ def _control_terminal() -> None:
 
 
 def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+    any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    fcntl.ioctl(any_socket.fileno(), _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+    any_socket.close()

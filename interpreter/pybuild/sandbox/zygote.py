@@ -7,8 +7,8 @@ kernel ends every step at once. The server ends when its parent does, or when th
 end of the socket closes. A step is a child of the server with namespaces of its own, and
 the first process of another process namespace.
 
-Of each kind of step that there was twice, a child for the next one waits: half of the way to a
-program is the same for all.
+Of each kind of step that there was, a child for the next one waits: half of the way to a program
+is the same for all.
 
 Requests are one packet: an operation, flags, and descriptors by SCM_RIGHTS, of which the
 first is the socket for replies (closing it kills the step) and the second a memory file
@@ -18,11 +18,10 @@ step NUL errno NUL text``.
 
 from __future__ import annotations
 
+import _socket
 import os
 import resource
 import select
-import signal
-import socket
 import sys
 
 if not __package__:
@@ -31,11 +30,10 @@ if not __package__:
     _package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]  # noqa: PTH100, PTH120 - pathlib is slow to load
     sys.modules["pybuild"] = _package
 
-from pybuild.sandbox import fuse, kernel, system, wire
+from pybuild.sandbox import fuse, kernel, packets, system, wire
 from pybuild.sandbox.kernel import FOLDER, Failed, attach
 from pybuild.sandbox.program import Filter, Spec
 from pybuild.sandbox.step import (
-    MOST_PASSED,
     STEP_NAMESPACES,
     become,
     become_step,
@@ -60,7 +58,7 @@ Child = tuple[int, int, int]
 
 
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control = _socket.socket(fileno=int(sys.argv[1]))
     config = wire.decode(control.recv(_MAX_PACKET))
     if config[b"runtime"]:
         from pybuild.sandbox import ociruntime  # noqa: F401, PLC0415 - once for all steps
@@ -72,7 +70,7 @@ def main() -> None:
             config[name] = Filter(config[name])
         server = kernel.clone(kernel.NEWPID | kernel.NEWNS)
         if server == 0:
-            kernel.prctl("death signal", _PR_SET_PDEATHSIG, signal.SIGKILL)
+            kernel.prctl("death signal", _PR_SET_PDEATHSIG, kernel.SIGKILL)
             config[b"unified"] = int(os.path.exists(_CGROUP2))  # noqa: PTH110 - as above
             prepare_mounts(config)
             control.send(b"ready")
@@ -173,7 +171,7 @@ def prepare_mounts(config: Spec) -> None:
     """Put our folders over the server's /sys, and the kernel's sysfs, masked, into them."""
     kernel.make_all(kernel.MS_SLAVE)
     # a sysfs belongs to a network namespace: one of its own, which shows no interface of the host
-    ours, theirs = socket.socketpair()
+    ours, theirs = packets.pair()
     helper = kernel.clone(kernel.NEWNET)
     if helper == 0:
         try:
@@ -181,7 +179,7 @@ def prepare_mounts(config: Spec) -> None:
             _attach_folders()
             attach(sysfs, os.open(system.SYSFS, FOLDER))
             network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            socket.send_fds(theirs, [b"n"], [network])
+            packets.send(theirs, b"n", [network])
             os._exit(0)
         except (Failed, OSError):
             os._exit(1)
@@ -189,7 +187,7 @@ def prepare_mounts(config: Spec) -> None:
         _attach_folders()  # without, /sys is an empty folder
         return
     # kept open as long as this process is there, so that the namespace has its loopback
-    socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+    packets.receive(ours, 1)
     ours.close()
     theirs.close()
     whole = kernel.copy_mount(system.SYSFS)
@@ -208,18 +206,16 @@ def _attach_folders() -> None:
     attach(folders, os.open("/sys", FOLDER))
 
 
-def serve(control: socket.socket, config: Spec) -> None:
+def serve(control: _socket.socket, config: Spec) -> None:
     """Start what is asked for and tell how it ended, until the client is gone."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     children: dict[int, Child] = {}  # by process descriptor, and by socket until it is closed
-    spares: dict[StepKind, StepChild | None] = {}  # None where there was but one step
+    spares: dict[StepKind, StepChild] = {}
     while True:
         for fd, _ in poll.poll():
             if fd == control.fileno():
-                packet, fds, _, _ = socket.recv_fds(
-                    control, _MAX_PACKET, MOST_PASSED, socket.MSG_CMSG_CLOEXEC
-                )
+                packet, fds = packets.receive(control, _MAX_PACKET)
                 if not packet:
                     os._exit(0)
                 for child in start(packet, fds, config, spares):
@@ -230,7 +226,7 @@ def serve(control: socket.socket, config: Spec) -> None:
                 pid, process, answers = children.pop(fd)
                 poll.unregister(fd)
                 if fd == answers:  # the client has nothing to say: it has closed its end
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, kernel.SIGKILL)
                     continue
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 reply(answers, b"exit\0%d" % (code if code >= 0 else 128 - code))
@@ -241,7 +237,7 @@ def serve(control: socket.socket, config: Spec) -> None:
 
 
 def start(
-    packet: bytes, fds: list[int], config: Spec, spares: dict[StepKind, StepChild | None]
+    packet: bytes, fds: list[int], config: Spec, spares: dict[StepKind, StepChild]
 ) -> list[Child]:
     """Begin what a request asks for; no child if even that fails."""
     operation, own_network, insecure = wire.decode(packet)
@@ -276,38 +272,39 @@ class StepChild:
     def __init__(self, config: Spec, kind: StepKind, fds: Sequence[int] = ()) -> None:
         """Begin one, with a step of these descriptors if there are any. Raises Failed."""
         own_network, insecure = kind
-        self._steps, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._steps, theirs = packets.pair()
+        try:
             if fds:
                 self.give(fds)
             self.pid = kernel.clone(STEP_NAMESPACES | (kernel.NEWNET if own_network else 0))
             if self.pid == 0:
                 become_step(theirs.fileno(), config, insecure=insecure)
+        finally:
+            theirs.close()
 
     def give(self, fds: Sequence[int]) -> bool:
         """Have it do the step of these descriptors; False if it couldn't be prepared."""
-        with self._steps:
-            try:
-                socket.send_fds(self._steps, [b"step"], list(fds))
-            except OSError:
-                return False
+        try:
+            packets.send(self._steps, b"s", fds)
+        except OSError:
+            return False
+        finally:
+            self._steps.close()
         return True
 
 
 def start_step(
-    fds: list[int], config: Spec, spares: dict[StepKind, StepChild | None], kind: StepKind
+    fds: list[int], config: Spec, spares: dict[StepKind, StepChild], kind: StepKind
 ) -> int:
-    """The process id of a step. From the second one of a kind on, another child is begun."""
-    is_first, child = kind not in spares, spares.pop(kind, None)
+    """The process id of a step. Another child is begun for the next one of its kind."""
+    child = spares.pop(kind, None)
     if child is not None and not child.give(fds):
         os.waitpid(child.pid, 0)
         child = None
     if child is None:
         child = StepChild(config, kind, fds)
-    spares[kind] = None
     try:
-        if not is_first:
-            spares[kind] = StepChild(config, kind)
+        spares[kind] = StepChild(config, kind)
     except Failed:  # the next step tells why
         return child.pid
     return child.pid
