@@ -181,6 +181,10 @@ class ContainerdBackend(Backend):
             self._client, snapshots, self._content, files, fills=fills, fills_early=early
         )
 
+    def require(self, capabilities: frozenset[Capability], *, certain: bool = False) -> None:
+        if certain and Capability.RUN in capabilities:
+            self._space.runners.launch()
+
     def executes(self, platform: Platform) -> bool | None:
         # another machine's kernel can't be asked
         here = self._probe.shared_fs

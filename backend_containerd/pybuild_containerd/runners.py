@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 
-from pybuild.errors import BackendError, BackendFailed, BackendUnavailable
+from pybuild.errors import BackendError, BackendFailed, BackendUnavailable, PybuildError
 from pybuild.files.trees import Tree
 from pybuild.sandbox.client import Sandbox, SandboxFailed
 from pybuild.sandbox.mapping import Kind, Mapping
@@ -40,8 +40,30 @@ class Runners:
         self._snapshots = snapshots
         self._mounts_snapshots = mounts_snapshots
         self._lock = threading.Lock()
+        self._launched: Sandbox | None = None
         self._sandbox: Sandbox | None = None
         self._refusal: str | None = None
+
+    def launch(self) -> None:
+        """Begin to start the sandbox that `sandbox` gives, if one is to be tried."""
+        with self._lock:
+            is_known = self._sandbox is not None or self._refusal is not None
+            if is_known or self._launched is not None or not self._may_start:
+                return
+            with contextlib.suppress(PybuildError):  # whoever needs it gets the error
+                launched = self._unstarted()
+                launched.launch()
+                self._launched = launched
+
+    @property
+    def _may_start(self) -> bool:
+        return self._wanted != "task" and self._mounts_snapshots
+
+    def _unstarted(self) -> Sandbox:
+        # as the machine's own root: containerd's overlays have attributes that only it may set
+        mapping = Mapping(Kind.INIT)
+        runtime = find_runtime(self._wanted, mapping) if self._wanted in RUNTIMES else None
+        return Sandbox(mapping, runtime=runtime)
 
     def sandbox(self) -> Sandbox | None:
         """The sandbox to run processes in; None if they are to be tasks.
@@ -68,10 +90,12 @@ class Runners:
     def close(self) -> None:
         """End what runs in the sandbox. Idempotent."""
         with self._lock:
-            sandbox, self._sandbox = self._sandbox, None
+            started = (self._sandbox, self._launched)
+            self._sandbox = self._launched = None
             self._refusal = "the backend is closed"
-        if sandbox is not None:
-            sandbox.close()
+        for sandbox in started:
+            if sandbox is not None:
+                sandbox.close()
 
     def _start(self) -> str | None:
         """Start the sandbox and try it on a snapshot; the reason if it can't be used."""
@@ -79,10 +103,7 @@ class Runners:
             return "as asked for"
         if not self._mounts_snapshots:
             return "this process can't mount containerd's snapshots"
-        # as the machine's own root: containerd's overlays have attributes that only it may set
-        mapping = Mapping(Kind.INIT)
-        runtime = find_runtime(self._wanted, mapping) if self._wanted in RUNTIMES else None
-        sandbox = Sandbox(mapping, runtime=runtime)
+        sandbox, self._launched = self._launched or self._unstarted(), None
         try:
             sandbox.start()
             with _overlay_for_trial(self._snapshots) as root:
@@ -90,7 +111,7 @@ class Runners:
                     sandbox.close()
                     return f"the snapshotter {self._snapshots.snapshotter} makes no plain overlays"
                 sandbox.run(RunSpec(root, ()), lambda _stream, _piece: None)
-            if runtime is not None:
+            if sandbox.runtime is not None:
                 try_runtime(sandbox)
         except SandboxFailed as failure:
             sandbox.close()

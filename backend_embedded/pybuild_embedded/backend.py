@@ -120,9 +120,11 @@ class EmbeddedBackend(Backend):
             lacking |= {Capability.DEBUG}
         return frozenset(Capability) - lacking
 
-    def require(self, capabilities: frozenset[Capability]) -> None:
+    def require(self, capabilities: frozenset[Capability], *, certain: bool = False) -> None:
         if Capability.RUN in capabilities:
             self._space.machine.require_runner()
+            if certain:
+                self._space.machine.launch()
 
     def executes(self, platform: Platform) -> bool | None:
         if super().executes(platform):

@@ -200,7 +200,7 @@ def build(
             source, asked, lookup, lock, events=events, cancel=cancel, max_workers=max_workers
         )
         events.send(plan_made(plan, source.inputs.name, source.inputs.dockerfile))
-        _check_plan(plan, backend, events)
+        _check_plan(plan, backend, events, use_cache=use_cache)
         client = registry_client(registry, stack)
         this = Building(plan, backend, wanted, client, events, cancel)
         caches = opened_caches(this, wanted_caches, stack, no_cache=no_cache)
@@ -299,9 +299,9 @@ def plan_build(
     return PlannedBuild(plan, tuple(lookup.unresolved))
 
 
-def _check_plan(plan: Plan, backend: Backend, events: Events) -> None:
+def _check_plan(plan: Plan, backend: Backend, events: Events, *, use_cache: bool) -> None:
     """Report the plan's warnings, and refuse what the backend or this machine can't do."""
-    check_supported(plan, backend)
+    check_supported(plan, backend, use_cache=use_cache)
     report_warnings(plan, events)
     check_emulation(plan, backend, events)
 

@@ -422,11 +422,11 @@ class Backend(ABC):
     """What its machine runs natively; the first is the default build platform."""
     capabilities: frozenset[Capability]
 
-    def require(self, capabilities: frozenset[Capability]) -> None:  # noqa: B027 - most backends know when they open
+    def require(self, capabilities: frozenset[Capability], *, certain: bool = False) -> None:  # noqa: B027 - most backends know when they open
         """Get ready for steps that need these, a subset of ``capabilities``.
 
-        Called once a build, before its first step. Raises BackendUnavailable, with what to
-        do, if this machine turns out not to allow them.
+        Called once a build, before its first step; with `certain`, all of them will be done.
+        Raises BackendUnavailable, with what to do, if this machine doesn't allow them.
         """
 
     def executes(self, platform: Platform) -> bool | None:

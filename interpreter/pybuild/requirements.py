@@ -9,7 +9,7 @@ from pybuild.plan.steps import Plan, RunStep, needs
 from pybuild.run.activity import Events
 
 
-def check_supported(plan: Plan, backend: Backend) -> None:
+def check_supported(plan: Plan, backend: Backend, *, use_cache: bool) -> None:
     """Refuse, before anything runs, what the backend can't do.
 
     Raises UnsupportedByBackend, BackendUnavailable.
@@ -22,7 +22,8 @@ def check_supported(plan: Plan, backend: Backend) -> None:
                 where=need.where,
                 hint="use another backend (--backend)",
             )
-    backend.require(frozenset(need.capability for need in wanted))
+    capabilities = frozenset(need.capability for need in wanted)
+    backend.require(capabilities, certain=not use_cache)
     systems = {platform.os for platform in backend.platforms}
     for stage in plan.stages:
         if stage.platform.os not in systems:
