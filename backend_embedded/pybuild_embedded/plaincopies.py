@@ -30,6 +30,7 @@ class PlainCopies:
         self._left = most
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, str], tuple[Path, int]] = {}
+        self._removing: list[threading.Thread] = []
 
     def copy(self, blob: Descriptor) -> PlainCopy:
         """A copy, empty yet, of the layer that is in `blob`.
@@ -50,9 +51,19 @@ class PlainCopies:
             yield path
         finally:
             if path is not None:
-                with suppress(OSError):
-                    path.unlink()
-                self._has_room(-size)
+                # the larger it is, the longer that takes
+                thread = threading.Thread(target=_remove, args=(path,), name="pybuild-remove")
+                thread.start()
+                with self._lock:
+                    self._left += size
+                    self._removing.append(thread)
+
+    def close(self) -> None:
+        """Wait until what was taken is removed. Idempotent."""
+        with self._lock:
+            removing, self._removing = self._removing, []
+        for thread in removing:
+            thread.join()
 
     def _has_room(self, size: int) -> bool:
         with self._lock:
@@ -64,6 +75,11 @@ class PlainCopies:
     def _keep(self, digest: str, diff_id: str, path: Path, size: int) -> None:
         with self._lock:
             self._kept[digest, diff_id] = path, size
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # it goes with the session at the latest
+        path.unlink()
 
 
 def _free(folder: Path) -> int:

@@ -113,6 +113,8 @@ class Space:
         """Finish what was begun, and remove what nobody needs any more."""
         for each in list(self.unfinished):
             each.finish()
+        if self.copies is not None:
+            self.copies.close()
         if self.machine.running:
             self.store.discard_unsettled()
             self.machine.remove(self.store.worked_in())

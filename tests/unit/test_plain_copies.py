@@ -81,6 +81,7 @@ def test_a_copy_is_there_once(
         assert path.read_bytes() == TAR
     with copies.taken(layer()) as path:
         assert path is None
+    copies.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,6 +115,7 @@ def test_copies_have_only_so_much_room(tmp_path: Path, new_file: Callable[[], Pa
         with copies.taken(layer()) as path:
             assert path is not None
         arrive(copies, BLOB[:400_000], None, BLOB)
+    copies.close()
 
 
 @pytest.mark.parametrize("blobs", [11, 13])
@@ -125,6 +127,7 @@ def test_a_disk_that_is_nearly_full_is_left_alone(
     arrive(copies)
     with copies.taken(layer()) as path:
         assert (path is None) == (blobs == 11)
+    copies.close()
 
 
 def test_where_no_file_can_be_made_there_is_no_copy(tmp_path: Path) -> None:
