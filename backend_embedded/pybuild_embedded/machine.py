@@ -230,13 +230,13 @@ class Machine:
             workers, self._workers = self._workers, None
             started = (self._sandbox, self._launched)
             self._sandbox = self._launched = None
+        for sandbox in started:
+            if sandbox is not None:
+                sandbox.close()  # its workers end with it
         if workers is not None:
             workers.close()
         if self._warming is not None:
             self._warming.join()
-        for sandbox in started:
-            if sandbox is not None:
-                sandbox.close()
 
     def _started(self) -> Sandbox:
         sandbox, self._launched = self._launched or self._unstarted(), None
