@@ -7,12 +7,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pybuild.sandbox.spec import Bind
-from sandboxing import Steps, run_tests_as_user, steps_in
+from sandboxing import Steps, executed_inside, run_tests_as_user, steps_in
 
 SEEN = "hostname; ls /sys /dev; ls -d /proc/[0-9]*"
 SEEN += "; ifconfig -a | grep -v RX | grep -v TX; cat /proc/self/mountinfo | wc -l; umask; id"
@@ -82,6 +83,47 @@ def test_what_differs_between_steps_is_that_of_each(steps: Steps) -> None:
         name, shm, uid, cwd = ran.lines
         assert (name, uid, cwd) == (f"host{number}", str(number), f"/w{number}")
         assert f"size={(number + 1) << 10}k" in shm
+
+
+def test_many_steps_of_several_kinds_run_at_once(steps: Steps) -> None:
+    with ThreadPoolExecutor(80) as pool:
+        ran = list(
+            pool.map(
+                lambda n: steps.run(f"sleep 0.5; echo {n}; exit {n}", own_network=n % 2 == 0),
+                range(80),
+            )
+        )
+    assert [(each.code, each.out) for each in ran] == [(n, f"{n}\n") for n in range(80)]
+    assert len(waiting(steps)) == 2
+
+
+def test_a_program_inside_gets_its_descriptors_however_many_there_are(steps: Steps) -> None:
+    zygote = steps.sandbox._zygote
+    assert zygote is not None
+    [server] = _children(zygote.pid)
+    mounts = (Bind("/held", os.fsencode(steps.base / "tmp")),)
+    with ThreadPoolExecutor(60) as pool:
+        try:
+            for _ in range(60):
+                pool.submit(
+                    steps.run, "while test ! -e /held/end; do sleep 0.1; done", mounts=mounts
+                )
+                time.sleep(0.02)
+                if len(os.listdir(f"/proc/{server}/fd")) > 70:  # noqa: PTH208 - names alone
+                    assert _echoed_inside(steps) == "inside\n"
+        finally:
+            (steps.base / "tmp/end").touch()
+
+
+def _echoed_inside(steps: Steps) -> str:
+    read, write = os.pipe()
+    words = [b"/bin/sh", b"-c", b"echo inside"]
+    with executed_inside(steps.sandbox, words, (write, write, write)) as program:
+        os.close(write)
+        with os.fdopen(read) as file:
+            said = file.read()
+        program.wait()
+    return said
 
 
 @pytest.mark.parametrize("stopped", [signal.SIGKILL, signal.SIGTERM])

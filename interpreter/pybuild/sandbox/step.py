@@ -28,6 +28,7 @@ REPLY = 100  # where a child has its socket for replies; the other descriptors f
 _SPECIFICATION, _PASSED, _STDOUT, _STDERR = 101, 102, 102, 103
 _CHANNEL = REPLY + 2 * packets.MOST_FDS
 
+_MAX_WORD = 16
 _IFF_UP, _SIOCSIFFLAGS = 0x1, 0x8914
 
 STEP_NAMESPACES = kernel.NEWPID | kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP
@@ -41,7 +42,7 @@ def become(work: Callable[[Spec, Spec], None], fds: list[int], config: Spec) -> 
         os.setsid()
         work(_specification(), config)
     except Exception as error:  # noqa: BLE001 - the client is told whatever it is
-        reply(REPLY, _told(error))
+        reply(REPLY, told(error))
     finally:
         os._exit(125)
 
@@ -64,27 +65,29 @@ def become_step(channel: int, config: Spec, *, insecure: bool) -> NoReturn:
         except Exception as error:  # noqa: BLE001 - as above
             failure = error
             steps.shutdown(_socket.SHUT_RD)
-        _, fds = packets.receive(steps, 1)
+        _, fds = packets.receive(steps, _MAX_WORD)
         steps.close()
         if not fds:
-            os._exit(0)
+            os._exit(125)
         _take_places(fds)
         if failure is not None:
             raise failure
         assert system is not None  # noqa: S101 - else it failed
         run_step(system, _specification(), config)
     except Exception as error:  # noqa: BLE001 - as above
-        reply(REPLY, _told(error))
+        reply(REPLY, told(error))
     finally:
         os._exit(125)
 
 
 def _take_places(fds: list[int]) -> None:
+    """Have `fds` from REPLY on, and not where they are."""
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, REPLY + packets.MOST_FDS) for fd in fds]
     for place, fd in enumerate(high, REPLY):
         os.dup2(fd, place, inheritable=False)
     for fd in (*fds, *high):
-        os.close(fd)
+        if not REPLY <= fd < REPLY + len(fds):
+            os.close(fd)
 
 
 def _specification() -> Spec:
@@ -95,7 +98,7 @@ def _specification() -> Spec:
     return specification
 
 
-def _told(error: Exception) -> bytes:
+def told(error: Exception) -> bytes:
     """The packet that tells of an error."""
     match error:
         case Failed():

@@ -39,6 +39,7 @@ from pybuild.sandbox.step import (
     become_step,
     reply,
     run_inside,
+    told,
 )
 
 TYPE_CHECKING = False  # typing is slow to load
@@ -255,8 +256,8 @@ def start(
                 if pid == 0:
                     become(run_inside, fds, config)
         children.append((pid, os.pidfd_open(pid), fds[0]))
-    except Failed as failure:
-        reply(fds[0], failure.packet)
+    except (Failed, OSError) as error:
+        reply(fds[0], told(error))
         os.close(fds[0])
     for fd in fds[1:]:
         os.close(fd)
@@ -270,22 +271,27 @@ class StepChild:
     """A child for a step of one kind, which may come later."""
 
     def __init__(self, config: Spec, kind: StepKind, fds: Sequence[int] = ()) -> None:
-        """Begin one, with a step of these descriptors if there are any. Raises Failed."""
+        """Begin one, with a step of these descriptors if there are any. Raises Failed, OSError."""
         own_network, insecure = kind
         self._steps, theirs = packets.pair()
         try:
             if fds:
-                self.give(fds)
+                packets.send(self._steps, b"step", fds)
             self.pid = kernel.clone(STEP_NAMESPACES | (kernel.NEWNET if own_network else 0))
             if self.pid == 0:
                 become_step(theirs.fileno(), config, insecure=insecure)
+            if fds:
+                self._steps.close()
+        except BaseException:
+            self._steps.close()
+            raise
         finally:
             theirs.close()
 
     def give(self, fds: Sequence[int]) -> bool:
         """Have it do the step of these descriptors; False if it couldn't be prepared."""
         try:
-            packets.send(self._steps, b"s", fds)
+            packets.send(self._steps, b"step", fds)
         except OSError:
             return False
         finally:
@@ -305,7 +311,7 @@ def start_step(
         child = StepChild(config, kind, fds)
     try:
         spares[kind] = StepChild(config, kind)
-    except Failed:  # the next step tells why
+    except (Failed, OSError):  # the next step tells why
         return child.pid
     return child.pid
 
