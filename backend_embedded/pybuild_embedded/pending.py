@@ -134,14 +134,16 @@ class PendingLayer:
             self._end(own)
 
     def _end(self, outcome: LayerDiff | Exception | None) -> None:
-        # others look the step up as soon as its flight has ended
-        self.flight.close()
-        with self.space.lock:
-            self.space.unfinished.remove(self)
-        if isinstance(outcome, Exception):
-            self._outcome.set_exception(outcome)
-        else:
-            self._outcome.set_result(outcome)
+        try:
+            # others look the step up as soon as its flight has ended
+            self.flight.close()
+        finally:
+            with self.space.lock:
+                self.space.unfinished.remove(self)
+            if isinstance(outcome, Exception):
+                self._outcome.set_exception(outcome)
+            else:
+                self._outcome.set_result(outcome)
 
     def _stored(self, below: LayerChain, request: Pack, pack: PendingPack) -> LayerDiff | None:
         store = self.space.store
