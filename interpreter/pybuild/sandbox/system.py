@@ -60,11 +60,7 @@ class System:
         sees /proc and /sys whole and writable.
         """
         self.folders = folders
-        unified = bool(config[b"unified"])
-        if insecure:
-            proc, sys = self._whole(unified=unified)
-        else:
-            proc, sys = self._reduced(config, unified=unified)
+        proc, sys = self._proc(config, insecure=insecure), self._sys(config, insecure=insecure)
         self._dev = self._devices(tty_group=not config[b"single"])
         self.mounts = ((b"proc", proc), (b"sys", sys), (b"dev", self._dev))
 
@@ -73,28 +69,30 @@ class System:
         memory = kernel.new_mount(b"tmpfs", {b"mode": b"1777", b"size": b"%d" % size}, HIDDEN)
         attach(memory, os.open(b"shm", FOLDER, dir_fd=self._dev))
 
-    def _whole(self, *, unified: bool) -> tuple[int, int]:
+    def _proc(self, config: Spec, *, insecure: bool) -> int:
         proc = kernel.new_mount(b"proc", {}, HIDDEN)
         self._place(proc, b"proc")
-        sys = kernel.copy_mount(WHOLE_SYSFS, HIDDEN, cleared=RDONLY)
-        self._place(sys, b"sys")
-        if unified:
-            _mount_control_groups(sys, HIDDEN)
-        return proc, sys
-
-    def _reduced(self, config: Spec, *, unified: bool) -> tuple[int, int]:
-        proc = kernel.new_mount(b"proc", {}, HIDDEN)
-        self._place(proc, b"proc")
+        if insecure:
+            return proc
         mask(proc, b"/proc/", config[b"masked"])
         for path in config[b"readonly"]:
             fd = _existing(proc, path, b"/proc/")
             if fd >= 0:
                 attach(kernel.copy_mount(fd, HIDDEN | RDONLY), fd)
-        sys = kernel.copy_mount(SYSFS, HIDDEN | RDONLY)
+        return proc
+
+    def _sys(self, config: Spec, *, insecure: bool) -> int:
+        place, attributes, cleared = SYSFS, HIDDEN | RDONLY, 0
+        if insecure:
+            place, attributes, cleared = WHOLE_SYSFS, HIDDEN, RDONLY
+        sys = kernel.copy_mount(place, attributes, cleared)
         self._place(sys, b"sys")
-        if unified:
-            _mount_control_groups(sys, HIDDEN | RDONLY)
-        return proc, sys
+        if config[b"unified"]:
+            groups = kernel.new_mount(b"cgroup2", {}, attributes)
+            how = kernel.NO_SYMLINKS | kernel.BENEATH
+            attach(groups, kernel.openat2(sys, b"fs/cgroup", os.O_PATH | os.O_NOFOLLOW, how))
+            os.close(groups)
+        return sys
 
     def _devices(self, *, tty_group: bool) -> int:
         options = {b"mode": b"755", b"size": b"65536k"}
@@ -125,13 +123,6 @@ class System:
 
     def _place(self, mount: int, name: bytes) -> None:
         attach(mount, os.open(name, FOLDER, dir_fd=self.folders))
-
-
-def _mount_control_groups(sys: int, attributes: int) -> None:
-    groups = kernel.new_mount(b"cgroup2", {}, attributes)
-    how = kernel.NO_SYMLINKS | kernel.BENEATH
-    attach(groups, kernel.openat2(sys, b"fs/cgroup", os.O_PATH | os.O_NOFOLLOW, how))
-    os.close(groups)
 
 
 def mask(folder: int, prefix: bytes, masked: list[bytes]) -> None:

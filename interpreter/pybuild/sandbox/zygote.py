@@ -309,10 +309,10 @@ def start_step(
         child = None
     if child is None:
         child = StepChild(config, kind, fds)
-    try:
+    try:  # noqa: SIM105 - contextlib is slow to load
         spares[kind] = StepChild(config, kind)
-    except (Failed, OSError):  # the next step tells why
-        return child.pid
+    except (Failed, OSError):
+        pass  # the next step tells why
     return child.pid
 
 
