@@ -48,16 +48,20 @@ class Runners:
         """Begin to start the sandbox that `sandbox` gives, if one is to be tried."""
         with self._lock:
             is_known = self._sandbox is not None or self._refusal is not None
-            if is_known or self._launched is not None or not self._may_start:
+            if is_known or self._launched is not None or self._unwanted() is not None:
                 return
             with contextlib.suppress(PybuildError):  # whoever needs it gets the error
                 launched = self._unstarted()
                 launched.launch()
                 self._launched = launched
 
-    @property
-    def _may_start(self) -> bool:
-        return self._wanted != "task" and self._mounts_snapshots
+    def _unwanted(self) -> str | None:
+        """Why no sandbox is even tried, if that is so."""
+        if self._wanted == "task":
+            return "as asked for"
+        if not self._mounts_snapshots:
+            return "this process can't mount containerd's snapshots"
+        return None
 
     def _unstarted(self) -> Sandbox:
         # as the machine's own root: containerd's overlays have attributes that only it may set
@@ -99,10 +103,9 @@ class Runners:
 
     def _start(self) -> str | None:
         """Start the sandbox and try it on a snapshot; the reason if it can't be used."""
-        if self._wanted == "task":
-            return "as asked for"
-        if not self._mounts_snapshots:
-            return "this process can't mount containerd's snapshots"
+        unwanted = self._unwanted()
+        if unwanted is not None:
+            return unwanted
         sandbox, self._launched = self._launched or self._unstarted(), None
         try:
             sandbox.start()
