@@ -30,10 +30,10 @@ MOST_BEHIND = 8
 
 @dataclass(slots=True, eq=False)
 class PendingLayer:
-    """What a process left in the folder `upper` on top of `below`.
+    """What a process left in `folder` on top of `below`.
 
-    ``folder`` has it as a layer alone, to be mounted over ``folders_below``; None if there is
-    no such one, and then `record` is that of :class:`.requests.Pack`. `newest` is as in
+    Without a `record`, it is a layer to be mounted over ``folders_below``; with one, which is
+    that of :class:`.requests.Pack`, the folder has all files. `newest` is as in
     :meth:`pybuild.backend.ROLayer.begin`. With a ``key``, the step is kept in the cache once
     all is done, which ends its ``flight``. Safe in threads.
     """
@@ -41,8 +41,7 @@ class PendingLayer:
     space: Space
     below: EmbeddedROLayer
     folders_below: tuple[LayerFolder, ...]
-    folder: LayerFolder | None
-    upper: Path
+    folder: LayerFolder
     record: Path | None
     newest: int | None
     key: str | None
@@ -85,14 +84,14 @@ class PendingLayer:
             owners = self.space.machine.keeps_owners
             self._tree = (
                 LaterTree(known)
-                if self.folder is None
-                else ChangedTree(known, self.below.tree, self.upper, owners=owners)
+                if self.record is not None
+                else ChangedTree(known, self.below.tree, self.folder.fs, owners=owners)
             )
         return self._tree
 
     def folders(self) -> tuple[LayerFolder, ...]:
         """What to mount over each other to see the layer, as far as it is known; bottom first."""
-        if self.folder is None or self._is_empty():
+        if self.record is not None or self._is_empty():
             return self.folders_below
         return (*self.folders_below, self.folder)
 
@@ -110,7 +109,7 @@ class PendingLayer:
         try:
             below = self.below.chain()
             request = Pack(
-                upper=self.upper,
+                upper=self.folder.fs,
                 parents=self.space.files.index_paths(below.layers),
                 blob=self.space.store.new_file(),
                 index=self.space.store.new_file(),
@@ -156,7 +155,7 @@ class PendingLayer:
         self.space.files.adopt(diff.diff_id, request.index)
         chain = below.extended(diff)
         store.record_layers(chain.layers)
-        if self.folder is not None:
+        if self.record is None:
             store.settle(self.folder, chain.id, self.space.machine.flavour, size=packed.size)
         self._record_step(chain.id, own=True)
         return diff
