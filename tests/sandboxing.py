@@ -57,6 +57,13 @@ class Steps:
     count: int = field(default=0)
     root: type[Overlay | FuseOverlay] = Overlay
 
+    @property
+    def server(self) -> int:
+        """The process that all steps are children of."""
+        assert self.sandbox._zygote is not None
+        [server] = children_of(self.sandbox._zygote.pid)
+        return server
+
     def spec(self, *args: str, lowers: Sequence[Path] | None = None, **fields: Any) -> RunSpec:
         self.count += 1
         place = self.folder / str(self.count)
@@ -85,6 +92,10 @@ class Steps:
         folder = self.folder / f"layer-{name}"
         folder.mkdir()
         return folder
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def busybox_root(folder: Path) -> Path:

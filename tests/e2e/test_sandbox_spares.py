@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pybuild.sandbox.spec import Bind
-from sandboxing import Steps, executed_inside, run_tests_as_user, steps_in
+from sandboxing import Steps, children_of, executed_inside, run_tests_as_user, steps_in
 
 SEEN = "hostname; ls /sys /dev; ls -d /proc/[0-9]*"
 SEEN += "; ifconfig -a | grep -v RX | grep -v TX; cat /proc/self/mountinfo | wc -l; umask; id"
@@ -27,20 +27,13 @@ def steps(tmp_path: Path) -> Iterator[Steps]:
 
 def waiting(steps: Steps) -> list[int]:
     """The server's children, while no step runs."""
-    zygote = steps.sandbox._zygote
-    assert zygote is not None
-    [server] = _children(zygote.pid)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        found = _children(server)
+        found = children_of(steps.server)
         if all(_waits(child) for child in found):
             return found
         time.sleep(0.01)
     raise AssertionError("a child of the server doesn't come to wait")
-
-
-def _children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _waits(pid: int) -> bool:
@@ -100,9 +93,6 @@ def test_many_steps_of_several_kinds_run_at_once(steps: Steps) -> None:
 
 
 def test_a_program_inside_gets_its_descriptors_however_many_there_are(steps: Steps) -> None:
-    zygote = steps.sandbox._zygote
-    assert zygote is not None
-    [server] = _children(zygote.pid)
     mounts = (Bind("/held", os.fsencode(steps.base / "tmp")),)
     with ThreadPoolExecutor(60) as pool:
         try:
@@ -111,7 +101,7 @@ def test_a_program_inside_gets_its_descriptors_however_many_there_are(steps: Ste
                     steps.run, "while test ! -e /held/end; do sleep 0.1; done", mounts=mounts
                 )
                 time.sleep(0.02)
-                if len(os.listdir(f"/proc/{server}/fd")) > 70:  # noqa: PTH208 - names alone
+                if len(os.listdir(f"/proc/{steps.server}/fd")) > 70:  # noqa: PTH208 - names alone
                     assert _echoed_inside(steps) == "inside\n"
         finally:
             (steps.base / "tmp/end").touch()
