@@ -25,7 +25,7 @@ from pathlib import Path
 from pybuild import Backend, build
 from pybuild.backends import open_backend
 from pybuild.oci.image_config import serialize_config
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.sandbox.runtimes import RUNTIMES
 from pybuild.testkit.baseimages import LARGE_FILES, busybox_config, busybox_entries
 from pybuild.testkit.registry import Registry

@@ -27,7 +27,7 @@ from workfolder import work_folder
 from pybuild.files.context import open_context_directory
 from pybuild.files.copying import CopyRequest, plan_copy
 from pybuild.files.trees import MemoryTree
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.stepshell import find_busybox
 
 _SOURCE = Path(__file__).with_name("floors.c")

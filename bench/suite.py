@@ -1,8 +1,8 @@
 """Builds the same images with pybuild and with every peer that is installed, in turn.
 
-Each workload is built in several rounds, in which the builders take turns; a first round
-warms up and is watched for memory instead of being timed. Needs root, containerd, runc,
-busybox-static, and debootstrap::
+Each workload is built in several rounds, in which the builders take turns, in each in another
+order; a first round warms up and is watched for memory instead of being timed. Needs root,
+containerd, runc, busybox-static, and debootstrap::
 
     .venv/bin/python bench/suite.py [--tiny] [--rounds N] [--builders NAMES] [WORKLOAD ...]
     .venv/bin/python bench/suite.py --publish       # into bench/README.md and beside it
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import NoReturn
 
 from bases import served_bases
@@ -108,8 +109,8 @@ class Bench:
         for turn in range(self.plan.rounds + 1):
             if workload.start is Start.ONE_FILE_CHANGED:
                 change_one_file(context, turn)
-            first = turn % len(found)
-            for builder in found[first:] + found[:first]:
+            # whoever comes after another has what that leaves: daemons at work, memory to be found
+            for builder in Random(turn).sample(found, len(found)):  # noqa: S311 - no secret
                 if workload.start is Start.NOTHING:
                     builder.empty()
                     self.built.clear()
