@@ -38,12 +38,10 @@ from pybuild.plan import cachekey, paths
 from pybuild.plan.checks import StageChecks, check_base_platform, check_stage_heads
 from pybuild.plan.copies import plan_add, plan_copy
 from pybuild.plan.history import healthcheck_text, listed, quoted
-from pybuild.plan.ports import exposed_ports
 from pybuild.plan.resolve import Body, ImageName, Resolve, Resolved, resolve_stages
 from pybuild.plan.runs import plan_run
 from pybuild.plan.scope import Scope, global_variables, predefined
 from pybuild.plan.sharing import SharedStages
-from pybuild.plan.signals import is_signal
 from pybuild.plan.stages import (
     ContextOrigin,
     ImageOrigin,
@@ -447,6 +445,8 @@ def _with_shell(command: Command, state: StageState) -> tuple[str, ...]:
 
 
 def _expose(instruction: Expose, state: StageState) -> None:
+    from pybuild.plan.ports import exposed_ports  # noqa: PLC0415 - for few Dockerfiles
+
     words = [w for port in sorted(instruction.ports) for w in state.scope.expand_list(port)]
     ports = exposed_ports(words, state.allowance)
     state.ports |= set(ports)
@@ -461,6 +461,8 @@ def _volume(volumes: list[str], state: StageState) -> None:
 
 
 def _stop_signal(instruction: StopSignal, state: StageState) -> None:
+    from pybuild.plan.signals import is_signal  # noqa: PLC0415 - for few Dockerfiles
+
     signal = state.scope.expand(instruction.signal)
     if not is_signal(signal):
         raise DockerfileError(f"invalid signal: {signal}")

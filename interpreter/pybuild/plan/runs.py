@@ -12,7 +12,6 @@ from pybuild.dockerfile.words import unquote_words
 from pybuild.errors import DockerfileError, ExpansionError, UnsupportedByBackend, UsageError
 from pybuild.plan import paths
 from pybuild.plan.history import run_text
-from pybuild.plan.mounts import plan_mounts
 from pybuild.plan.scope import proxy_variables, sandbox_hostname
 from pybuild.plan.state import StageState
 from pybuild.plan.steps import (
@@ -37,7 +36,10 @@ def plan_run(run: Run, state: StageState) -> None:
     _check_devices(run, settings)
     args, script = _arguments(run, state)
     mounts: list[PlannedMount] = [] if script is None else [script]
-    mounts += plan_mounts(run, state)
+    if run.mounts:
+        from pybuild.plan.mounts import plan_mounts  # noqa: PLC0415 - for those that have some
+
+        mounts += plan_mounts(run, state)
     step = RunStep(
         where=run.where,
         title=state.title(run),

@@ -256,6 +256,14 @@ class Plan:
         """The stage of the only platform, or of the first."""
         return self.targets[0].stage
 
+    def base_image(self, stage: PlannedStage) -> BaseImage | None:
+        """The image that the chain of stages below `stage` starts from; None for scratch."""
+        by_index = {each.index: each for each in self.stages}
+        parent = stage.parent
+        while isinstance(parent, StageSource):
+            parent = by_index[parent.index].parent
+        return parent.image
+
 
 @dataclass(frozen=True, slots=True)
 class Need:

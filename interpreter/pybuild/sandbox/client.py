@@ -84,7 +84,17 @@ class Sandbox:
         self.close()
 
     def launch(self) -> None:
-        """Start the zygote's process and don't wait for it; `start` does. Raises SandboxFailed."""
+        """Start the zygote's process and don't wait for it; `start` does.
+
+        Raises SandboxFailed, BackendUnavailable.
+        """
+        try:
+            self._launch()
+        except BaseException:
+            self.close()
+            raise
+
+    def _launch(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [self._python, "-I", "-S", "-X", "utf8", os.fspath(_ZYGOTE)]
@@ -101,27 +111,26 @@ class Sandbox:
                     start_new_session=True,
                 )
             except OSError as error:
-                self.close()
                 raise SandboxFailed("start", error.errno or 0, self._python) from error
+        # made while the process starts, which then need not wait for it
+        config = wire.encode(_config(self.mapping, self.runtime))
+        try:
+            self._control.settimeout(_START_SECONDS)
+            self._control.send(config)
+        except OSError as error:
+            raise _no_answer(error) from error
 
     def start(self) -> None:
-        """Start the zygote and wait until it is ready. Raises SandboxFailed."""
+        """Start the zygote and wait until it is ready. Raises SandboxFailed, BackendUnavailable."""
         if self._control is None:
             self.launch()
         assert self._control is not None  # noqa: S101 - launched
         try:
-            config = wire.encode(_config(self.mapping, self.runtime))
-        except BaseException:
-            self.close()
-            raise
-        try:
-            self._control.settimeout(_START_SECONDS)
-            self._control.send(config)
             answer = self._control.recv(_PACKET)
             self._control.settimeout(None)
         except OSError as error:
             self.close()
-            raise SandboxFailed("start", error.errno or 0, "the zygote doesn't answer") from error
+            raise _no_answer(error) from error
         if answer != b"ready":
             self.close()
             raise _failure(answer)
@@ -357,6 +366,10 @@ def _outcome(answers: list[bytes], on_output: OnOutput) -> int:
 
 def _exit_code(answers: list[bytes]) -> int:
     return int(answers[-1].partition(b"\0")[2])
+
+
+def _no_answer(error: OSError) -> SandboxFailed:
+    return SandboxFailed("start", error.errno or 0, "the zygote doesn't answer")
 
 
 def _failure(answer: bytes) -> SandboxFailed:

@@ -59,6 +59,13 @@ class Mapping:
         """Whether overlayfs marks its layers by ``user.`` rather than ``trusted.`` attributes."""
         return self.kind is not Kind.INIT
 
+    def inside(self, uid: int, gid: int) -> tuple[int, int] | None:
+        """Who in the sandbox a user and a group outside are; None if one of them is nobody."""
+        if self.kind is Kind.INIT:
+            return uid, gid
+        user, group = _inside(self.uids, uid), _inside(self.gids, gid)
+        return None if user is None or group is None else (user, group)
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -86,6 +93,13 @@ class RootAttempt:
     kind: RootKind
     reason: str
     hint: str | None = None
+
+
+def _inside(ranges: tuple[IdRange, ...], outside: int) -> int | None:
+    for each in ranges:
+        if 0 <= outside - each.outside < each.count:
+            return outside - each.outside + each.inside
+    return None
 
 
 def system_program(name: str) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
 
 from pybuild.sandbox import kernel
 from pybuild.sandbox.kernel import FOLDER, HIDDEN, NODEV, NOSUID, RDONLY, Failed, attach
@@ -17,6 +16,7 @@ from pybuild.sandbox.system import OWN_DEVICES, STEP, SYSTEM_FOLDERS
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, Protocol
 
     class Layers(Protocol):

@@ -13,7 +13,6 @@ import os
 import struct
 import sys
 import termios
-from collections.abc import Callable
 
 from pybuild.sandbox import kernel, packets, program, rootfs, wire
 from pybuild.sandbox.kernel import Failed
@@ -22,6 +21,7 @@ from pybuild.sandbox.system import System, step_folders
 
 TYPE_CHECKING = False  # typing is slow to load
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 REPLY = 100  # where a child has its socket for replies; the other descriptors follow

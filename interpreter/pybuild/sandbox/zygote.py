@@ -7,8 +7,8 @@ kernel ends every step at once. The server ends when its parent does, or when th
 end of the socket closes. A step is a child of the server with namespaces of its own, and
 the first process of another process namespace.
 
-Of each kind of step that there was, a child for the next one waits: half of the way to a program
-is the same for all.
+Of the usual kind of step, and of each other that there was, a child for the next one waits: half
+of the way to a program is the same for all.
 
 Requests are one packet: an operation, flags, and descriptors by SCM_RIGHTS, of which the
 first is the socket for replies (closing it kills the step) and the second a memory file
@@ -53,6 +53,8 @@ _CGROUP2 = b"/sys/fs/cgroup/cgroup.controllers"
 
 StepKind = tuple[bool, bool]
 """Whether a step has a network of its own, and whether it is insecure."""
+
+_USUAL: StepKind = False, False
 
 Child = tuple[int, int, int]
 """A child's process id, the descriptor of the process, and its socket for replies."""
@@ -213,6 +215,7 @@ def serve(control: _socket.socket, config: Spec) -> None:
     poll.register(control, select.POLLIN)
     children: dict[int, Child] = {}  # by process descriptor, and by socket until it is closed
     spares: dict[StepKind, StepChild] = {}
+    begin_spare(spares, config, _USUAL)
     while True:
         for fd, _ in poll.poll():
             if fd == control.fileno():
@@ -309,11 +312,16 @@ def start_step(
         child = None
     if child is None:
         child = StepChild(config, kind, fds)
+    begin_spare(spares, config, kind)
+    return child.pid
+
+
+def begin_spare(spares: dict[StepKind, StepChild], config: Spec, kind: StepKind) -> None:
+    """Begin the child for the next step of a kind."""
     try:  # noqa: SIM105 - contextlib is slow to load
         spares[kind] = StepChild(config, kind)
     except (Failed, OSError):
-        pass  # the next step tells why
-    return child.pid
+        pass  # the step tells why
 
 
 if __name__ == "__main__":
