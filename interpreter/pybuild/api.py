@@ -59,7 +59,7 @@ from pybuild.run.onfailure import OnFailure
 from pybuild.run.planmade import plan_made
 from pybuild.run.result import BuildResult
 from pybuild.run.schedule import sources
-from pybuild.run.stage import StageSettings
+from pybuild.run.stagesettings import StageSettings
 from pybuild.secrets import Secret
 from pybuild.values import dataclass
 

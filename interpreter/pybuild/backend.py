@@ -458,8 +458,8 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
-        """The file system of an image; of scratch for None."""
+    def checkout(self, base: BaseImage | None, activity: Activity, *, runs: bool = True) -> ROLayer:
+        """The file system of an image; of scratch for None. Without `runs` it is only read."""
 
     @abstractmethod
     def lookup(self, key: str) -> ROLayer | None:

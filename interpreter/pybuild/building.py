@@ -24,7 +24,8 @@ from pybuild.run.layers import releasing
 from pybuild.run.misses import Misses
 from pybuild.run.result import BuildResult, OutputResult
 from pybuild.run.schedule import run_stages
-from pybuild.run.stage import StageRunner, StageSettings, base_image, final_config
+from pybuild.run.stage import StageRunner, final_config
+from pybuild.run.stagesettings import StageSettings
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def made_images(this: Building, runner: StageRunner, caches: Caches | None) -> T
             config=final_config(target.stage, made, wanted.created),
             layers=made.layer.layer.diffs,
             annotations=dict(wanted.annotations),
-            base=base_image(this.plan, target.stage),
+            base=this.plan.base_image(target.stage),
         )
         found.append(TargetImage(target.platform, spec, made.layer.layer))
     images, places = tuple(found), {}

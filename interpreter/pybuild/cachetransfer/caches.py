@@ -35,7 +35,8 @@ from pybuild.plan.steps import Plan, PlannedCache, PlannedStage, RunStep, StageS
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.elsewhere import KeptStep
 from pybuild.run.execute import cache_ident
-from pybuild.run.stage import StageRunner, StageSettings
+from pybuild.run.stage import StageRunner
+from pybuild.run.stagesettings import StageSettings
 from pybuild.values import dataclass, replace
 
 

@@ -12,7 +12,7 @@ from pybuild.export.newfiles import Sink
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.values import replace
 
 PROGRESS_ITEM = "files"
@@ -44,7 +44,7 @@ def _write(entries: Iterable[NewEntry], sink: Sink, newest: int | None, activity
         done += count
         activity.progress(PROGRESS_ITEM, done, None)
 
-    write_layer(entries, sink, Compression.NONE, on_bytes, newest)
+    write_layer(entries, sink, Compression.NONE, on_bytes, newest=newest)
 
 
 def _new_entries(tree: Tree) -> Iterator[NewEntry]:

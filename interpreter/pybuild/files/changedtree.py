@@ -11,6 +11,7 @@ from pybuild.files.latertree import LaterTree
 from pybuild.files.safepath import Listed, Root
 from pybuild.files.trees import Tree, join
 from pybuild.oci.layerindex import Entry, Kind
+from pybuild.values import replace
 
 
 class ChangedTree(LaterTree):
@@ -18,7 +19,8 @@ class ChangedTree(LaterTree):
 
     `upper` is the folder of changes of an overlay mount that has ended, as the kernel writes
     it; it may go once `make` has returned. `below` is asked each time, so that it may come to
-    know more. `owners` is as in :func:`.upperdir.upper_entries`.
+    know more. `owner` gives the numbers of a user and a group in the layers for those that a file
+    here has, None for others' files; without it, owners mean nothing here.
     """
 
     def __init__(
@@ -27,12 +29,12 @@ class ChangedTree(LaterTree):
         below: Callable[[], Tree],
         upper: Path,
         *,
-        owners: bool,
+        owner: Callable[[int, int], tuple[int, int] | None] | None,
     ) -> None:
         super().__init__(make)
         self._below = below
         self._upper = upper
-        self._owners = owners
+        self._owner = owner
         self._unchanged: dict[bytes, bool] = {}  # by path, of those asked for
 
     def get(self, path: bytes) -> Entry | None:
@@ -59,7 +61,7 @@ class ChangedTree(LaterTree):
         return below if unchanged else None
 
     def _shows(self, root: Root, below: Tree, path: bytes) -> bool:
-        found = FoundEntries(root, newest=None, owners=self._owners)
+        found = FoundEntries(root, newest=None, owners=self._owner is not None)
         place = b""
         for name in path.split(b"/"):
             place = join(place, name)
@@ -71,9 +73,17 @@ class ChangedTree(LaterTree):
             entry = found.entry(place, item, before)
             if before is None or before.kind is not Kind.DIRECTORY or _is_marked(item):
                 return False
-            if entry is None or not same_attributes(entry, before):
+            if entry is None or not self._has_attributes(entry, before):
                 return False
         return True
+
+    def _has_attributes(self, entry: Entry, before: Entry) -> bool:
+        if self._owner is None:
+            return same_attributes(entry, before)
+        owner = self._owner(entry.uid, entry.gid)
+        if owner is None:
+            return False
+        return same_attributes(replace(entry, uid=owner[0], gid=owner[1]), before)
 
 
 def _is_marked(item: Listed) -> bool:

@@ -21,8 +21,6 @@ from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex, OnIndex
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer as Buffer  # typing.Buffer comes with Python 3.12
-
     from pybuild.files.smallfiles import SmallFiles
 
 # containerd takes minutes to unpack a single file below 2,000 folders
@@ -218,7 +216,9 @@ class LayerFiles:
                 if content is not None:
                     return io.BytesIO(content)
                 self._intact(functools.partial(self._uncompress, copy), layer)
-        return io.BufferedReader(_Part(copy, offset, entry.size))
+        from pybuild.files.filepart import FilePart  # noqa: PLC0415 - for a layer's content
+
+        return io.BufferedReader(FilePart(copy, offset, entry.size))
 
     def _small_files(self) -> SmallFiles:
         from pybuild.files.smallfiles import SmallFiles  # noqa: PLC0415 - for a layer's content
@@ -306,29 +306,6 @@ class LayerFiles:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108 - pairs with mkstemp
             raise
-
-
-class _Part(io.RawIOBase):
-    """`size` bytes of a file, from `offset` on."""
-
-    def __init__(self, path: Path, offset: int, size: int) -> None:
-        super().__init__()
-        self._left = size
-        self._file = path.open("rb", buffering=0)
-        self._file.seek(offset)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        room = memoryview(buffer)[: self._left]
-        count: int = self._file.readinto(room) or 0
-        self._left -= count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _file_name(diff_id: str) -> str:

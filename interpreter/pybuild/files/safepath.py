@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
 _SMALL = 1 << 16
+_MANY = 1000  # files of which attributes are read
 _MAX_CALL = 4000  # bytes of path in one call: PATH_MAX less some room
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -80,6 +81,8 @@ class Root:
         self._openat2: Callable[[int, bytes, int], int] | None = None
         self._has_openat2 = sys.platform == "linux"
         self._last: _OpenFolder | None = None
+        self._has_no_xattrs: Callable[[int, bytes], bool] | None = None
+        self._looked_at = 0
         self._closing = weakref.finalize(self, _close, self._fd)
 
     def close(self) -> None:
@@ -129,7 +132,7 @@ class Root:
                     if stat.S_ISLNK(status.st_mode):
                         target = os.readlink(name, dir_fd=fd)
                     is_plain = file is not None and file.is_plain
-                    xattrs = _read_xattrs(fd, name) if with_xattrs and not is_plain else ()
+                    xattrs = self._xattrs(fd, name) if with_xattrs and not is_plain else ()
                 except FileNotFoundError:
                     continue
                 digest = None if file is None else file.digest
@@ -141,7 +144,25 @@ class Root:
         if not _HAS_DIR_FD:
             return Listed(b"", os.lstat(self._by_name(path)))
         with self._opened(path, _FOLDER) as fd:
-            return Listed(b"", os.fstat(fd), xattrs=_read_xattrs(fd, b"."))
+            return Listed(b"", os.fstat(fd), xattrs=self._xattrs(fd, b"."))
+
+    def _xattrs(self, folder: int, name: bytes) -> tuple[tuple[str, bytes], ...]:
+        """The extended attributes of `name` in the open `folder`, not following it."""
+        if sys.platform != "linux":
+            return ()
+        self._looked_at += 1
+        if self._looked_at == _MANY:
+            from pybuild.files.xattrs import load_has_none  # noqa: PLC0415 - for many files
+
+            self._has_no_xattrs = load_has_none()
+        if self._has_no_xattrs is not None and self._has_no_xattrs(folder, name):
+            return ()
+        path = b"/proc/self/fd/%d/%b" % (folder, name)
+        try:
+            names = os.listxattr(path, follow_symlinks=False)
+            return tuple(sorted((n, os.getxattr(path, n, follow_symlinks=False)) for n in names))
+        except OSError:  # no such file system feature, no /proc, or just removed
+            return ()
 
     def open_folder(self, path: bytes) -> int:
         """A descriptor of the folder `path`, which the caller closes. Linux and the like only."""
@@ -368,15 +389,3 @@ def _open_each(here: int, parts: list[bytes], flags: int) -> int:
                 os.close(fd)
         fd = inner
     return fd
-
-
-def _read_xattrs(folder: int, name: bytes) -> tuple[tuple[str, bytes], ...]:
-    """The extended attributes of `name` in the open `folder`, not following it."""
-    if sys.platform != "linux":
-        return ()
-    path = b"/proc/self/fd/%d/%b" % (folder, name)
-    try:
-        names = os.listxattr(path, follow_symlinks=False)
-        return tuple(sorted((n, os.getxattr(path, n, follow_symlinks=False)) for n in names))
-    except OSError:  # no such file system feature, no /proc, or just removed
-        return ()

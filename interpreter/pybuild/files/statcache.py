@@ -15,12 +15,12 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from pybuild.files.rowfiles import RowFormat
 from pybuild.files.trees import join
 from pybuild.values import dataclass
 
-_MAGIC = b"pybuild stat cache 2\n"
-_HEAD = len(_MAGIC) + sha256().digest_size
-_ROW = struct.Struct("<QQQqq32s?")  # device, inode, size, mtime_ns, ctime_ns, digest, plain
+# device, inode, size, mtime_ns, ctime_ns, digest, plain
+_FORMAT = RowFormat(b"pybuild stat cache 2\n", struct.Struct("<QQQqq32s?"))
 _MOST_ROWS = 200_000
 _MOST_FILES = 64
 # device, inode, size, mtime_ns, ctime_ns, mode, links, length of the name
@@ -96,19 +96,23 @@ class StatCache:
             rows = {**known, **self._used}
             if len(rows) > _MOST_ROWS:
                 rows = self._used
-            body = b"".join(_ROW.pack(*identity, *row) for identity, row in rows.items())
+            content = _FORMAT.to_bytes((*identity, *row) for identity, row in rows.items())
         with suppress(OSError):
             folder = self._path.parent
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            from pybuild.files.wholefiles import write_whole  # noqa: PLC0415 - once something is new
+            from pybuild.files.wholefiles import (  # noqa: PLC0415 - once something is new
+                keep_newest,
+                write_whole,
+            )
 
-            write_whole(self._path, _MAGIC + sha256(body).digest() + body)
-            _forget_oldest(folder)
+            write_whole(self._path, content)
+            # the contexts that learned something last
+            keep_newest(folder, _MOST_FILES)
 
     def _known(self) -> dict[_Identity, _Row]:
         with self._lock:
             if self._read_rows is None:
-                self._read_rows = _read(self._path)
+                self._read_rows = {row[:5]: row[5:] for row in _FORMAT.read(self._path)}
             return self._read_rows
 
 
@@ -177,18 +181,6 @@ def _changed(status: os.stat_result) -> int:
     return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _read(path: Path) -> dict[_Identity, _Row]:
-    """What is kept there; nothing of what is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return {}
-    body = memoryview(content)[_HEAD:]
-    if content[:_HEAD] != _MAGIC + sha256(body).digest() or len(body) % _ROW.size:
-        return {}
-    return {row[:5]: row[5:] for row in _ROW.iter_unpack(body)}
-
-
 def _identity(status: os.stat_result) -> _Identity:
     return (
         status.st_dev,
@@ -197,12 +189,3 @@ def _identity(status: os.stat_result) -> _Identity:
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
-
-
-def _forget_oldest(folder: Path) -> None:
-    """Keep the contexts that learned something last."""
-    from pybuild.files.wholefiles import by_age  # noqa: PLC0415 - once something is new
-
-    files = [path for path in by_age(folder) if path.is_file()]
-    for path in files[:-_MOST_FILES]:
-        path.unlink(missing_ok=True)

@@ -64,7 +64,8 @@ class Tree(ABC):
 class NewEntry:
     """An entry to be put into a layer. ``content`` opens a FILE's bytes, ``entry.size`` long.
 
-    It is None for everything else, and for hard links. ``source`` is the path that it was copied
+    It is None for everything else, and for hard links. Who computes the digest of all that it
+    gives calls its ``on_digest``, if it has one, with that. ``source`` is the path that it was copied
     from, None for what was made.
     """
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol, Self, cast
 from pybuild.errors import InvalidImage
 from pybuild.oci.descriptor import Descriptor
 from pybuild.oci.layerindex import LayerIndex, OnIndex
-from pybuild.oci.layertar import read_index
+from pybuild.oci.layertar import OnFile, read_index
 from pybuild.oci.sinks import OpenSink, Sink
 from pybuild.oci.tarformat import Limits
 
@@ -20,13 +20,20 @@ _MOST_AHEAD = 8 << 20
 
 
 class PlainSink(Protocol):
-    """Takes the plain tar of a layer, for one thread at a time; it is wanted once it is kept."""
+    """Takes the plain tar of a layer, or the files in it; what it has is wanted once it is kept.
+
+    `write` is called in one thread and `on_file` in another, all else when neither is.
+    """
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
 
     def write(self, piece: bytes, /) -> None:
         """Take the next piece."""
+
+    @property
+    def on_file(self) -> OnFile | None:
+        """Takes the files; None if they aren't wanted."""
 
     def restart(self) -> None:
         """Drop all that was written."""
@@ -38,18 +45,20 @@ class PlainSink(Protocol):
 def indexing(
     open_sink: OpenSink,
     on_index: OnIndex,
-    copy: Callable[[Descriptor], PlainSink] | None = None,
+    copy: Callable[[Descriptor], PlainSink | None] | None = None,
 ) -> OpenSink:
     """As `open_sink`, for blobs of layers: `on_index` gets the index of each that is committed.
 
-    What `copy` gives for a blob takes the layer uncompressed.
+    What `copy` gives for a blob, if anything, takes the layer uncompressed.
     """
 
     @contextmanager
     def opened(blob: Descriptor) -> Iterator[Sink]:
         with ExitStack() as stack:
             sink = stack.enter_context(open_sink(blob))
-            plain = stack.enter_context(copy(blob)) if copy is not None else None
+            plain = copy(blob) if copy is not None else None
+            if plain is not None:
+                stack.enter_context(plain)
             layer = stack.enter_context(closing(ArrivingLayer(blob.size, plain)))
             yield _IndexingSink(sink, layer, blob.digest, on_index)
 
@@ -102,8 +111,9 @@ class ArrivingLayer:
         if self._pieces is None:
             self._pieces = pieces = _Pieces()
             observe = None if self._plain is None else self._plain.write
+            on_file = None if self._plain is None else self._plain.on_file
             self._index = self._thread.submit(
-                read_index, cast("BinaryIO", pieces), self._limits, observe
+                read_index, cast("BinaryIO", pieces), self._limits, observe, on_file
             )
             # what is no layer isn't read to its end
             self._index.add_done_callback(lambda _: pieces.give_up())

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 CHUNK = 1024 * 1024
 """How much is decompressed at a time, in bytes."""
 
+HEAD = 16
+"""How many bytes a stream of gzip compresses by themselves first."""
+
 _ZSTD_LEVEL = 3
 _GZIP_LEVEL = 1
 _WITH_GZIP_HEADER = 31
-_GZIP_HEAD = 16
 
 
 class Compression(Enum):
@@ -93,7 +95,7 @@ class _Gzip:
         if self._head is None:
             return self._stream.compress(data)
         self._head += data
-        return b"" if len(self._head) < _GZIP_HEAD else self._begun()
+        return b"" if len(self._head) < HEAD else self._begun()
 
     def flush(self) -> bytes:
         return self._begun() + self._stream.flush()
@@ -101,9 +103,16 @@ class _Gzip:
     def _begun(self) -> bytes:
         if self._head is None:
             return b""
-        head, rest, self._head = self._head[:_GZIP_HEAD], self._head[_GZIP_HEAD:], None
+        head, rest, self._head = self._head[:HEAD], self._head[HEAD:], None
         first = self._stream.compress(head) + self._stream.flush(self._sync)
-        return first + self._stream.compress(rest)
+        return first + self._stream.compress(rest) if rest else first
+
+
+def gzip_version() -> bytes:
+    """What is the same as long as gzip's default level makes the same bytes."""
+    import isal  # noqa: PLC0415  (loaded when a layer is written)
+
+    return f"isal {isal.ISAL_VERSION} level {_GZIP_LEVEL}\n".encode()
 
 
 def compressor(packing: Packing) -> Compressor:

@@ -1,32 +1,28 @@
-"""Layers as tar: canonical bytes out, hostile bytes in (OCI image specification, `layer.md`)."""
+"""Layers as tar, read: hostile bytes in (OCI image specification, `layer.md`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from hashlib import sha256
-from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-from pybuild.errors import CopyFailed, InvalidImage
-from pybuild.oci.compression import Compression, Decompressed
-from pybuild.oci.descriptor import LayerDiff
-from pybuild.oci.layerblocks import LayerBlocks
+from pybuild.errors import InvalidImage
+from pybuild.oci.compression import Decompressed
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
 from pybuild.oci.readahead import ReadAhead
-from pybuild.oci.tarformat import BLOCK, Limits, Member, TarReader, header, plain_header
-from pybuild.values import dataclass, replace
+from pybuild.oci.tarformat import Limits, Member, TarReader
+from pybuild.values import replace
 
-if TYPE_CHECKING:
-    from pybuild.files.trees import NewEntry
-
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
+WHITEOUT = b".wh."
+"""How the name of an entry begins that removes the rest of it below."""
+OPAQUE = b".wh..wh..opq"
+"""The name of an entry that removes all others in its folder below."""
 _RESERVED = b".wh..wh."
 _OVERLAYS_OWN = ("trusted.overlay.", "user.overlay.")
 _NEVER_CARRIED = ("user.overlay.", "user.fuseoverlayfs.", "user.containers.")
-_EMPTY = f"sha256:{sha256().hexdigest()}"
-_TYPES = {
+EMPTY = f"sha256:{sha256().hexdigest()}"
+"""The digest of no content."""
+TYPES = {
     Kind.FILE: ord("0"),
     Kind.SYMLINK: ord("2"),
     Kind.CHARACTER: ord("3"),
@@ -34,213 +30,27 @@ _TYPES = {
     Kind.DIRECTORY: ord("5"),
     Kind.FIFO: ord("6"),
 }
-_KINDS = {number: kind for kind, number in _TYPES.items()} | {ord("7"): Kind.FILE}
-_HARD_LINK = ord("1")
+"""The type flag of each kind in a header; a hard link has another."""
+_KINDS = {number: kind for kind, number in TYPES.items()} | {ord("7"): Kind.FILE}
+HARD_LINK = ord("1")
 _MAX_COMPONENT = 255
+_NO_NAMES = frozenset({b"", b".", b".."})
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenLayer:
-    """A layer that was written: its descriptor and its index, digests of files included."""
-
-    diff: LayerDiff
-    index: LayerIndex
-
-
-def write_layer(
-    entries: Iterable[NewEntry],
-    sink: Callable[[bytes], object],
-    compression: Compression = Compression.GZIP,
-    on_bytes: Callable[[int], object] | None = None,
-    newest: int | None = None,
-) -> WrittenLayer:
-    """Write `entries` as a layer to `sink`, hashing and compressing in one pass.
-
-    The bytes depend on the entries alone, not on their order: names sorted, owners numeric,
-    no times but mtime, whole seconds; of several hard links the first by name has the
-    content, and all have its attributes. Paths must differ, but for a WHITEOUT before what
-    replaces the removed file.
-    `on_bytes` is told the number of tar bytes done since it was last called. With `newest`,
-    in seconds since 1970, later modification times become that one. Raises CopyFailed if a file can't be read or isn't as long as its entry says.
-    """
-    with LayerBlocks(sink, compression, on_bytes) as blocks:
-        listed, offsets = _write_entries(_settle_links(entries), blocks, newest)
-        diff = blocks.finish()
-    return WrittenLayer(diff, LayerIndex(listed, offsets))
-
-
-def _write_entries(
-    entries: Iterable[NewEntry], blocks: LayerBlocks, newest: int | None
-) -> tuple[list[Entry], list[int]]:
-    """Write what is in order; the entries as they are written, and where their content begins."""
-    written: dict[bytes, Entry] = {}
-    listed: list[Entry] = []
-    offsets: list[int] = []
-    offset_of: dict[bytes, int] = {}
-    before: tuple[bytes, int] | None = None
-    for new in entries:
-        key = _order(new)
-        if key == before:
-            raise ValueError(f"two entries of a layer have the path {new.entry.path!r}")
-        before = key
-        entry = new.entry
-        if newest is not None and entry.mtime > newest:
-            entry = replace(entry, mtime=newest)
-        offset = -1
-        if entry.kind is Kind.FILE and entry.link:
-            target = entry.link
-            entry = replace(written[target], path=entry.path, link=target)
-            offset = offset_of[target]
-        elif entry.kind in (Kind.WHITEOUT, Kind.OPAQUE):
-            entry = Entry(entry.path, entry.kind, mode=0)
-        if entry.kind is Kind.FILE and not entry.link:
-            head = _file_header(entry)
-            offset = offset_of[entry.path] = blocks.position + len(head)
-            entry = written[entry.path] = _with_digest(entry, _write_file(blocks, head, new))
-        else:
-            blocks.write(header(_member(entry)))
-        listed.append(entry)
-        offsets.append(offset)
-    return listed, offsets
-
-
-def _settle_links(entries: Iterable[NewEntry]) -> list[NewEntry]:
-    """The entries in their order in the tar; of linked files the first has the content."""
-    ordered = sorted(entries, key=_order)
-    names: dict[bytes, list[NewEntry]] = {}
-    for new in ordered:
-        if new.entry.kind is Kind.FILE and new.entry.link:
-            names.setdefault(new.entry.link, []).append(new)
-    if not any(links[0].entry.path < target for target, links in names.items()):
-        return ordered
-    first_of = {
-        target: links[0].entry.path
-        for target, links in names.items()
-        if links[0].entry.path < target
-    }
-    contents = {
-        n.entry.path: n for n in ordered if n.entry.path in first_of and n.entry.kind is Kind.FILE
-    }
-    settled = []
-    for new in ordered:
-        entry = new.entry
-        target = entry.link if entry.kind is Kind.FILE else b""
-        if target in first_of:
-            first = first_of[target]
-            if entry.path == first:
-                holder = contents[target]
-                moved = replace(holder.entry, path=entry.path)
-                settled.append(replace(holder, entry=moved))
-            else:
-                settled.append(replace(new, entry=replace(entry, link=first)))
-        elif entry.kind is Kind.FILE and entry.path in first_of:
-            settled.append(
-                replace(new, entry=replace(entry, link=first_of[entry.path]), content=None)
-            )
-        else:
-            settled.append(new)
-    return settled
-
-
-def _order(new: NewEntry) -> tuple[bytes, int]:
-    """Parents before children, a removal before what replaces it, an opaque mark in its folder."""
-    match new.entry.kind:
-        case Kind.WHITEOUT:
-            return new.entry.path, 0
-        case Kind.OPAQUE:
-            return new.entry.path + b"/", 0
-        case _:
-            return new.entry.path, 1
-
-
-def _member(entry: Entry) -> Member:
-    path = entry.path
-    match entry.kind:
-        case Kind.WHITEOUT:
-            folder, slash, name = path.rpartition(b"/")
-            return Member(folder + slash + _WHITEOUT + name, _TYPES[Kind.FILE], mode=0)
-        case Kind.OPAQUE:
-            name = path + b"/" + _OPAQUE if path else _OPAQUE
-            return Member(name, _TYPES[Kind.FILE], mode=0)
-        case Kind.SOCKET:
-            raise ValueError(f"a layer can't hold the socket {path!r}")
-        case Kind.DIRECTORY:
-            path = path + b"/" if path else b"./"
-        case Kind.FILE | Kind.SYMLINK | Kind.CHARACTER | Kind.BLOCK | Kind.FIFO:
-            pass
-    linked = entry.kind is Kind.FILE and bool(entry.link)
-    return Member(
-        path,
-        _HARD_LINK if linked else _TYPES[entry.kind],
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        entry.size if entry.kind is Kind.FILE and not linked else 0,
-        entry.mtime,
-        entry.link if linked or entry.kind is Kind.SYMLINK else b"",
-        entry.device,
-        entry.xattrs,
-    )
-
-
-def _file_header(entry: Entry) -> bytes:
-    numbers = (entry.mode, entry.uid, entry.gid, entry.size, entry.mtime)
-    plain = None if entry.xattrs else plain_header(entry.path, numbers)
-    return plain or header(_member(entry))
-
-
-def _write_file(blocks: LayerBlocks, head: bytes, new: NewEntry) -> str:
-    """Write a file's header, content and padding; the digest of the content."""
-    size = new.entry.size
-    padding = bytes(-size % BLOCK)
-    if new.content is None:
-        if size:
-            raise ValueError(f"{new.entry.path!r} has no content")
-        blocks.write(head)
-        return _EMPTY
-    try:
-        with closing(new.content()) as stream:
-            if isinstance(stream, BytesIO):  # one piece is written in half the time of three
-                content = stream.read()
-                digest = f"sha256:{sha256(content).hexdigest()}" if len(content) == size else None
-                blocks.write(b"".join((head, content, padding)))
-            else:
-                blocks.write(head)
-                digest = blocks.copy(stream, size)
-                blocks.write(padding)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CopyFailed(f"can't read {_shown(new.entry.path)}: {reason}") from error
-    if digest is None:
-        raise CopyFailed(f"{_shown(new.entry.path)} changed while it was read")
-    return digest
-
-
-def _with_digest(entry: Entry, digest: str) -> Entry:
-    """What dataclasses.replace gives in three times the time, which tells with many files."""
-    return Entry(
-        entry.path,
-        entry.kind,
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        entry.size,
-        entry.mtime,
-        entry.link,
-        entry.device,
-        entry.xattrs,
-        digest,
-    )
-
-
-def _shown(path: bytes) -> str:
+def shown_path(path: bytes) -> str:
+    """`path` for a message, on one line."""
     return path.decode("utf-8", "backslashreplace").encode("unicode_escape").decode()
+
+
+OnFile = Callable[[Member], Callable[[memoryview], object] | None]
+"""Told of each file with content before it is read; what it gives takes that in pieces."""
 
 
 def read_index(
     stream: BinaryIO,
     limits: Limits | None = None,
     observe: Callable[[bytes], object] | None = None,
+    on_file: OnFile | None = None,
 ) -> tuple[str, LayerIndex]:
     """The diff id of a layer and its index, in one pass to the end of `stream`.
 
@@ -248,7 +58,8 @@ def read_index(
     unpacked. Names that leave the root, sparse files, broken or oversized input raise
     InvalidImage; of entries with one path the last counts; a name below a symlink of the
     same layer means what the link points to, as it does when containerd unpacks it.
-    `observe`, called in another thread, sees the plain tar.
+    `observe`, called in another thread, sees the plain tar. `on_file` is told of what may be no
+    file of the layer in the end, before anything of it is checked but its header.
     """
     whole = sha256()
 
@@ -258,11 +69,13 @@ def read_index(
             observe(piece)
 
     with Decompressed(stream) as plain, ReadAhead(plain, see) as ahead:
-        index = index_tar(TarReader(ahead, limits))
+        index = index_tar(TarReader(ahead, limits), on_file=on_file)
     return f"sha256:{whole.hexdigest()}", index
 
 
-def index_tar(reader: TarReader, *, whiteouts: bool = True) -> LayerIndex:
+def index_tar(
+    reader: TarReader, *, whiteouts: bool = True, on_file: OnFile | None = None
+) -> LayerIndex:
     """The index of what `reader` reads, digests included; see :func:`read_index`.
 
     Without `whiteouts` it is an archive, not a layer: names beginning with ``.wh.`` are
@@ -273,8 +86,11 @@ def index_tar(reader: TarReader, *, whiteouts: bool = True) -> LayerIndex:
         digest = None
         if member.size:
             content = sha256()
+            take = on_file(member) if on_file is not None else None
             for piece in reader.content():
                 content.update(piece)
+                if take is not None:
+                    take(piece)
             digest = f"sha256:{content.hexdigest()}"
         found.add(member, digest)
     return found.index()
@@ -296,7 +112,7 @@ class _Found:
     def add(self, member: Member, digest: str | None) -> None:
         path = self._path(member.name)
         folder, _, name = path.rpartition(b"/")
-        if self._whiteouts and name.startswith(_WHITEOUT):
+        if self._whiteouts and name.startswith(WHITEOUT):
             self._remove(folder, name)
             return
         entry, offset = self._entry(path, member, digest)
@@ -315,16 +131,20 @@ class _Found:
     def _entry(self, path: bytes, member: Member, digest: str | None) -> tuple[Entry, int]:
         # what unpacks a layer may set them: then the kernel shows other files than the index
         if self._whiteouts and any(name.startswith(_OVERLAYS_OWN) for name, _ in member.xattrs):
-            raise InvalidImage(f"{_shown(path)} in the tar has an attribute that overlayfs obeys")
-        if member.type == _HARD_LINK:
+            raise InvalidImage(
+                f"{shown_path(path)} in the tar has an attribute that overlayfs obeys"
+            )
+        if member.type == HARD_LINK:
             return self._hard_link(path, member)
         kind = _KINDS.get(member.type)
         if kind is None:
             raise InvalidImage(
-                f"{_shown(member.name)} in the tar has the unknown tar type {chr(member.type)!r}"
+                f"{shown_path(member.name)} in the tar has the unknown tar type {chr(member.type)!r}"
             )
         if kind is Kind.CHARACTER and member.device == (0, 0):
-            raise InvalidImage(f"{_shown(path)} in the tar is a device that stands for a removal")
+            raise InvalidImage(
+                f"{shown_path(path)} in the tar is a device that stands for a removal"
+            )
         entry = Entry(
             path,
             kind,
@@ -336,7 +156,7 @@ class _Found:
             member.link if kind is Kind.SYMLINK else b"",
             member.device,
             allowed_xattrs(member.xattrs) if member.xattrs else (),
-            (digest or _EMPTY) if kind is Kind.FILE else None,
+            (digest or EMPTY) if kind is Kind.FILE else None,
         )
         return entry, member.offset if kind is Kind.FILE else -1
 
@@ -344,25 +164,27 @@ class _Found:
         target = self._path(member.link)
         known = self._entries.get((target, False))
         if target == path:
-            raise InvalidImage(f"{_shown(path)} in the tar is a hard link to itself")
+            raise InvalidImage(f"{shown_path(path)} in the tar is a hard link to itself")
         if known is None and not self._whiteouts:
             raise InvalidImage(
-                f"{_shown(path)} is a hard link to {_shown(target)}, which isn't there"
+                f"{shown_path(path)} is a hard link to {shown_path(target)}, which isn't there"
             )
         if known is None:  # a file of a lower layer
             return Entry(path, Kind.FILE, member.mode, link=target, mtime=member.mtime), -1
         entry, offset = known
         if entry.kind is Kind.DIRECTORY:
-            raise InvalidImage(f"{_shown(path)} in the tar is a hard link to {_shown(target)}")
+            raise InvalidImage(
+                f"{shown_path(path)} in the tar is a hard link to {shown_path(target)}"
+            )
         if entry.kind is Kind.FILE:
             entry = replace(entry, link=entry.link or target)
         return replace(entry, path=path), offset
 
     def _remove(self, folder: bytes, name: bytes) -> None:
-        if name == _OPAQUE:
+        if name == OPAQUE:
             self._opaque[folder] = Entry(folder, Kind.OPAQUE, mode=0)
         elif not name.startswith(_RESERVED):
-            removed = name[len(_WHITEOUT) :]
+            removed = name[len(WHITEOUT) :]
             if removed in (b"", b".", b".."):
                 raise InvalidImage("the tar removes a file without a name")
             path = folder + b"/" + removed if folder else removed
@@ -370,19 +192,25 @@ class _Found:
 
     def _path(self, name: bytes) -> bytes:
         """The entry's path: nothing but names, parents free of this layer's symlinks."""
+        above, _, last = name.rpartition(b"/")
+        folder = self._parents.get(above)
+        if folder is not None and last not in _NO_NAMES and len(last) <= _MAX_COMPONENT:
+            return folder + b"/" + last if folder else last
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
-            raise InvalidImage(f"{_shown(name)} in the tar leads out of it")
+            raise InvalidImage(f"{shown_path(name)} in the tar leads out of it")
         if parts and max(map(len, parts)) > _MAX_COMPONENT:
             raise InvalidImage(f"a name in the tar is longer than {_MAX_COMPONENT} bytes")
-        if self._whiteouts and any(part.startswith(_WHITEOUT) for part in parts[:-1]):
-            raise InvalidImage(f"{_shown(name)} in the tar is below a removal")
+        if self._whiteouts and any(part.startswith(WHITEOUT) for part in parts[:-1]):
+            raise InvalidImage(f"{shown_path(name)} in the tar is below a removal")
         if not parts:
             return b""
         written = b"/".join(parts[:-1])
         folder = self._parents.get(written)
         if folder is None:
             folder = self._parents[written] = self._real_folder(parts[:-1])
+        if last == parts[-1]:
+            self._parents[above] = folder
         return folder + b"/" + parts[-1] if folder else parts[-1]
 
     def _real_folder(self, parts: list[bytes]) -> bytes:
@@ -400,10 +228,10 @@ class _Found:
             if known is None or known[0].kind is Kind.DIRECTORY:
                 continue
             if known[0].kind is not Kind.SYMLINK:
-                raise InvalidImage(f"{_shown(known[0].path)} in the tar is no directory")
+                raise InvalidImage(f"{shown_path(known[0].path)} in the tar is no directory")
             links += 1
             if links > 40:
-                raise InvalidImage(f"{_shown(known[0].path)} in the tar is a circle of links")
+                raise InvalidImage(f"{shown_path(known[0].path)} in the tar is a circle of links")
             done = [] if known[0].link.startswith(b"/") else done[:-1]
             todo += [p for p in reversed(known[0].link.split(b"/")) if p not in (b"", b".")]
         return b"/".join(done)

@@ -15,7 +15,7 @@ from pybuild.errors import InvalidImage
 from pybuild.values import dataclass, field
 
 BLOCK = 512
-_READ = 256 * 1024
+_READ = 1024 * 1024
 _MAX_SPECIAL = 1024 * 1024  # PAX header or long name, as in Go
 _MAX_OCTAL_7 = 0o7777777
 _MAX_OCTAL_11 = 0o77777777777
@@ -27,6 +27,8 @@ _ZERO = bytes(BLOCK)
 _PLAIN_END = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + _NO_DEVICE + bytes(BLOCK - 345)
 _PLAIN_SUM = 8 * 32 + sum(_PLAIN_END)
 _OCTAL = re.compile(rb"[0-7]*")
+# mode, owner, group, size and time, as nearly all programs write them
+_NUMBERS = re.compile(rb"([0-7]{7})\0([0-7]{7})\0([0-7]{7})\0([0-7]{11})\0([0-7]{11})[\0 ]")
 _TIME = re.compile(r"(-?)(\d{1,18})(?:\.(\d*))?")
 _HEADER_ONLY = frozenset(b"123456")
 
@@ -280,7 +282,7 @@ class TarReader:
             kind = ord("5")
         if kind == ord("S") or any(key.startswith(b"GNU.sparse.") for key in pax):
             raise InvalidImage("the tar has a sparse entry, which isn't supported")
-        size = _pax_number(pax, b"size", block[124:136])
+        mode, uid, gid, size, mtime = _numbers_of(block, pax)
         if size < 0:
             raise InvalidImage("a tar entry has a negative size")
         if size > self._total:
@@ -296,16 +298,16 @@ class TarReader:
             device = _number_of(block[329:337]), _number_of(block[337:345])
             if not (0 <= device[0] < _MAJORS and 0 <= device[1] < _MINORS):
                 raise InvalidImage("a tar entry has a device number that Linux doesn't have")
-        xattrs = _xattrs(pax)
+        xattrs = _xattrs(pax) if pax else ()
         self._count(1, len(name) + len(link) + sum(len(key) + len(value) for key, value in xattrs))
         return Member(
             name,
             kind,
-            _number_of(block[100:108]) & 0o7777,
-            _identity(_pax_number(pax, b"uid", block[108:116])),
-            _identity(_pax_number(pax, b"gid", block[116:124])),
+            mode & 0o7777,
+            _identity(uid),
+            _identity(gid),
             size,
-            _pax_time(pax, block[136:148]),
+            mtime,
             link,
             device,
             xattrs,
@@ -387,6 +389,21 @@ def is_header(block: bytes) -> bool:
 
 def _text(raw: bytes) -> bytes:
     return raw.partition(b"\0")[0]
+
+
+def _numbers_of(block: bytes, pax: dict[bytes, bytes]) -> tuple[int, int, int, int, int]:
+    """Mode, owner, group, size and time of a header."""
+    plain = None if pax else _NUMBERS.match(block, 100)
+    if plain is not None:
+        mode, uid, gid, size, mtime = plain.groups()
+        return int(mode, 8), int(uid, 8), int(gid, 8), int(size, 8), int(mtime, 8)
+    return (
+        _number_of(block[100:108]),
+        _pax_number(pax, b"uid", block[108:116]),
+        _pax_number(pax, b"gid", block[116:124]),
+        _pax_number(pax, b"size", block[124:136]),
+        _pax_time(pax, block[136:148]),
+    )
 
 
 def _number_of(raw: bytes) -> int:

@@ -25,12 +25,17 @@ def digested(tree: Tree, path: bytes, activity: Activity | None = None) -> list[
     return with_digests(entries, activity)
 
 
+def unread(entries: Sequence[NewEntry]) -> int:
+    """How many bytes must be read before all digests are known."""
+    return sum(new.entry.size for new in entries if is_unknown(new))
+
+
 def with_digests(entries: Sequence[NewEntry], activity: Activity | None = None) -> list[Entry]:
     """The entries, of which regular files without a digest are read; raises BuildCancelled.
 
     Large files are read in threads, which hashing lets run at the same time.
     """
-    large = [at for at, new in enumerate(entries) if new.entry.size >= _LARGE and _is_unknown(new)]
+    large = [at for at, new in enumerate(entries) if new.entry.size >= _LARGE and is_unknown(new)]
     if len(large) < _FEW:
         return [_with_digest(new, activity) for new in entries]
     with workers(os.cpu_count()) as pool:
@@ -49,13 +54,14 @@ def with_digests(entries: Sequence[NewEntry], activity: Activity | None = None) 
     return [found[at] for at in range(len(entries))]
 
 
-def _is_unknown(new: NewEntry) -> bool:
+def is_unknown(new: NewEntry) -> bool:
+    """Whether it is a regular file that must be read before its digest is known."""
     entry = new.entry
     return entry.kind is Kind.FILE and entry.digest is None and new.content is not None
 
 
 def _with_digest(new: NewEntry, activity: Activity | None) -> Entry:
-    if not _is_unknown(new) or new.content is None:
+    if not is_unknown(new) or new.content is None:
         return new.entry
     digest = sha256()
     with new.content() as stream:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from pybuild.files.context import ContextTree
-from pybuild.files.wholefiles import by_age, write_whole
+from pybuild.files.wholefiles import forget_oldest, write_whole
 from pybuild.plan.cachekey import KEY_VERSION
 from pybuild.plan.steps import Step
 from pybuild.values import dataclass
@@ -66,11 +66,4 @@ class KnownKey:
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_whole(self.path, text.encode())
-            _forget_oldest(folder)
-
-
-def _forget_oldest(folder: Path) -> None:
-    # to look at the age of each takes longer than to count them
-    if sum(1 for _ in folder.iterdir()) > MOST_KEYS:
-        for path in by_age(folder)[: -(MOST_KEYS // 2)]:
-            path.unlink(missing_ok=True)
+            forget_oldest(folder, MOST_KEYS)

@@ -44,15 +44,21 @@ class BaseImages:
         self._locks: dict[str, threading.Lock] = {}
         self._layers: dict[str, SharedLayer] = {}
 
-    def checkout(self, image: BaseImage | None, activity: Activity) -> SharedLayer:
-        """The layer of `image`, of scratch for None. The caller becomes a user of it."""
+    def checkout(
+        self, image: BaseImage | None, activity: Activity, *, runs: bool = True
+    ) -> SharedLayer:
+        """The layer of `image`, of scratch for None. The caller becomes a user of it.
+
+        `runs` is as in :meth:`pybuild.backend.Backend.checkout`; of several that of the first.
+        """
         name = f"{image.digest} {image.config.platform}" if image else "scratch"
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         # Two images may be fetched at the same time, one image only once.
         with lock:
             if name not in self._layers:
-                self._layers[name] = SharedLayer(self._backend.checkout(image, activity))
+                layer = self._backend.checkout(image, activity, runs=runs)
+                self._layers[name] = SharedLayer(layer)
             return self._layers[name].share()
 
     def release(self) -> None:

@@ -120,6 +120,10 @@ class Misses:
             notes.state = "refused"
             raise
 
+    def may_miss(self, stage: PlannedStage) -> bool:
+        """Whether steps of `stage` that aren't in the cache are done."""
+        return stage.index not in self._refused
+
     def missed(self, notes: StepNotes, activity: StepActivity, *, fresh: bool) -> None:
         """Find out why the step has to run, and tell it if it is its stage's first.
 
@@ -135,7 +139,7 @@ class Misses:
         if any(each.miss is not None for each in begun[:-1]):
             return
         activity.missed(miss)
-        if notes.stage.index in self._refused:
+        if not self.may_miss(notes.stage):
             raise CacheMissed(
                 f"the step is not in the cache: {miss}",
                 miss=miss,

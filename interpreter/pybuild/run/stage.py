@@ -4,73 +4,38 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pybuild.backend import Backend, BaseImage, ROLayer
 from pybuild.errors import located
-from pybuild.files.trees import Tree
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.plan.steps import (
     ContextSource,
     ImageSource,
     Plan,
     PlannedStage,
+    RunStep,
     Source,
     StageSource,
     Step,
 )
-from pybuild.remotes.fetching import Remotes
 from pybuild.remotes.locations import GitLocation, Location, WebLocation
 from pybuild.run.activity import CancelToken, Events, StepActivity
 from pybuild.run.commonsteps import CommonSteps, StepIdentity, StepOutcome, step_identities
-from pybuild.run.elsewhere import Elsewhere, KeptStep
-from pybuild.run.execute import (
-    OpenSource,
-    Prepared,
-    SourceFiles,
-    changes_nothing,
-    perform,
-    prepare,
-)
-from pybuild.run.keys import ContentKey, content_key, context_reads
+from pybuild.run.elsewhere import KeptStep
+from pybuild.run.execute import OpenSource, SourceFiles
 from pybuild.run.layers import BaseImages, SharedLayer, release_all, releasing
-from pybuild.run.lending import Lent
 from pybuild.run.misses import Misses, StepNotes
-from pybuild.run.onfailure import KEEP_NOTHING, OnFailure
+from pybuild.run.onestep import OneStep
 from pybuild.run.result import StepResult
 from pybuild.run.schedule import stages_needed
-from pybuild.values import dataclass, field, replace
+from pybuild.run.stagesettings import StageSettings
+from pybuild.values import dataclass, replace
 
 if TYPE_CHECKING:
-    from pybuild.run.knownkeys import KnownKey
     from pybuild.run.miss import Miss
-
-
-@dataclass(frozen=True, slots=True)
-class StageSettings:
-    """What all stages of a build share.
-
-    ``contexts`` are the files of the named contexts that steps read, the main one's under None.
-    ``created`` fixes every time in the image; None for the times at which things happen.
-    ``began`` is the build's start. With ``use_cache``, steps are looked up and kept, but
-    those of ``fresh_stages``, names in lower case, are only kept. ``elsewhere`` are caches of
-    other machines, looked into next; with ``keeps_steps`` a finished stage tells what they may
-    get of it. ``lent`` is what steps may see, ``on_failure`` what is kept of one that fails.
-    """
-
-    contexts: Mapping[str | None, Tree]
-    remotes: Remotes
-    created: datetime | None
-    began: datetime
-    use_cache: bool
-    fresh_stages: frozenset[str] = frozenset()
-    lent: Lent = field(default_factory=Lent)
-    elsewhere: Elsewhere | None = None
-    keeps_steps: bool = False
-    on_failure: OnFailure = KEEP_NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,91 +226,25 @@ class StageRunner:
     def _do_step(
         self, layer: ROLayer, activity: StepActivity, notes: StepNotes, *, fresh: bool
     ) -> StepOutcome:
-        step = notes.step
         images: list[SharedLayer] = []
+        step = OneStep(
+            plan=self._plan,
+            backend=self._backend,
+            settings=self._settings,
+            misses=self._misses,
+            notes=notes,
+            layer=layer,
+            activity=activity,
+            open_source=self._opener(notes.step, activity, images),
+            fresh=fresh,
+        )
         with (
             releasing(lambda: release_all([x.release for x in images]), self._events.warn),
-            self._settings.on_failure.watching(step.title, layer, activity),
+            self._settings.on_failure.watching(notes.step.title, layer, activity),
         ):
-            created, lent = self._created_seconds(), self._settings.lent
-            open_source = self._opener(activity, images)
-            prepared = partial(prepare, step, layer, open_source, created, lent)
-            known = self._known_key(notes)
-            made = self._backend.lookup(known.text) if known and known.text and not fresh else None
-            cached = made is not None
-            if known is not None and made is not None:
-                key = ContentKey(
-                    known.text,
-                    lambda: content_key(step, notes.parent_key, prepared(), activity).files(),
-                )
-                notes.keyed(key.text, key.files)
-            else:
-                key, ready = ContentKey(), prepared()
-                if self._settings.use_cache:
-                    key = content_key(step, notes.parent_key, ready, activity)
-                    notes.keyed(key.text, key.files)
-                if known is not None:
-                    known.keep(key.text)
-                made, cached = self._found_or_made(ready, layer, activity, notes, fresh=fresh)
-        # a step that isn't run again happened when it was run
-        ended = (made.made if made is not None else None) or datetime.now(UTC)
-        shared = SharedLayer(made) if made is not None else None
-        return StepOutcome(shared, key, cached, ended)
+            return step.outcome()
 
-    def _known_key(self, notes: StepNotes) -> KnownKey | None:
-        """What earlier builds found out about the key; None where it is to be made at any rate."""
-        folder = self._backend.notes_folder()
-        if folder is None or not self._settings.use_cache:
-            return None
-        read = context_reads(notes.step, self._settings.contexts)
-        if not read:
-            return None
-        from pybuild.run.knownkeys import KnownKey  # noqa: PLC0415 - for steps that read folders
-
-        return KnownKey.of(folder, notes.step, notes.parent_key, read)
-
-    def _found_or_made(
-        self,
-        prepared: Prepared,
-        layer: ROLayer,
-        activity: StepActivity,
-        notes: StepNotes,
-        *,
-        fresh: bool,
-    ) -> tuple[ROLayer | None, bool]:
-        """The step's layer, and whether it comes from the cache, where a `fresh` one isn't sought."""
-        key = notes.key
-        if not key or changes_nothing(prepared):
-            return self._made(prepared, layer, key, activity), False
-        if fresh:
-            self._misses.missed(notes, activity, fresh=True)
-            return self._made(prepared, layer, key, activity), False
-        if (made := self._backend.lookup(key)) is not None:
-            return made, True
-        with self._backend.single_flight(key, activity):
-            # another build may have done it in the meantime
-            if (made := self._backend.lookup(key)) is not None:
-                return made, True
-            elsewhere = self._settings.elsewhere
-            if elsewhere is not None:
-                base = base_image(self._plan, notes.stage)
-                made = elsewhere.find(key, layer, base, activity)
-                if made is not None:
-                    return made, True
-            self._misses.missed(notes, activity, fresh=False)
-            return self._made(prepared, layer, key, activity), False
-
-    def _made(
-        self, prepared: Prepared, layer: ROLayer, key: str, activity: StepActivity
-    ) -> ROLayer | None:
-        if self._settings.elsewhere is not None:
-            prepared = self._settings.elsewhere.seeded(prepared, activity)
-        on_failure = self._settings.on_failure
-        return perform(
-            prepared, layer, key or None, activity, self._newest(), on_failure=on_failure
-        )
-
-    def _opener(self, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
+    def _opener(self, step: Step, activity: StepActivity, images: list[SharedLayer]) -> OpenSource:
         def open_source(source: Source | Location) -> SourceFiles:
             match source:
                 case WebLocation() | GitLocation():
@@ -356,7 +255,8 @@ class StageRunner:
                     layer = self._finished[index].layer.layer
                     return SourceFiles(layer.tree(), layer)
                 case ImageSource(image):
-                    shared = self._images.checkout(image, activity)
+                    mounts = isinstance(step, RunStep)
+                    shared = self._images.checkout(image, activity, runs=mounts)
                     images.append(shared)
                     return SourceFiles(shared.layer.tree(), shared.layer)
 
@@ -364,7 +264,7 @@ class StageRunner:
 
     def _kept(self, stage: PlannedStage, done: Sequence[_Done]) -> tuple[KeptStep, ...]:
         """The steps that have a key and a layer, their own or that of the step below."""
-        image = base_image(self._plan, stage)
+        image = self._plan.base_image(stage)
         base = len(image.layers) if image is not None else 0
         return tuple(
             KeptStep(
@@ -377,13 +277,6 @@ class StageRunner:
             for each in done
             if each.outcome.layer is not None and each.outcome.key.text
         )
-
-    def _newest(self) -> int | None:
-        fixed = self._settings.created
-        return None if fixed is None else int(fixed.timestamp())
-
-    def _created_seconds(self) -> int:
-        return int((self._settings.created or self._settings.began).timestamp())
 
     def _history(
         self, stage: PlannedStage, done: Sequence[tuple[_Done, str | None]]
@@ -437,15 +330,6 @@ def final_config(
         history=finished.history,
         diff_ids=tuple(diff.diff_id for diff in finished.layer.layer.diffs),
     )
-
-
-def base_image(plan: Plan, target: PlannedStage) -> BaseImage | None:
-    """The image that the chain of stages below `target` starts from; None for scratch."""
-    by_index = {stage.index: stage for stage in plan.stages}
-    parent = target.parent
-    while isinstance(parent, StageSource):
-        parent = by_index[parent.index].parent
-    return parent.image
 
 
 def base_history(history: tuple[HistoryEntry, ...], layers: int) -> tuple[HistoryEntry, ...]:

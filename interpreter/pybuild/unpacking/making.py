@@ -65,6 +65,14 @@ class Making:
             os.close(self._opened.popitem()[1])
         self._root.close()
 
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Raise the errors of the class for those of the system, as leaving its context does."""
+        try:
+            yield
+        except OSError as error:
+            raise self._failure(error) from error
+
     def _failure(self, error: OSError) -> InvalidImage | BackendFailed:
         reason = error.strerror or str(error)
         if is_full(error):
@@ -81,8 +89,8 @@ class Making:
 
     def folder(self, path: bytes) -> None:
         """Make one folder, whose parent is there, as `folders` does."""
-        with self._place(path) as (folder, name):
-            os.mkdir(name, 0o700, dir_fd=folder)
+        folder, name = self._place(path)
+        os.mkdir(name, 0o700, dir_fd=folder)
 
     def file(self, entries: Sequence[Entry], write: Callable[[int], object]) -> None:
         """Make a file with the names of `entries`, of which the first has the attributes."""
@@ -98,8 +106,8 @@ class Making:
 
     def begin(self, entry: Entry) -> int:
         """A new file, to be written to and given to `end`."""
-        with self._place(entry.path) as (folder, name):
-            return os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
+        folder, name = self._place(entry.path)
+        return os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
 
     def end(self, fd: int, entry: Entry) -> None:
         """Give the file its attributes, and close it."""
@@ -111,34 +119,32 @@ class Making:
 
     def names(self, path: bytes, entries: Sequence[Entry]) -> None:
         """Make hard links at `entries` to the file at `path`."""
-        if entries:
-            with self._place(path) as (folder, name):
-                for entry in entries:
-                    self.link(folder, name, entry.path)
+        for entry in entries:
+            self.link(*self._place(path), entry.path)
 
     def link(self, folder: int, name: bytes, path: bytes) -> None:
         """Make what has this name in the open folder a hard link at `path`."""
         # its folder may be pushed out of those kept open, so it is held here
         held = os.dup(folder)
         try:
-            with self._place(path) as (there, new):
-                os.link(name, new, src_dir_fd=held, dst_dir_fd=there, follow_symlinks=False)
+            there, new = self._place(path)
+            os.link(name, new, src_dir_fd=held, dst_dir_fd=there, follow_symlinks=False)
         finally:
             os.close(held)
 
     def other(self, entry: Entry) -> bool:
         """Make a symlink, a FIFO or a device; False if it is left out."""
-        with self._place(entry.path) as (folder, name):
-            if entry.kind is Kind.SYMLINK:
-                os.symlink(entry.link, name, dir_fd=folder)
-            elif not self._made_node(entry, folder, name):
-                return False
-            if self._owners:
-                _chown(name, entry, folder)
-            if entry.kind is not Kind.SYMLINK:
-                os.chmod(name, entry.mode, dir_fd=folder)
-            times = entry.mtime * _NANO, entry.mtime * _NANO
-            os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
+        folder, name = self._place(entry.path)
+        if entry.kind is Kind.SYMLINK:
+            os.symlink(entry.link, name, dir_fd=folder)
+        elif not self._made_node(entry, folder, name):
+            return False
+        if self._owners:
+            _chown(name, entry, folder)
+        if entry.kind is not Kind.SYMLINK:
+            os.chmod(name, entry.mode, dir_fd=folder)
+        times = entry.mtime * _NANO, entry.mtime * _NANO
+        os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
         return True
 
     def _made_node(self, entry: Entry, folder: int, name: bytes) -> bool:
@@ -152,8 +158,8 @@ class Making:
         return True
 
     def whiteout(self, path: bytes) -> None:
-        with self._place(path) as (folder, name):
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=folder)
+        folder, name = self._place(path)
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=folder)
 
     def settle(self, folders: Sequence[Entry], marked: frozenset[bytes], mark: str) -> None:
         """Give folders their attributes, and those `marked` the attribute `mark`, from below up."""
@@ -180,12 +186,11 @@ class Making:
                 ) from error
         os.utime(fd, ns=(entry.mtime * _NANO, entry.mtime * _NANO))
 
-    @contextmanager
-    def _place(self, path: bytes) -> Iterator[tuple[int, bytes]]:
-        """The open folder that `path` is in, and its name there."""
+    def _place(self, path: bytes) -> tuple[int, bytes]:
+        """The folder that `path` is in, which stays open until others are, and its name there."""
         self._at = path
         parent, _, name = path.rpartition(b"/")
-        yield self._folder(parent), name
+        return self._folder(parent), name
 
     def _folder(self, path: bytes) -> int:
         fd = self._opened.get(path)
