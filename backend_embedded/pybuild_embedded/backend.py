@@ -201,13 +201,13 @@ class EmbeddedBackend(Backend):
             copy(blob, writer.write, activity)
             writer.commit(blob.digest, blob.size)
 
-    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+    def checkout(self, base: BaseImage | None, activity: Activity, *, runs: bool = True) -> ROLayer:
         if base is None:
             return EmbeddedROLayer(self._space, LayerChain())
         unknown = [layer for layer in base.layers if not self._space.files.knows(layer)]
-        if unknown:
+        if unknown and runs:
             self._space.machine.warm_up()
-        self._space.fetch(unknown, activity)
+        self._space.fetch(unknown, activity, runs=runs)
         for layer in unknown:
             activity.raise_if_cancelled()
             self._space.files.index(layer)
@@ -276,7 +276,10 @@ class EmbeddedBackend(Backend):
 
         if is_packed(layer, wanted):
             return layer
-        with self.open_blob(layer.blob.digest) as blob, self._store.blob_writer() as writer:
+        with (
+            self.open_blob(layer.blob.digest) as blob,
+            self._store.blob_writer(hashed=True) as writer,
+        ):
 
             def sink(piece: bytes) -> None:
                 activity.raise_if_cancelled()

@@ -89,8 +89,8 @@ class Blobs:
             except FileNotFoundError:
                 raise ImageNotFound(f"the store has no blob {digest}") from None
 
-    def writer(self) -> BlobWriter:
-        return BlobWriter(self, self._session.new_file())
+    def writer(self, *, hashed: bool) -> BlobWriter:
+        return BlobWriter(self, self._session.new_file(), hashed=hashed)
 
     def adopt(self, path: Path, digest: str, size: int) -> None:
         """Make a complete file of this file system a blob. It is gone from `path` afterwards."""
@@ -126,10 +126,11 @@ class BlobWriter:
     Raises BackendFailed where the file can't be written.
     """
 
-    def __init__(self, blobs: Blobs, path: Path) -> None:
+    def __init__(self, blobs: Blobs, path: Path, *, hashed: bool) -> None:
+        """What is `hashed` by who writes it isn't hashed here once more."""
         self._blobs = blobs
         self._path = path
-        self._digest = sha256()
+        self._digest = None if hashed else sha256()
         self._size = 0
         with failing(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -137,7 +138,8 @@ class BlobWriter:
 
     def write(self, piece: bytes) -> None:
         """Append `piece`."""
-        self._digest.update(piece)
+        if self._digest is not None:
+            self._digest.update(piece)
         self._size += len(piece)
         left = memoryview(piece)
         with failing(self._path):
@@ -149,15 +151,16 @@ class BlobWriter:
         with failing(self._path):
             self._file.seek(0)
             self._file.truncate()
-        self._digest = sha256()
+        if self._digest is not None:
+            self._digest = sha256()
         self._size = 0
 
     def commit(self, digest: str, size: int) -> None:
         """Keep the blob, pinned, durably. Called once, last.
 
-        Raises InvalidImage if what was written has another digest or size.
+        Raises InvalidImage if what was written has another size, or, unless it is `hashed`, digest.
         """
-        found = f"sha256:{self._digest.hexdigest()}"
+        found = digest if self._digest is None else f"sha256:{self._digest.hexdigest()}"
         if (found, self._size) != (digest, size):
             raise InvalidImage(
                 f"expected {digest} with {size} bytes, got {found} with {self._size}"

@@ -72,11 +72,11 @@ class Fetcher:
 
 
 class StoreSink:
-    """A blob on its way into the store; dropped unless it is committed."""
+    """A blob on its way into the store; dropped unless it is committed, by who has its digest."""
 
     def __init__(self, store: Store, blob: Descriptor) -> None:
         self._blob = blob
-        self._writer: BlobWriter = store.blob_writer()
+        self._writer: BlobWriter = store.blob_writer(hashed=True)
 
     def __enter__(self) -> Self:
         self._writer.__enter__()

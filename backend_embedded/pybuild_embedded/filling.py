@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pybuild.backend import Activity
 from pybuild.files.trees import NewEntry
 from pybuild.oci.compression import Compression
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild_embedded.folders import LayerFolder
 from pybuild_embedded.space import Space
 from pybuild_embedded.workers import Unpack

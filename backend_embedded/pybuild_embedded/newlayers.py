@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -149,19 +148,25 @@ def write_blob(
     space: Space, entries: Iterable[NewEntry], activity: Activity, *, newest: int | None = None
 ) -> LayerDiff | None:
     """Write a layer straight into the store; None if there are no entries."""
-    rest = iter(entries)
-    first = next(rest, None)
-    if first is None:
+    wanted = tuple(entries)
+    if not wanted:
         return None
-    from pybuild.oci.layertar import write_layer  # noqa: PLC0415 - not for a RUN
+    from pybuild.oci.layerblocks import DamagedPiece  # noqa: PLC0415 - not for a RUN
+    from pybuild.oci.layerwriter import write_layer  # noqa: PLC0415 - as above
 
-    with space.store.blob_writer() as writer:
+    with space.store.blob_writer(hashed=True) as writer:
 
         def sink(piece: bytes) -> None:
             activity.raise_if_cancelled()
             writer.write(piece)
 
-        layer = write_layer(itertools.chain((first,), rest), sink, newest=newest)
+        pieces = space.pieces()
+        try:
+            layer = write_layer(wanted, sink, newest=newest, find=pieces.find)
+        except DamagedPiece:
+            writer.restart()
+            layer = write_layer(wanted, sink, newest=newest, find=lambda _: None)
         writer.commit(layer.diff.blob.digest, layer.diff.blob.size)
     space.files.remember(layer.diff.diff_id, layer.index)
+    pieces.record(layer.diff.blob.digest, layer.pieces)
     return layer.diff

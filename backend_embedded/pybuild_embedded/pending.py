@@ -81,11 +81,12 @@ class PendingLayer:
     def tree(self, known: Callable[[], Tree]) -> Tree:
         """The layer's files, as `known` gives them when it has waited for the layer."""
         if self._tree is None:
-            owners = self.space.machine.keeps_owners
+            machine = self.space.machine
+            owner = machine.mapping().inside if machine.keeps_owners else None
             self._tree = (
                 LaterTree(known)
                 if self.record is not None
-                else ChangedTree(known, self.below.tree, self.folder.fs, owners=owners)
+                else ChangedTree(known, self.below.tree, self.folder.fs, owner=owner)
             )
         return self._tree
 

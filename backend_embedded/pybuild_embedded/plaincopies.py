@@ -121,6 +121,10 @@ class PlainCopy:
     def __exit__(self, *exc: object) -> None:
         self.restart()
 
+    @property
+    def on_file(self) -> None:
+        """Files aren't wanted by themselves."""
+
     def write(self, piece: bytes, /) -> None:
         """Append `piece`."""
         if not self._is_whole or not self._has_room(len(piece)):

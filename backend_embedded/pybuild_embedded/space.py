@@ -18,9 +18,11 @@ from pybuild.values import dataclass, field
 from pybuild_embedded.fetching import Fetcher
 from pybuild_embedded.flights import Flights
 from pybuild_embedded.machine import Machine
+from pybuild_embedded.rootfolder import NOTES
 from pybuild_embedded.store import Store
 
 if TYPE_CHECKING:
+    from pybuild.files.storedpieces import StoredPieces
     from pybuild_embedded.plaincopies import PlainCopies
 
 ONE_ID = (
@@ -51,6 +53,21 @@ class Space:
     copies: PlainCopies | None = None
     """Layers that arrived and will be unpacked, if any."""
     _told: set[str] = field(default_factory=set)
+    _pieces: StoredPieces | None = None
+
+    def pieces(self) -> StoredPieces:
+        """What the layers that were written last consist of."""
+        from pybuild.files.storedpieces import (  # noqa: PLC0415 - for a COPY
+            FOLDER,
+            StoredPieces,
+        )
+
+        with self.lock:
+            if self._pieces is None:
+                self._pieces = StoredPieces(
+                    self.store.root / NOTES / FOLDER, self.store.has_blob, self.store.open_part
+                )
+            return self._pieces
 
     def warn_of_copies(self, activity: Activity) -> None:
         """Tell once that steps are slow here, and why, if they run on copies."""
@@ -79,8 +96,13 @@ class Space:
         single = mapping is not None and mapping.kind is Kind.SINGLE
         return f"single {key}" if single else key
 
-    def fetch(self, layers: Sequence[LayerDiff], activity: http.Activity) -> None:
-        """Have the blobs of these layers here, as far as it is known where they come from."""
+    def fetch(
+        self, layers: Sequence[LayerDiff], activity: http.Activity, *, runs: bool = True
+    ) -> None:
+        """Have the blobs of these layers here, as far as it is known where they come from.
+
+        Without `runs` they are only read.
+        """
         wanted: dict[Reference, dict[str, Descriptor]] = {}
         for layer in layers:
             digest = layer.blob.digest
@@ -92,13 +114,17 @@ class Space:
         if not wanted:
             return
         on_index = self.files.on_arrival(layers)
-        if self.copies is None and self.machine.is_announced:
+        if runs and self.copies is None and self.machine.is_announced:
             from pybuild_embedded.plaincopies import PlainCopies  # noqa: PLC0415 - before a RUN
 
             self.copies = PlainCopies(self.store.new_file)
         for reference, blobs in wanted.items():
             self.fetcher.fetch_layers(
-                reference, list(blobs.values()), activity, on_index, self.copies
+                reference,
+                list(blobs.values()),
+                activity,
+                on_index,
+                self.copies if runs else None,
             )
 
     def mend_blob(self, layer: LayerDiff, activity: http.Activity) -> bool:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, cast
 
 from pybuild.backend import Activity
 from pybuild.files.locks import holding
@@ -144,13 +144,19 @@ class Store:
         """The blob's stored bytes; it is pinned. Raises ImageNotFound."""
         return self.blobs.open(digest)
 
+    def open_part(self, digest: str, offset: int, size: int) -> BinaryIO:
+        """`size` stored bytes of a blob that is known to be here, from `offset` on."""
+        from pybuild.files.filepart import FilePart  # noqa: PLC0415 - for a COPY
+
+        return cast("BinaryIO", FilePart(self.blobs.path(digest), offset, size))
+
     def blob_path(self, digest: str) -> Path:
         """The file of a blob that is known to be here."""
         return self.blobs.path(digest)
 
-    def blob_writer(self) -> BlobWriter:
-        """A new blob, kept once it is committed."""
-        return self.blobs.writer()
+    def blob_writer(self, *, hashed: bool = False) -> BlobWriter:
+        """A new blob, kept once it is committed. Of one that the caller has `hashed` the digest is trusted."""
+        return self.blobs.writer(hashed=hashed)
 
     def write_blob(self, digest: str, content: bytes) -> None:
         """Have a small blob here, pinned. Raises InvalidImage if its digest is another."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pybuild.files.trees import NewEntry
 from pybuild.files.upperdir import upper_entries
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.unpacking.failures import translated
 from pybuild.unpacking.removing import Allocated
 from pybuild_embedded.inside.indexes import Indexes

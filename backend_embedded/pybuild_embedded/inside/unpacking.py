@@ -12,7 +12,11 @@ from pybuild.unpacking.contents import finish_layer, make_files, write_all
 from pybuild.unpacking.layerplan import LayerPlan, plan_layer
 from pybuild.unpacking.making import Making, make_copies
 from pybuild_embedded.inside.indexes import Indexes
+from pybuild_embedded.inside.sharing import cut, share
 from pybuild_embedded.requests import Unpack
+
+_COST = 40_000  # of a file, in bytes that are copied in the same time
+_LEAST = 500 * _COST
 
 
 def unpack(request: Unpack, indexes: Indexes) -> int:
@@ -36,10 +40,20 @@ def unpack(request: Unpack, indexes: Indexes) -> int:
 
 def copy_files(path: Path, plan: LayerPlan, making: Making) -> None:
     """Make the files of a layer from its plain tar, which was checked before."""
+    shares = cut(plan.files, [_COST + entries[0].size for _, entries in plan.files], _LEAST)
     with path.open("rb", buffering=0) as plain:
         source = plain.fileno()
-        for offset, entries in plan.files:
-            making.file(entries, partial(_copy, source, offset, entries[0].size))
+
+        def make(number: int) -> int:
+            before = making.allocated
+            with making.failing():
+                for offset, entries in shares[number]:
+                    making.file(entries, partial(_copy, source, offset, entries[0].size))
+            return making.allocated - before
+
+        if shares:
+            _, *others = share(make, len(shares))
+            making.allocated += sum(others)
 
 
 def _copy(source: int, offset: int, size: int, fd: int) -> None:
