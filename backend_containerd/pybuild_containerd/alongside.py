@@ -1,17 +1,18 @@
-"""Makes a layer's files in a snapshot while its blob is written, so that nothing is read twice."""
+"""Makes a layer's files in a snapshot while its blob is written or read, so that this is done once."""
 
 from __future__ import annotations
 
-import contextlib
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 from pybuild.errors import BackendFailed, InvalidImage
+from pybuild.files.foundentries import same_attributes
 from pybuild.files.trees import NewEntry, parent_of
-from pybuild.oci.layerindex import Entry
+from pybuild.oci.layerindex import Entry, Kind
 from pybuild.unpacking.contents import finish_layer, write_all
 from pybuild.unpacking.failures import disk_full, is_full
 from pybuild.unpacking.layerplan import LayerPlan
@@ -32,17 +33,29 @@ class FilesAlongside:
 
     def __init__(self, upper: Path, newest: int | None) -> None:
         """`newest` is as in :meth:`pybuild.backend.ROLayer.begin`."""
-        self._upper = upper
+        self.upper = upper
         self._newest = newest
         self._making = Making(upper, owners=True, devices=True)
         self._folders = {b""}
-        self._files: set[bytes] = set()
+        self._files: dict[bytes, Entry] = {}
+        # of the file that is being made: its descriptor, itself, and the bytes that lack
+        self._unfinished = -1
+        self._entry = Entry(b"", Kind.FILE)
+        self._left = 0
         self._is_whole = True
+        self._failing = _Failing(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Make nothing more. Idempotent."""
+        if self._unfinished >= 0:
+            os.close(self._unfinished)
+            self._unfinished = -1
         self._making.close()
 
     def watched(self, entries: Iterable[NewEntry]) -> Iterator[NewEntry]:
@@ -57,7 +70,7 @@ class FilesAlongside:
         """Make the rest of the layer, which is written now; whether all of it is there."""
         if not self._is_whole:
             return False
-        with self._failing():
+        with self._failing:
             plan = planned(stacked)
             self._make_names(plan)
             for folder in plan.folders:
@@ -80,24 +93,49 @@ class FilesAlongside:
             raise
 
     def _teed(self, entry: Entry, stream: BinaryIO) -> BinaryIO:
-        with self._failing():
+        self.begin(entry)
+        if not self._is_whole:
+            return stream
+        if isinstance(stream, io.BytesIO):  # it has all of a small file, and is read faster alone
+            content = stream.getvalue()
+            self.write(content)
+            self.end()
+            return stream
+        return cast("BinaryIO", _Tee(stream, self))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing has failed yet."""
+        return self._is_whole
+
+    def give_up(self) -> None:
+        """Make nothing more: the folder is of no use."""
+        self._is_whole = False
+
+    def begin(self, entry: Entry) -> None:
+        """Make a file, which `write` and `end` go on with, before the next one is begun."""
+        with self._failing:
             self._need(parent_of(entry.path))
-            self._files.add(entry.path)
-            fd = self._making.begin(entry)
-            return cast("BinaryIO", _Tee(stream, fd, entry, self))
-        return stream
+            self._files[entry.path] = self._entry = entry
+            self._left = entry.size
+            self._unfinished = self._making.begin(entry)
 
-    def write(self, fd: int, data: memoryview) -> None:
-        """Write a part of a file that is made."""
+    def write(self, data: bytes | memoryview) -> int:
+        """Write a part of the file; the bytes that lack then."""
+        self._left -= len(data)
         if self._is_whole:
-            with self._failing():
-                write_all(fd, data)
+            with self._failing:
+                write_all(self._unfinished, data)
+        return self._left
 
-    def end(self, fd: int, entry: Entry, written: int) -> None:
-        """No more of this file comes."""
-        with self._failing():
-            self._making.end(fd, entry)
-            if written != entry.size:
+    def end(self) -> None:
+        """No more of the file comes."""
+        fd, self._unfinished = self._unfinished, -1
+        if fd < 0:
+            return  # it couldn't be begun
+        with self._failing:
+            self._making.end(fd, self._entry)
+            if self._left:
                 raise NotFilled
 
     def _make_names(self, plan: LayerPlan) -> None:
@@ -106,6 +144,8 @@ class FilesAlongside:
             raise NotFilled
         for _, entries in plan.files:
             made = [entry for entry in entries if entry.path in self._files]
+            if made and not _is_same(made[0], self._files[made[0].path]):
+                raise NotFilled
             if made:
                 self._need_all(entries)
                 others = [entry for entry in entries if entry is not made[0]]
@@ -129,28 +169,42 @@ class FilesAlongside:
             self._making.folder(path)
             self._folders.add(path)
 
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._is_whole = False
-            if is_full(error):
-                raise disk_full(error, self._upper) from error
-        except (InvalidImage, BackendFailed, NotFilled):
-            self._is_whole = False
+
+def _is_same(entry: Entry, made: Entry) -> bool:
+    """Whether a file of a layer has the attributes and the size that were given to it."""
+    is_same_file = (entry.size, entry.mtime) == (made.size, made.mtime)
+    return is_same_file and same_attributes(entry, made)
+
+
+class _Failing:
+    """A context manager: what is raised within makes the files useless; a full disk is raised.
+
+    Many small files would feel the time that one made of a generator takes.
+    """
+
+    def __init__(self, files: FilesAlongside) -> None:
+        self._files = files
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, (OSError, InvalidImage, BackendFailed, NotFilled)):
+            return False
+        self._files.give_up()
+        if isinstance(error, OSError) and is_full(error):
+            raise disk_full(error, self._files.upper) from error
+        return True
 
 
 class _Tee(io.RawIOBase):
     """What is read of a stream goes to a file, too."""
 
-    def __init__(self, stream: BinaryIO, fd: int, entry: Entry, files: FilesAlongside) -> None:
+    def __init__(self, stream: BinaryIO, files: FilesAlongside) -> None:
         super().__init__()
         self._stream = stream
-        self._fd = fd
-        self._entry = entry
         self._files = files
-        self._written = 0
+        self.on_digest = getattr(stream, "on_digest", None)
 
     def readable(self) -> bool:
         return True
@@ -158,8 +212,7 @@ class _Tee(io.RawIOBase):
     def readinto(self, buffer: Buffer, /) -> int:
         view = memoryview(buffer)
         count = self._read_into(view)
-        self._files.write(self._fd, view[:count])
-        self._written += count
+        self._files.write(view[:count])
         return count
 
     def _read_into(self, view: memoryview) -> int:
@@ -176,4 +229,4 @@ class _Tee(io.RawIOBase):
         if not self.closed:
             super().close()
             self._stream.close()
-            self._files.end(self._fd, self._entry, self._written)
+            self._files.end()

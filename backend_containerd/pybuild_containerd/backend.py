@@ -177,9 +177,11 @@ class ContainerdBackend(Backend):
         # of other snapshotters, some copy what is below
         early = self._options.unpack and snapshots.snapshotter == "overlayfs"
         files = self._files
-        return Unpacker(
+        unpacker = Unpacker(
             self._client, snapshots, self._content, files, fills=fills, fills_early=early
         )
+        self._resources.callback(unpacker.close)
+        return unpacker
 
     def require(self, capabilities: frozenset[Capability], *, certain: bool = False) -> None:
         if certain and Capability.RUN in capabilities:
@@ -240,10 +242,10 @@ class ContainerdBackend(Backend):
                 self._kept.add(digest)
         return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
 
-    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+    def checkout(self, base: BaseImage | None, activity: Activity, *, runs: bool = True) -> ROLayer:
         if base is None:
             return ContainerdROLayer(self._space, (), None)
-        self._fetch_missing(base, activity)
+        self._fetch_missing(base, activity, runs=runs)
         return ContainerdROLayer(self._space, base.layers, None)
 
     def lookup(self, key: str) -> ROLayer | None:
@@ -376,7 +378,7 @@ class ContainerdBackend(Backend):
             )
         return base
 
-    def _fetch_missing(self, base: BaseImage, activity: Activity) -> None:
+    def _fetch_missing(self, base: BaseImage, activity: Activity, *, runs: bool) -> None:
         """Have every layer's blob in the store, and the records of an image that was pulled."""
         with self._lock:
             unrecorded = tuple(self._unrecorded.get(base.digest, ()))
@@ -386,7 +388,11 @@ class ContainerdBackend(Backend):
             missing = self._missing(base)
         if missing:
             self._puller.fetch_layers(
-                base.reference, missing, activity, self._files.on_arrival(base.layers)
+                base.reference,
+                missing,
+                activity,
+                self._files.on_arrival(base.layers),
+                functools.partial(self._space.unpacker.arriving, base.layers) if runs else None,
             )
             with self._lock:
                 self._kept.update(blob.digest for blob in missing)

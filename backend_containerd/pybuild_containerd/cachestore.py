@@ -21,6 +21,7 @@ from pybuild.imagestore import (
 )
 from pybuild.oci.reference import Reference
 from pybuild_containerd.client import Client
+from pybuild_containerd.leases import collect_garbage
 from pybuild_containerd.probe import usable_snapshotters
 from pybuild_containerd.references import Node, References, look
 from pybuild_containerd.stepcache import StepCache, StepRecord
@@ -72,6 +73,7 @@ class CacheStore(ImageStore):
         if chosen and not request.dry_run:
             for record in chosen:
                 self._steps.forget(record)
+            collect_garbage(self._client)
         left = found.size(kept)
         removed = tuple(f"step {record.key or record.digest}" for record in chosen)
         return Pruned(found.size(everything) - left, left, removed)

@@ -19,7 +19,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol, Self, cast
 from urllib.parse import quote
 
@@ -49,6 +49,7 @@ LONGEST_SILENCE: Final = 300.0
 _CONNECT_DEADLINE: Final = 10.0
 _RETRY_PAUSES: Final = (0.2, 0.5, 1.0, 1.0, 1.0)
 _QUEUE_DEPTH: Final = 8
+_BYTES: Final = 2  # protobuf's wire type of fields with a length
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 VIEW: Final = enum_value("SnapshotKind", "VIEW")
@@ -152,7 +153,8 @@ class Client:
         """Begin a call that lasts, as TASK_WAIT does, and return without its result."""
         request = message_class(method.request)(**fields)
         stub = self._stub("unary_unary", method)
-        return PendingCall(method, stub.future(request, metadata=self._metadata()))
+        call = stub.future(request, timeout=method.deadline, metadata=self._metadata())
+        return PendingCall(method, call)
 
     def stream(
         self, method: Method, /, *, activity: Activity | None = None, **fields: Any
@@ -210,7 +212,7 @@ class Client:
             if key not in self._stubs:
                 self._stubs[key] = getattr(self._channels[-1], kind)(
                     method.path,
-                    request_serializer=message_class(method.request).SerializeToString,
+                    request_serializer=_serialized,
                     response_deserializer=message_class(method.response).FromString,
                 )
             return self._stubs[key]
@@ -245,6 +247,23 @@ class Client:
             raise _stranger(self.address, failure) from None
         version: str = answer.version
         return version
+
+
+def _serialized(message: Any) -> bytes:
+    """What grpc sends of a message, which may be serialized already."""
+    if isinstance(message, bytes):
+        return message
+    serialized: bytes = message.SerializeToString()
+    return serialized
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _translated(call: str, error: grpc.RpcError) -> CallFailed | DaemonGone:
@@ -350,7 +369,20 @@ class Stream:
 
     def send(self, **fields: Any) -> None:
         """Send a message; waits while several are under way. Raises what ended the stream."""
-        message = self._message(**fields)
+        self._send(self._message(**fields))
+
+    def send_data(self, field: str, pieces: Sequence[bytes], /, **fields: Any) -> None:
+        """As :meth:`send`, with `pieces` after each other as the bytes of `field`.
+
+        They are copied once: the message's other fields are serialized without them, which may
+        stand in any order (protobuf's encoding specification).
+        """
+        number = self._message.DESCRIPTOR.fields_by_name[field].number
+        length = sum(map(len, pieces))
+        others = self._message(**fields).SerializeToString()
+        self._send(b"".join([others, _varint(number << 3 | _BYTES), _varint(length), *pieces]))
+
+    def _send(self, message: Any) -> None:
         with self._changed:
             self._wait(lambda: len(self._outgoing) < _QUEUE_DEPTH or self._ended)
             if self._ended:

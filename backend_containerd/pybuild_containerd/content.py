@@ -23,7 +23,7 @@ from pybuild_containerd.errors_table import AlreadyExists, Locked, NotFound
 from pybuild_containerd.leases import keep_content
 
 _MESSAGE: Final = 1 << 20
-"""Bytes sent in one message: containerd gets slower with smaller ones."""
+"""Bytes sent in one message, or up to twice as many: containerd gets slower with smaller ones."""
 
 _SMALL: Final = 8 << 20
 _LOCKED_SECONDS: Final = 300.0
@@ -218,7 +218,8 @@ class BlobWriter:
         self._expected: str = opening["expected"]
         self._resumable = resumable
         self._activity = activity
-        self._pending = bytearray()
+        self._pending: list[bytes] = []
+        self._waiting = 0
         self._over = False
         self._stream = client.duplex(rpcs.CONTENT_WRITE, activity=activity)
         self.present = False
@@ -254,13 +255,13 @@ class BlobWriter:
         """Add bytes to the end. They are on their way, not stored, when this returns."""
         if self._activity is not None:
             self._activity.raise_if_cancelled()
-        self._pending += data
-        sent = 0
-        with memoryview(self._pending) as pending:
-            while len(pending) - sent >= _MESSAGE:
-                self._send(bytes(pending[sent : sent + _MESSAGE]))
-                sent += _MESSAGE
-        del self._pending[:sent]
+        for start in range(0, len(data), _MESSAGE):
+            piece = bytes(data[start : start + _MESSAGE])
+            self._pending.append(piece)
+            self._waiting += len(piece)
+            if self._waiting >= _MESSAGE:
+                self._drain()
+                self._send(action=WRITE, total=self._total)
 
     def commit(self, digest: str, size: int, labels: Mapping[str, str] | None = None) -> None:
         """Store the blob. `digest` and `size` are of all of it, as the caller counted them.
@@ -294,12 +295,12 @@ class BlobWriter:
         with contextlib.suppress(BackendError):  # as above
             _retry_locked(lambda: self._client.call(rpcs.CONTENT_ABORT, ref=self._ref))
 
-    def _send(self, data: bytes) -> None:
-        self._drain()
-        self._stream.send(
-            action=WRITE, ref=self._ref, offset=self.offset, data=data, total=self._total
-        )
-        self.offset += len(data)
+    def _send(self, **fields: Any) -> None:
+        """Send what is pending with a message of these fields."""
+        self._stream.send_data("data", self._pending, ref=self._ref, offset=self.offset, **fields)
+        self.offset += self._waiting
+        self._pending.clear()
+        self._waiting = 0
 
     def _flush(self) -> None:
         """Wait until containerd has what is on its way."""
@@ -314,17 +315,7 @@ class BlobWriter:
                 raise BackendFailed(f"containerd ended the writing of {self._ref} early")
 
     def _commit(self, digest: str, size: int, labels: dict[str, str]) -> None:
-        data = bytes(self._pending)
-        self._pending.clear()
-        self._stream.send(
-            action=COMMIT,
-            ref=self._ref,
-            offset=self.offset,
-            data=data,
-            total=size,
-            expected=digest,
-            labels=labels,
-        )
+        self._send(action=COMMIT, total=size, expected=digest, labels=labels)
         self._stream.finish()
         committed = False
         for answer in self._stream:

@@ -29,8 +29,8 @@ _LEFT_OUT = re.compile(
     rb"(?!user\.(?!fuseoverlayfs\.|containers\.)|security\.capability=|trusted\.)"
 )
 _LONGEST = len(b"SCHILY.xattr.user.fuseoverlayfs.") + 1
-# in seconds since 1970; containerd makes 1970 of others
-_TIMES = range(2**63 // 10**9)
+TIMES = range(2**63 // 10**9)
+"""In seconds since 1970; containerd makes 1970 of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def fill(
         raise NotFilled
     upper = Path(folders.upper)
     lowers = tuple(map(Path, reversed(folders.lowers)))
-    attributes = _Attributes()
+    attributes = Attributes()
 
     def observe(piece: bytes) -> None:
         activity.raise_if_cancelled()
@@ -136,9 +136,10 @@ def _is_implied(folder: Entry, stacked: Stacked) -> bool:
     """Whether containerd gives these attributes to a folder without an entry."""
     if stacked.count:
         # of one that no layer tells, or nothing below shows, it finds what lower layers hide
-        below = stacked.below
-        is_told = any(index.get(folder.path) is not None for index in below.indexes)
-        return is_told and below.get(folder.path) == folder
+        path = folder.path
+        told = (index.get(path) for index in reversed(stacked.below.indexes))
+        last = next((entry for entry in told if entry is not None), None)
+        return last == folder == stacked.below.get(path)
     # such a parent gives it its group
     parent = stacked.index.get(parent_of(folder.path))
     return parent is None or not parent.mode & stat.S_ISGID
@@ -154,12 +155,12 @@ def _is_plain(entry: Entry, stacked: Stacked) -> bool:
         case Kind.OPAQUE:
             return bool(entry.path and stacked.count)
         case Kind.FILE | Kind.DIRECTORY:
-            return entry.mtime in _TIMES
+            return entry.mtime in TIMES
         case Kind.SYMLINK | Kind.CHARACTER | Kind.BLOCK | Kind.FIFO | Kind.SOCKET:
-            return entry.mtime in _TIMES and not entry.xattrs
+            return entry.mtime in TIMES and not entry.xattrs
 
 
-class _Attributes:
+class Attributes:
     """Looks through a tar for attributes that its index leaves out."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from pybuild.files.latertree import LaterTree
 from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, LayerIndex
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.sandbox.client import Sandbox
 from pybuild.sandbox.process import name_files, run_process, run_spec
 from pybuild.sandbox.spec import Overlay
@@ -40,7 +40,7 @@ UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 _MOST_LOWERS = 499
 # bytes: of a layer, and of its files on average
 _MUCH = 4 << 20
-_LARGE = 32 << 10
+_LARGE = 4 << 10
 
 
 class ContainerdROLayer(ROLayer):
@@ -346,7 +346,7 @@ def write_blob(
 def _are_large(entries: Sequence[NewEntry]) -> bool:
     """Whether to make these files along with their layer takes clearly less than to do it later.
 
-    It does for large files. With small ones it comes to the same, but a layer that is only
+    It does unless most are tiny. With those it comes to the same, but a layer that is only
     copied from needs no files at all.
     """
     size = sum(new.entry.size for new in entries if new.content is not None)

@@ -42,6 +42,7 @@ _BOOT: Final = "pybuild/boot"
 _EXPIRE: Final = "containerd.io/gc.expire"
 _SIGKILL: Final = 9
 _KILL_SECONDS: Final = 10.0
+_COLLECTION_SECONDS: Final = 0.02  # in which most are over
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +134,25 @@ class Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close(wait=exc[0] is None)
+        self.close()
 
-    def close(self, *, wait: bool = True) -> None:
-        """Delete the lease. With `wait`, what it alone kept is gone on return. Idempotent.
+    def close(self) -> None:
+        """Delete the lease, and have containerd collect what it alone kept. Idempotent.
 
-        Never raises: what can't be deleted now expires, or is swept up by a later build.
+        That isn't waited for: an old image with many files takes long to remove. Never raises:
+        what can't be deleted now expires, or is swept up by a later build.
         """
         self._closing.set()
         if self._renewer.is_alive():
             self._renewer.join()
         self._client.lease = None
         leases, self._leases = self._leases, []
-        for number, lease in enumerate(leases, 1):
+        for lease in leases:
             with contextlib.suppress(BackendError):
-                self._client.call(rpcs.LEASE_DELETE, id=lease, sync=wait and number == len(leases))
+                if lease == leases[-1]:
+                    _delete_and_collect(self._client, lease)
+                else:
+                    self._client.call(rpcs.LEASE_DELETE, id=lease)
 
     def renew(self) -> None:
         """Move everything into a new lease with a full lifetime.
@@ -168,8 +173,7 @@ class Session:
 
     def _new_lease(self) -> None:
         lease = f"{self.id}-{len(self._leases)}-{secrets.token_hex(4)}"
-        expires = datetime.now(UTC) + timedelta(seconds=self._lifetime)
-        labels = self.labels | {_EXPIRE: expires.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        labels = self.labels | {_EXPIRE: _expiry(self._lifetime)}
         self._client.call(rpcs.LEASE_CREATE, id=lease, labels=labels)
         self._leases.append(lease)
         self._client.lease = lease
@@ -182,6 +186,31 @@ class Session:
                 pause = self._lifetime / 2
             except BackendError:
                 pause = self._lifetime / 20  # an absent daemon has nine more tries
+
+
+def collect_garbage(client: Client) -> None:
+    """Have containerd remove what nothing refers to, and wait until it is gone."""
+    lease = f"pybuild-collection-{secrets.token_hex(12)}"
+    client.call(rpcs.LEASE_CREATE, id=lease, labels={_EXPIRE: _expiry(LIFETIME)})
+    client.call(rpcs.LEASE_DELETE, id=lease, sync=True)
+
+
+def _expiry(seconds: float) -> str:
+    expires = datetime.now(UTC) + timedelta(seconds=seconds)
+    return expires.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _delete_and_collect(client: Client, lease: str) -> None:
+    """Delete a lease; the collection that this begins goes on in the daemon without us."""
+    deletion = client.start(rpcs.LEASE_DELETE, id=lease, sync=True)
+    while True:
+        try:
+            deletion.result(_COLLECTION_SECONDS)
+        except TimeoutError:
+            if client.call(rpcs.LEASE_LIST, filters=[f"id=={lease}"]).leases:
+                continue
+            deletion.cancel()
+        return
 
 
 def _add(client: Client, lease: str, kind: str, resource: str) -> None:

@@ -14,6 +14,7 @@ from pybuild.oci.reference import Reference
 from pybuild_containerd.content import BlobWriter, ContentStore, gc_labels
 
 if TYPE_CHECKING:
+    from pybuild.oci.arriving import PlainSink
     from pybuild.oci.pull import RemoteImage
     from pybuild.oci.registry import RegistryClient
 
@@ -56,10 +57,12 @@ class Puller:
         layers: Sequence[Descriptor],
         activity: Activity,
         on_index: OnIndex,
+        plain: Callable[[Descriptor], PlainSink | None] | None,
     ) -> None:
         """Store these blobs, several at a time. Raises as `download_all` does.
 
-        `on_index` gets the digest of each layer that was stored, with its diff id and index.
+        `on_index` gets the digest of each layer that was stored, with its diff id and index, and
+        what `plain` gives for it, if anything, takes it uncompressed.
         """
         from pybuild.oci.arriving import indexing  # noqa: PLC0415 - as above
         from pybuild.oci.pull import download_all  # noqa: PLC0415 - as above
@@ -69,7 +72,7 @@ class Puller:
         def open_sink(blob: Descriptor) -> StoreSink:
             return StoreSink(self._content, blob, labels, activity)
 
-        sinks = indexing(open_sink, on_index)
+        sinks = indexing(open_sink, on_index, plain)
         download_all(self._registry.client(), reference, layers, sinks, activity)
 
     def scheme(self, reference: Reference) -> str:

@@ -32,7 +32,7 @@ from pybuild.files.trees import NewEntry, Tree
 from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.values import dataclass, replace
 from pybuild_containerd.cachefolders import CacheFolders
 from pybuild_containerd.client import Client

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pybuild.backend import Activity
 from pybuild.errors import BackendError, InvalidImage
 from pybuild.files.keyedlocks import KeyedLocks
 from pybuild.files.layerfiles import LayerFiles
-from pybuild.oci.descriptor import LayerDiff, digest_of
+from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
 from pybuild_containerd import rpcs
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import AlreadyExists
 from pybuild_containerd.filling import NotFilled, Stacked, fill, writable_folders
 from pybuild_containerd.snapshots import Mount, Snapshots
+
+if TYPE_CHECKING:
+    from pybuild_containerd.arrivingfiles import ArrivingFiles, MadeFiles
 
 # bytes of a blob that takes long enough to unpack for the user to wonder
 _WORTH_TELLING = 4 << 20
@@ -52,6 +57,13 @@ class Unpacker:
         self._locks = KeyedLocks()
         # chains that are known to be there and to be kept by the session's lease
         self._kept: set[str] = set()
+        # by diff id, the files of layers that lie on no other
+        self._made: dict[str, MadeFiles] = {}
+
+    def close(self) -> None:
+        """Drop what was made and not needed. Idempotent."""
+        while self._made:
+            self._made.popitem()[1].drop()
 
     def ensure(self, layers: tuple[LayerDiff, ...], activity: Activity) -> str:
         """Unpack what isn't; return the chain id of all `layers`, empty for scratch.
@@ -88,6 +100,26 @@ class Unpacker:
             return None
         return key, Path(folders.upper)
 
+    def arriving(self, layers: Sequence[LayerDiff], blob: Descriptor) -> ArrivingFiles | None:
+        """What makes the files of the layer in `blob` while it arrives, one of an image's `layers`.
+
+        None if they are better made later: only the lowest needs no other.
+        """
+        lowest = layers[0]
+        if not self._fills_early or blob.digest != lowest.blob.digest:
+            return None
+        if self._is_there(lowest.diff_id):
+            return None
+        from pybuild_containerd.arrivingfiles import ArrivingFiles  # noqa: PLC0415 - for a pull
+
+        return ArrivingFiles(self._snapshots, partial(self.begin_early, ()), self._keep_made)
+
+    def _keep_made(self, diff_id: str, made: MadeFiles) -> None:
+        before = self._made.pop(diff_id, None)
+        if before is not None:
+            before.drop()
+        self._made[diff_id] = made
+
     def stacked(self, layers: tuple[LayerDiff, ...]) -> Stacked:
         """The topmost of `layers`, whose indexes are known."""
         below = self._files.tree(layers[:-1])
@@ -106,6 +138,10 @@ class Unpacker:
         layer = layers[-1]
         # containerd has other rules, and no limits
         self._files.check(layer)
+        made = None if parent else self._made.pop(chain, None)
+        if made is not None and self._finished(made, layer):
+            self._kept.add(chain)
+            return
         key = f"extract-{secrets.token_hex(8)} {chain}"
         try:
             mounts = self._snapshots.prepare(key, parent, {_REF_LABEL: chain})
@@ -121,6 +157,18 @@ class Unpacker:
             self._make_files(layers, mounts, activity)
             self._snapshots.commit(key, chain)
         self._kept.add(chain)
+
+    def _finished(self, made: MadeFiles, layer: LayerDiff) -> bool:
+        """Whether `made` is now the snapshot of the layer; if not, it is gone."""
+        is_done = False
+        try:
+            if made.finish(self.stacked((layer,))):
+                self._snapshots.commit(made.key, layer.diff_id)
+                is_done = True
+        finally:
+            if not is_done:
+                made.drop()
+        return is_done
 
     def _make_files(
         self, layers: tuple[LayerDiff, ...], mounts: tuple[Mount, ...], activity: Activity

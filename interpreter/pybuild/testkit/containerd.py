@@ -28,6 +28,7 @@ from pybuild.testkit import _containerd_cleaner as cleaner_program
 from pybuild_containerd import rpcs
 from pybuild_containerd.cachefolders import CACHE_LABEL
 from pybuild_containerd.client import COMMITTED, Client
+from pybuild_containerd.leases import collect_garbage
 from pybuild_containerd.probe import usable_snapshotters
 
 # Version 2 is the newest that 1.6 reads and 2.x reads still; what a containerd doesn't have may
@@ -87,6 +88,11 @@ class PrivateContainerd:
     def pid(self) -> int:
         assert self._process is not None, "this containerd isn't running"
         return self._process.pid
+
+    def collect_garbage(self, namespace: str) -> None:
+        """Have it remove what nothing in `namespace` refers to, which a build doesn't wait for."""
+        with Client(self.address, namespace) as client:
+            collect_garbage(client)
 
     def log(self) -> str:
         """What the daemon wrote so far."""
@@ -201,9 +207,14 @@ def check_nothing_left(address: str, namespace: str, folder: Path | None = None)
     """Raise AssertionError if a build left anything behind but images, their layers and caches.
 
     Leases, containers, tasks, uncommitted snapshots and unfinished ingests of `namespace`
-    are listed, and mounts below `folder` if it is given.
+    are listed, and mounts below `folder` if it is given. What containerd is about to collect
+    isn't left.
     """
     left = list(_leftovers(address, namespace))
+    if left:
+        with Client(address, namespace) as client:
+            collect_garbage(client)
+        left = list(_leftovers(address, namespace))
     if folder is not None:
         left += [f"mount {point}" for point in cleaner_program.mounts_below(folder)]
     if left:
