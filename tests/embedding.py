@@ -17,7 +17,7 @@ import pytest
 from pybuild.backend import PullPolicy
 from pybuild.errors import BackendUnavailable
 from pybuild.oci.image_config import serialize_config
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.manifest import parse_json_object, parse_manifest
 from pybuild.oci.platform import host_platform
 from pybuild.oci.reference import parse_reference

@@ -14,7 +14,7 @@ from pybuild.files.trees import NewEntry
 from pybuild.oci.descriptor import OCI_INDEX, Descriptor, LayerDiff, digest_of
 from pybuild.oci.image_config import ImageConfig
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import WrittenLayer, write_layer
+from pybuild.oci.layerwriter import WrittenLayer, write_layer
 from pybuild.oci.manifest import canonical_json, descriptor_as_json, image_documents
 from pybuild.oci.platform import Platform, host_platform
 from pybuild.oci.reference import parse_reference

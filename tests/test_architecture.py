@@ -152,7 +152,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.api", "pybuild.cachetransfer.places"),
     ("pybuild.arguments", "pybuild.cachetransfer.places"),
     ("pybuild_embedded.backend", "pybuild_embedded.exchange"),
-    ("pybuild.oci.layertar", "pybuild.files.trees"),  # an entry to be written has its content
+    ("pybuild.oci.layerwriter", "pybuild.files.trees"),  # an entry to be written has its content
     ("pybuild.remotes.fetching", "pybuild.remotes.web"),  # loaded once something is fetched
     ("pybuild.backend", "pybuild.cacheexchange"),  # once caches are taken or written
     ("pybuild_embedded.backend", "pybuild.cacheexchange"),
@@ -187,8 +187,10 @@ FOR_TYPES_ONLY = {
     ("pybuild_containerd.backend", "pybuild.oci.auth"),
     ("pybuild_containerd.backend", "pybuild.oci.registry"),
     ("pybuild_containerd.filling", "pybuild.unpacking.layerplan"),  # once a snapshot is filled
+    ("pybuild_containerd.pulling", "pybuild.oci.arriving"),
     ("pybuild_containerd.pulling", "pybuild.oci.pull"),
     ("pybuild_containerd.pulling", "pybuild.oci.registry"),
+    ("pybuild_containerd.unpack", "pybuild_containerd.arrivingfiles"),
     ("pybuild.errors", "pybuild.run.miss"),  # once a step misses
     ("pybuild.run.activity", "pybuild.run.miss"),
     ("pybuild.run.events", "pybuild.run.miss"),
@@ -197,7 +199,7 @@ FOR_TYPES_ONLY = {
     ("pybuild.run.misses", "pybuild.run.explaining.explainer"),
     ("pybuild.run.misses", "pybuild.run.explaining.projects"),
     ("pybuild.run.result", "pybuild.run.miss"),
-    ("pybuild.run.stage", "pybuild.run.knownkeys"),  # once a step reads a folder
+    ("pybuild.run.onestep", "pybuild.run.knownkeys"),  # once a step reads a folder
     ("pybuild.run.stage", "pybuild.run.miss"),
     ("pybuild.building", "pybuild.run.explaining.projects"),
     ("pybuild.building", "pybuild.cachetransfer.caches"),
@@ -208,6 +210,7 @@ FOR_TYPES_ONLY = {
     ("pybuild_embedded.fetching", "pybuild.oci.pull"),
     ("pybuild_embedded.fetching", "pybuild_embedded.plaincopies"),  # before something is run
     ("pybuild_embedded.space", "pybuild_embedded.plaincopies"),
+    ("pybuild_embedded.space", "pybuild.files.storedpieces"),  # for a COPY
     ("pybuild_embedded.layers", "pybuild_embedded.pending"),  # once something is run
     ("pybuild_embedded.pending", "pybuild_embedded.layers"),
     ("pybuild_embedded.machine", "pybuild.sandbox.client"),
@@ -243,7 +246,7 @@ INSIDE = {
 
 # (what, the modules that may, why)
 BANNED = {
-    "os.fork": set[str](),
+    "os.fork": {"pybuild_embedded.inside.sharing"},  # of a process without threads
     "os.forkpty": set[str](),
     "os.system": set[str](),
     "os.popen": set[str](),

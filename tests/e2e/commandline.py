@@ -174,7 +174,11 @@ class OnContainerd(CommandLine):
     def images(self) -> set[str]:
         return set(self.ctr("images", "ls", "-q").split())
 
+    def collect_garbage(self) -> None:
+        self.daemon.collect_garbage(self.namespace)
+
     def blobs(self) -> set[str]:
+        self.collect_garbage()
         return set(self.ctr("content", "ls", "-q").split())
 
     def blob(self, digest: str) -> bytes:

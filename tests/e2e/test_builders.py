@@ -51,6 +51,12 @@ def grown(marks: Sequence[Mapping[str, int]], name: str) -> int:
     return marks[-1][name] - marks[0][name]
 
 
+def but_for_one_step(marks: Sequence[Mapping[str, int]]) -> int:
+    """What the memory grew by, in KiB, without the largest of its steps: a leak is in all."""
+    steps = [after["kibibytes"] - before["kibibytes"] for before, after in pairwise(marks)]
+    return sum(steps) - max(steps)
+
+
 def many_builds(*words: str | Path) -> Any:
     """What the program tells, of builds that leave nothing behind."""
     program = Path(__file__).with_name("many_builds.py")
@@ -76,9 +82,8 @@ def many_builds(*words: str | Path) -> Any:
 
 def test_three_hundred_builds_leave_nothing_behind(tmp_path: Path) -> None:
     found = many_builds(tmp_path)
-    # Python's table of interned strings doubles at some moment: all but the largest step counts
-    steps = [b["kibibytes"] - a["kibibytes"] for a, b in pairwise(found["distinct"])]
-    assert sum(steps) - max(steps) <= 2.5 * 1024, found
+    # Python's table of interned strings doubles at some moment
+    assert but_for_one_step(found["distinct"]) <= 2.5 * 1024, found
     assert grown(found["repeated"], "kibibytes") <= 512, found
 
 
@@ -86,8 +91,8 @@ def test_three_hundred_builds_leave_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.containerd
 def test_nor_do_they_on_containerd(tmp_path: Path, base_images: PrivateContainerd) -> None:
     found = many_builds(tmp_path, base_images.address)
-    # grpc's buffers come and go
-    assert grown(found["distinct"], "kibibytes") <= 10 * 1024, found
+    # grpc's buffers come and go, several MiB of them at once
+    assert but_for_one_step(found["distinct"]) <= 8 * 1024, found
     assert grown(found["repeated"], "kibibytes") <= 4 * 1024, found
     check_nothing_left(base_images.address, "default", base_images.folder)
 

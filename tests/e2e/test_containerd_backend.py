@@ -32,7 +32,7 @@ from pybuild.files.upperdir import OverlayNotPlain
 from pybuild.oci.descriptor import DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_MANIFEST, chain_id
 from pybuild.oci.image_config import ImageConfig, serialize_config
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
 from pybuild.testkit.baseimages import busybox_entries
@@ -79,10 +79,12 @@ class Store:
         return ended.stdout
 
     def snapshots(self) -> set[str]:
+        self.daemon.collect_garbage(self.namespace)
         return {line.split()[0] for line in self.ctr("snapshots", "ls").splitlines()[1:]}
 
     def blobs(self) -> dict[str, str]:
         """The digests of all blobs, and their labels as ctr shows them."""
+        self.daemon.collect_garbage(self.namespace)
         lines = [line.split("\t") for line in self.ctr("content", "ls").splitlines()[1:]]
         return {line[0]: line[-1] for line in lines}
 

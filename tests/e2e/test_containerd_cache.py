@@ -20,7 +20,7 @@ import pybuild
 from pybuild.backend import Capability
 from pybuild.errors import BuildCancelled, RunFailed, UnsupportedByBackend
 from pybuild.imagestore import PruneRequest, UsageKind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.platform import host_platform
 from pybuild.run.activity import CancelToken
 from pybuild.run.events import Event, StepLog
@@ -31,7 +31,6 @@ from pybuild.testkit.layouts import import_into_containerd
 from pybuild.testkit.registry import Registry
 from pybuild.testkit.validate import validate
 from pybuild.testkit.workbench import RecordingActivity, Workbench, content, file
-from pybuild_containerd import rpcs
 from pybuild_containerd.backend import ContainerdBackend, open_backend
 from pybuild_containerd.client import Client
 from pybuild_containerd.content import ContentStore
@@ -93,15 +92,14 @@ class Cached:
             return steps.records()
 
     def collect_garbage(self) -> None:
-        with Client(self.daemon.address, self.namespace) as client:
-            client.call(rpcs.LEASE_CREATE, id="garbage", labels={})
-            client.call(rpcs.LEASE_DELETE, id="garbage", sync=True)
+        self.daemon.collect_garbage(self.namespace)
 
     def ctr(self, *words: str) -> str:
         command = ["ctr", "-a", self.daemon.address, "-n", self.namespace, *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def has_blob(self, digest: str) -> bool:
+        self.collect_garbage()
         return digest in self.ctr("content", "ls", "-q").split()
 
 
@@ -283,6 +281,7 @@ def test_a_lost_snapshot_is_unpacked_again(store: Cached) -> None:
     for name in store.ctr("images", "ls", "-q").split():
         if "busybox" not in name:
             store.ctr("images", "rm", "--sync", name)
+    store.collect_garbage()
     lines = [line.split() for line in store.ctr("snapshots", "ls").splitlines()[1:]]
     (top,) = {line[0] for line in lines} - {line[1] for line in lines if len(line) == 3}
     store.ctr("snapshots", "rm", top)
@@ -356,7 +355,11 @@ def test_pruning_frees_what_the_cache_alone_keeps(store: Cached) -> None:
         assert rooms.prune(PruneRequest(max_size=7_000_000)).removed == ()
         tried = rooms.prune(PruneRequest(dry_run=True))
         assert len(store.records()) == 2
+        layers = {r.step.layers[-1].blob.digest for r in store.records() if r.step is not None}
+        assert len(layers & set(store.ctr("content", "ls", "-q").split())) == 2
         done = rooms.prune(PruneRequest())
+        # one is an image's; the other is gone by now
+        assert len(layers & set(store.ctr("content", "ls", "-q").split())) == 1
         assert done == tried
         assert (done.freed, done.left) == (usage[UsageKind.STEPS].size, 0)
         assert len(done.removed) == 2

@@ -32,7 +32,7 @@ from pybuild_containerd.errors_table import (
     Locked,
     NotFound,
 )
-from pybuild_containerd.leases import Owner, Session, keep_content, sweep
+from pybuild_containerd.leases import Owner, Session, collect_garbage, keep_content, sweep
 from pybuild_containerd.probe import probe, usable_snapshotters
 from pybuild_containerd.snapshots import Snapshots, layer_folders
 
@@ -78,11 +78,6 @@ def snapshots(client: Client, session: Session) -> Snapshots:
     return Snapshots(client, "overlayfs")
 
 
-def collect_garbage(client: Client) -> None:
-    client.call(rpcs.LEASE_CREATE, id="collect")
-    client.call(rpcs.LEASE_DELETE, id="collect", sync=True)
-
-
 # content
 
 
@@ -97,6 +92,17 @@ def test_a_blob_of_any_size_is_written_and_read(store: ContentStore, size: int) 
     assert store.read(digest) == data
     info = store.info(digest)
     assert (info.size, info.labels["a/b.c"]) == (size, "x")
+
+
+def test_a_buffer_may_be_used_again_once_it_was_written(store: ContentStore) -> None:
+    data = os.urandom(3_500_000)
+    buffer = bytearray(data)
+    with store.writer() as writer:
+        writer.write(memoryview(buffer)[:500_000])
+        writer.write(memoryview(buffer)[500_000:])
+        buffer[:] = bytes(len(buffer))
+        writer.commit(digest_of(data), len(data))
+    assert store.read(digest_of(data)) == data
 
 
 @pytest.mark.parametrize(
@@ -262,14 +268,28 @@ def test_many_threads_write_over_one_connection(store: ContentStore) -> None:
 # leases
 
 
-def test_what_a_session_made_is_gone_after_it(daemon: PrivateContainerd, client: Client) -> None:
+@pytest.mark.parametrize("patience", [None, 0.0])
+def test_what_a_session_made_is_collected_after_it(
+    daemon: PrivateContainerd,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: float | None,
+) -> None:
+    if patience is not None:
+        monkeypatch.setattr(leases, "_COLLECTION_SECONDS", patience)
+    snapshots = Snapshots(client, "overlayfs")
     with Session(client):
         ContentStore(client).write_small(b"gone", digest_of(b"gone"))
-        Snapshots(client, "overlayfs").prepare("gone")
+        snapshots.prepare("gone")
         collect_garbage(client)
         assert ContentStore(client).exists(digest_of(b"gone"))
     assert client.lease is None
-    assert not ContentStore(client).exists(digest_of(b"gone"))
+    assert not client.call(rpcs.LEASE_LIST).leases
+    # nothing else begins a collection here
+    until = time.monotonic() + 10
+    while ContentStore(client).exists(digest_of(b"gone")) or snapshots.exists("gone"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
     check_nothing_left(daemon.address, NAMESPACE)
 
 

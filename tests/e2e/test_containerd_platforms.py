@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 
 import pytest
-from commandline import CommandLine
+from commandline import CommandLine, OnContainerd
 
 from pybuild.backend import PullPolicy
 from pybuild.oci.descriptor import OCI_INDEX, Descriptor
@@ -53,10 +53,10 @@ def test_an_index_is_built_whose_platforms_share_a_stage(pybuild: CommandLine) -
     assert files[0][1] == files[1][1]
 
 
-def test_containerd_keeps_and_finds_every_platform_of_an_index(pybuild: CommandLine) -> None:
+def test_containerd_keeps_and_finds_every_platform_of_an_index(pybuild: OnContainerd) -> None:
     context = pybuild.context("FROM scratch\nCOPY Dockerfile /\n")
     ended = pybuild.build(f"--platform={HERE},{FOREIGN}", "-t", "kept:1", context)
-    # the garbage collector ran when the build's lease was removed
+    pybuild.collect_garbage()
     manifests = [entry["digest"] for entry in pybuild.manifest(ended.digest)["manifests"]]
     assert [pybuild.config(each)["architecture"] for each in manifests] == [
         HERE.split("/")[1],

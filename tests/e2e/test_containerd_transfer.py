@@ -21,7 +21,7 @@ from pybuild.errors import (
     InvalidImage,
 )
 from pybuild.oci.image_config import ImageConfig, serialize_config
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left, private_containerd

@@ -19,6 +19,7 @@ from pybuild_embedded.workers import Merge, Pack, Workers
 from sandboxing import best_mapping, run_tests_as_user
 from unpacking import (
     FOLDER,
+    HARD,
     Layers,
     agrees,
     file,
@@ -147,6 +148,14 @@ def test_hard_links_have_their_content_once(based: Layers) -> None:
         "file d/g": b"d/f",
     }
     agrees(based)
+
+
+def test_a_file_may_have_names_in_more_folders_than_are_kept_open(layers: Layers) -> None:
+    names = [b"d%d/name" % number for number in range(300)]
+    links = [member(name, HARD, link=b"first") for name in names]
+    layers.add(member(b"base/", FOLDER))
+    layers.add(file(b"first", b"content"), *links)
+    agrees(layers)
 
 
 def test_a_later_step_sees_what_earlier_ones_left(based: Layers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pybuild.testkit.workbench import Workbench, content
 from pybuild_embedded.pending import MOST_BEHIND
 from pybuild_embedded.requests import Pack, Request
 from pybuild_embedded.workers import Workers
+from sandboxing import run_tests_as_user
 
 _PATIENCE = 60
 
@@ -51,7 +53,10 @@ def test_steps_dont_wait_for_those_before_them(
         layer, made = bench.base(), []
         try:
             for number in range(MOST_BEHIND):
-                ran = bench.run(layer, f"cat /made-* >>/seen; echo {number} >/made-{number}")
+                ran = bench.run(
+                    layer,
+                    f"cat /made-* >>/seen; echo {number} >/made-{number}; echo >/etc/{number}",
+                )
                 assert ran.code == 0
                 layer = ran.layer
                 made.append(layer)
@@ -134,3 +139,9 @@ def test_steps_before_one_that_fails_are_kept(
     with stores.opened(root) as backend:
         result = pybuild.build(None, dockerfile=good.encode(), backend=backend)
     assert [step.cached for step in result.steps] == [True, True]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["range", "single"])
+def test_the_same_holds_for_other_users(tmp_path: Path, kind: str) -> None:
+    run_tests_as_user(tmp_path, [__file__], subordinate=kind == "range")

@@ -15,7 +15,7 @@ from commandline import CommandLine, OnContainerd, OnEmbedded
 from test_docker_registry import HTPASSWD, copy, layer, running_registry
 
 from pybuild.oci.descriptor import Descriptor, digest_of
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.platform import Platform, host_platform, parse_platform
 from pybuild.testkit.baseimages import busybox_entries
 from pybuild.testkit.registry import Fault, Registry
@@ -364,6 +364,7 @@ def test_what_was_removed_from_the_store_is_repaired(
 
 
 def _snapshots(command: OnContainerd) -> list[str]:
+    command.collect_garbage()
     rows = command.ctr("snapshots", "ls").splitlines()[1:]
     return [row if len(row.split()) == 3 else f"{row.split()[0]} - Committed" for row in rows]
 

@@ -17,7 +17,7 @@ from pybuild.errors import PybuildError, RunFailed
 from pybuild.files.trees import NewEntry
 from pybuild.imagestore import PruneRequest
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.platform import host_platform
 from pybuild.testkit.registry import Registry
 from pybuild_embedded.backend import EmbeddedBackend

@@ -11,7 +11,7 @@ from pathlib import Path
 from pybuild.files.trees import NewEntry
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 
 _TESTS = Path(__file__).resolve().parents[1]
 _HEAD = struct.calcsize("<QQI")

@@ -26,7 +26,7 @@ from pybuild.files.ignore import IgnoreMatcher
 from pybuild.files.trees import MemoryTree, NewEntry, Tree, walk
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Kind
-from pybuild.oci.layertar import WrittenLayer, write_layer
+from pybuild.oci.layerwriter import WrittenLayer, write_layer
 from pybuild.oci.tarformat import Limits
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files")

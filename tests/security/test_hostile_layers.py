@@ -16,7 +16,8 @@ from backports import zstd
 from pybuild.errors import InvalidImage
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Kind, LayerIndex
-from pybuild.oci.layertar import read_index, write_layer
+from pybuild.oci.layertar import read_index
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.tarformat import Limits, Member, header
 
 FILE, HARD, LINK, CHAR, FOLDER = (ord(c) for c in "01235")

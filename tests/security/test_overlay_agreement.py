@@ -20,7 +20,8 @@ from pybuild.files.trees import Tree, walk
 from pybuild.files.upperdir import upper_entries
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import read_index, write_layer
+from pybuild.oci.layertar import read_index
+from pybuild.oci.layerwriter import write_layer
 
 Seen = dict[str, tuple[int, int, int, int, bytes]]
 _TYPES = {

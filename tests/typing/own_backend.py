@@ -54,7 +54,7 @@ class NoBackend(Backend):
         activity.raise_if_cancelled()
         return BaseImage(image.reference, image.descriptor.digest, image.config, image.layers)
 
-    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+    def checkout(self, base: BaseImage | None, activity: Activity, *, runs: bool = True) -> ROLayer:
         raise NotImplementedError
 
     def lookup(self, key: str) -> ROLayer | None:

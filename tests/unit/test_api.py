@@ -530,12 +530,33 @@ def test_layers_are_released_as_soon_as_no_stage_needs_them() -> None:
         assert backend.live_layers == 0
 
 
+def test_an_image_that_is_only_copied_from_is_checked_out_to_be_read(context: Path) -> None:
+    seen: dict[str, list[bool]] = {}
+
+    class Recording(MemoryBackend):
+        def checkout(self, base: Any, activity: Any, *, runs: bool = True) -> Any:
+            seen.setdefault(base.reference.repository, []).append(runs)
+            return super().checkout(base, activity, runs=runs)
+
+    with Recording(platforms=[LINUX]) as backend:
+        for name in ("below", "copied", "mounted"):
+            backend.add_image(name, busybox_config(), [*busybox_files(), file(name.encode())])
+        build(
+            backend,
+            "FROM below\nCOPY --from=copied /etc/passwd /a\nCOPY --from=copied /etc/passwd /b\n"
+            "RUN --mount=from=mounted,target=/m true\n",
+            context,
+        )
+    names = {name.rpartition("/")[2]: runs for name, runs in seen.items()}
+    assert names == {"below": [True], "copied": [False], "mounted": [True]}
+
+
 @pytest.mark.parametrize("point", ["checkout", "lookup", "create_image"])
 def test_nothing_is_held_after_a_failure_anywhere(point: Any, context: Path) -> None:
     class Failing(MemoryBackend):
         pass
 
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise BackendFailed(f"{point} failed")
 
     setattr(Failing, point, fail)
@@ -552,8 +573,8 @@ def test_nothing_is_held_after_a_failure_anywhere(point: Any, context: Path) -> 
 
 def test_an_error_while_releasing_is_a_warning_and_hides_nothing() -> None:
     class Sticky(MemoryBackend):
-        def checkout(self, base: Any, activity: Any) -> Any:
-            layer = super().checkout(base, activity)
+        def checkout(self, base: Any, activity: Any, *, runs: bool = True) -> Any:
+            layer = super().checkout(base, activity, runs=runs)
             release = layer.release
 
             def fail() -> Any:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
+from typing import Self
 
 import pytest
 
 from pybuild.files.trees import NewEntry
 from pybuild.oci.arriving import ArrivingLayer
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import WrittenLayer, write_layer
+from pybuild.oci.layerwriter import WrittenLayer, write_layer
+from pybuild.oci.tarformat import Member
 
 PIECE = 100_000
 
@@ -76,3 +80,73 @@ def test_what_is_no_layer_may_be_of_any_size() -> None:
     arrive(arriving, os.urandom(50_000_000))  # more than is kept for the reader
     assert arriving.finish() is None
     arriving.close()
+
+
+class Taken:
+    """Takes the tar and the files of a layer."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.tar = bytearray()
+        self.files: dict[bytes, bytes] = {}
+        self.kept: list[str] = []
+        self.most = most
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def write(self, piece: bytes, /) -> None:
+        self.tar += piece
+
+    def on_file(self, member: Member, /) -> Callable[[memoryview], object] | None:
+        if len(self.files) == self.most:
+            return None
+        self.files[member.name] = b""
+
+        def take(piece: memoryview) -> None:
+            self.files[member.name] += bytes(piece)
+
+        return take
+
+    def restart(self) -> None:
+        self.tar.clear()
+        self.files.clear()
+
+    def keep(self, diff_id: str, /) -> None:
+        self.kept.append(diff_id)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_files_are_given_to_who_wants_them(most: int) -> None:
+    written, blob = layer(3_000_000)
+    taken = Taken(most)
+    arriving = ArrivingLayer(len(blob), taken)
+    arrive(arriving, blob[: len(blob) // 2])
+    arriving.restart()
+    arrive(arriving, blob)
+    assert arriving.finish() == (written.diff.diff_id, written.index)
+    arriving.close()
+    assert taken.kept == [written.diff.diff_id]
+    assert f"sha256:{sha256(taken.tar).hexdigest()}" == written.diff.diff_id
+    digests = {path: f"sha256:{sha256(all_).hexdigest()}" for path, all_ in taken.files.items()}
+    wanted = [entry for entry in written.index.entries if entry.size][:most]
+    assert digests == {entry.path: entry.digest for entry in wanted}
+
+
+def test_an_error_of_who_takes_a_file_is_told_at_the_end() -> None:
+    class FullError(Exception):
+        pass
+
+    class Full(Taken):
+        def on_file(self, member: Member, /) -> Callable[[memoryview], object] | None:
+            raise FullError
+
+    _, blob = layer(3_000_000)
+    taken = Full()
+    arriving = ArrivingLayer(len(blob), taken)
+    arrive(arriving, blob)
+    with pytest.raises(FullError):
+        arriving.finish()
+    arriving.close()
+    assert taken.kept == []

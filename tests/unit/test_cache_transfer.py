@@ -440,7 +440,7 @@ def test_what_is_wrong_with_a_base_image_is_not_blamed_on_the_cache(
     backend = machines()
     calls = []
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         calls.append(1)
         raise InvalidImage("the base image is broken")
 

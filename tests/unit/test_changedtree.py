@@ -20,7 +20,7 @@ from pybuild.files.trees import MemoryTree, NewEntry, Tree, walk
 from pybuild.files.upperdir import upper_entries
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="whiteouts are made by root"
@@ -63,8 +63,31 @@ def upper(tmp_path: Path) -> Path:
     return tmp_path / "upper"
 
 
+def themselves(uid: int, gid: int) -> tuple[int, int]:
+    return uid, gid
+
+
 def changed(upper: Path, make: Callable[[], Tree] = refuse, below: Tree = BASE) -> ChangedTree:
-    return ChangedTree(make, lambda: below, upper, owners=True)
+    return ChangedTree(make, lambda: below, upper, owner=themselves)
+
+
+@pytest.mark.parametrize("shift", [0, 100_000])
+def test_owners_are_those_in_the_layers(upper: Path, shift: int) -> None:
+    (upper / "etc").mkdir(mode=0o755)
+    status = (upper / "etc").stat()
+    owner = {"uid": status.st_uid + shift, "gid": status.st_gid + shift}
+    etc = NewEntry(Entry(b"etc", Kind.DIRECTORY, 0o755, **owner))
+    below = MemoryTree([etc, file("etc/passwd")])
+
+    def tree(owner: Callable[[int, int], tuple[int, int] | None] | None) -> ChangedTree:
+        return ChangedTree(lambda: MemoryTree([]), lambda: below, upper, owner=owner)
+
+    shifted = tree(lambda uid, gid: (uid + shift, gid + shift))
+    assert shifted.get(b"etc/passwd") == below.get(b"etc/passwd")
+    assert tree(None).get(b"etc/passwd") == below.get(b"etc/passwd")
+    # another owner, or one that is nobody in the layers: the step has changed it
+    assert tree(lambda uid, gid: (uid + shift, gid + shift + 1)).get(b"etc/passwd") is None
+    assert tree(lambda _uid, _gid: None).get(b"etc/passwd") is None
 
 
 def test_what_a_step_didnt_touch_is_known_at_once(upper: Path) -> None:
@@ -148,9 +171,9 @@ def test_answers_are_those_of_the_layer(
         for path in sorted(above):
             _make(upper / path, above[path])
         truth = layered(lowest, index(list(upper_entries(upper, base))))
-        tree = ChangedTree(lambda: truth, lambda: base, upper, owners=True)
+        tree = ChangedTree(lambda: truth, lambda: base, upper, owner=themselves)
         for asked in (b"", *(path.encode() for path in PATHS), b"a/a/a/a", b"none"):
-            fresh = ChangedTree(lambda: truth, lambda: base, upper, owners=True)
+            fresh = ChangedTree(lambda: truth, lambda: base, upper, owner=themselves)
             assert fresh.get(asked) == truth.get(asked), asked
             assert tree.get(asked) == truth.get(asked), asked
         assert list(walk(tree, b"")) == list(walk(truth, b""))

@@ -22,7 +22,7 @@ from pybuild.files.layertree import LayerTree
 from pybuild.files.upperdir import upper_entries
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import LayerIndex
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inherent: for Linux's workers")
 

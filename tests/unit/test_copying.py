@@ -15,7 +15,7 @@ from pybuild.files.copying import CopyRequest, plan_copy
 from pybuild.files.trees import MemoryTree, NewEntry, Tree
 from pybuild.oci.compression import Compression
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 
 CREATED = 1234567
 

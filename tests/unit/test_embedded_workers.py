@@ -19,7 +19,7 @@ from pybuild.files.upperdir import OverlayNotPlain
 from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import Descriptor, LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.sandbox.client import Sandbox
 from pybuild_embedded import requests
 from pybuild_embedded.inside.indexes import Indexes

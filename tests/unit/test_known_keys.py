@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from editing import edit, same_size_and_time, wait_for_the_clock
 from pybuild.files import statcache
-from pybuild.run import knownkeys, stage
+from pybuild.run import knownkeys, onestep
 from pybuild.testkit.memory import MemoryBackend
 
 AGED = -3600 * 10**9
@@ -64,13 +64,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     (folder / "other").write_bytes(b"other")
     with memory_backend(notes=tmp_path / "notes") as backend:
         project = Project(folder, tmp_path / "notes", backend)
-        really = stage.prepare
+        really = onestep.prepare
 
         def prepare(*words: Any) -> Any:
             project.prepared.append(words[0])
             return really(*words)
 
-        monkeypatch.setattr(stage, "prepare", prepare)
+        monkeypatch.setattr(onestep, "prepare", prepare)
         yield project
         assert backend.live_layers == 0
 

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 
 import pytest
 
+from leftthreads import no_thread_left
 from pybuild.errors import CopyFailed
 from pybuild.files.trees import NewEntry
 from pybuild.oci.compression import Compression, Packing, compressor
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import read_index, write_layer
+from pybuild.oci.layertar import read_index
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.readahead import ReadAhead
 
 MIB = 1 << 20
-
-
-@contextmanager
-def no_thread_left() -> Iterator[None]:
-    before = threading.active_count()
-    yield
-    assert threading.active_count() == before
 
 
 def file(path: bytes, content: bytes, size: int | None = None) -> NewEntry:
@@ -50,16 +42,20 @@ class Unbuffered(io.RawIOBase):
 
 @pytest.mark.parametrize("compression", list(Compression))
 @pytest.mark.parametrize("size", [MIB // 2, MIB, 7 * MIB + 12345])
-def test_the_bytes_are_those_of_one_stream(compression: Compression, size: int) -> None:
+def test_the_bytes_are_those_of_a_stream_for_each_block(
+    compression: Compression, size: int
+) -> None:
     content = os.urandom(size // 2) + bytes(size - size // 2)
     plain, packed = io.BytesIO(), io.BytesIO()
     with no_thread_left():
         write_layer([file(b"f", content)], plain.write, Compression.NONE)
         written = write_layer([file(b"f", content)], packed.write, compression)
     tar = plain.getvalue()
-    stream = compressor(Packing(compression))
-    pieces = [stream.compress(tar[at : at + MIB]) for at in range(0, len(tar), MIB)]
-    assert packed.getvalue() == b"".join(pieces) + stream.flush()
+    blocks = b""
+    for at in range(0, len(tar), MIB):
+        stream = compressor(Packing(compression))
+        blocks += stream.compress(tar[at : at + MIB]) + stream.flush()
+    assert packed.getvalue() == blocks
     assert written.diff.diff_id == f"sha256:{sha256(tar).hexdigest()}"
     assert written.diff.blob.digest == f"sha256:{sha256(packed.getvalue()).hexdigest()}"
     assert read_index(io.BytesIO(packed.getvalue())) == (written.diff.diff_id, written.index)

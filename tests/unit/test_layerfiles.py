@@ -16,7 +16,7 @@ from pybuild.files.layerfiles import LayerFiles
 from pybuild.files.trees import NewEntry
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import WrittenLayer, write_layer
+from pybuild.oci.layerwriter import WrittenLayer, write_layer
 
 
 class Blobs:

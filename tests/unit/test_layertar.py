@@ -10,12 +10,15 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pybuild.errors import CopyFailed, InvalidImage
 from pybuild.files.trees import NewEntry
 from pybuild.oci.compression import Compression
-from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import WrittenLayer, read_index, write_layer
+from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.oci.layertar import read_index
+from pybuild.oci.layerwriter import WrittenLayer, write_layer
 from pybuild.oci.tarformat import Limits, Member, header
 
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
@@ -306,3 +309,60 @@ def test_broken_checksums_are_found() -> None:
     blob[0] ^= 1
     with pytest.raises(InvalidImage, match="checksum"):
         read_index(io.BytesIO(bytes(blob)))
+
+
+_SPELLINGS = [b"%b", b"./%b", b".//%b", b"%b/", b"./%b/."]
+_MEMBERS = st.tuples(
+    st.sampled_from([b"a", b"a/b", b"a/b/c", b"b", b"b/a", b"c/.wh.d", b"a/.wh..wh..opq", b"../a"]),
+    st.sampled_from([ord("5"), ord("0"), ord("2")]),
+    st.sampled_from([b"a", b"/b", b"../c", b"c"]),
+)
+
+
+@given(st.lists(_MEMBERS, max_size=12), st.data())
+def test_names_mean_the_same_however_they_are_spelled(
+    members: list[tuple[bytes, int, bytes]], data: st.DataObject
+) -> None:
+    def index(*, odd: bool) -> LayerIndex | str:
+        stream = []
+        for path, kind, link in members:
+            name = path
+            if odd:
+                spelling = data.draw(st.sampled_from(_SPELLINGS))
+                name = spelling % path.replace(b"/", data.draw(st.sampled_from([b"/", b"//./"])))
+            target = link if kind == ord("2") else b""
+            stream.append((Member(name, kind, link=target), b""))
+        try:
+            return read_index(raw_tar(*stream))[1]
+        except InvalidImage as error:
+            return str(error)
+
+    plain, odd = index(odd=False), index(odd=True)
+    assert isinstance(odd, LayerIndex) == isinstance(plain, LayerIndex)
+    if isinstance(plain, LayerIndex):
+        assert isinstance(odd, LayerIndex)
+        assert odd.entries == plain.entries
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (b"0000644\0", b"0001750\0", b"0001751\0", b"00000000000\0", b"14371573163\0"),
+        (b"000644 \0", b"001750 \0", b"001751 \0", b"00000000000 ", b"14371573163 "),
+        (b"   644 \0", b"  1750 \0", b"  1751 \0", b"          0 ", b"14371573163 "),
+        (b"0644", b"1750", b"1751", b"0", b"14371573163"),
+        (b"0100644\0", b"\x80\0\0\0\0\0\x03\xe8", b"0001751\0", b"00000000000\0", b"14371573163"),
+    ],
+)
+def test_numbers_are_read_however_they_are_written(numbers: tuple[bytes, ...]) -> None:
+    block = bytearray(header(Member(b"f", ord("0"))))
+    widths = (8, 8, 8, 12, 12)
+    block[100:148] = b"".join(
+        number.ljust(width, b"\0") for number, width in zip(numbers, widths, strict=True)
+    )
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    _, index = read_index(io.BytesIO(bytes(block) + bytes(1024)))
+    [entry] = index.entries
+    assert (entry.mode, entry.uid, entry.gid, entry.size) == (0o644, 1000, 1001, 0)
+    assert entry.mtime == 0o14371573163

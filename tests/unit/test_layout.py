@@ -17,7 +17,7 @@ from pybuild.files.layout import open_layout
 from pybuild.oci.descriptor import OCI_INDEX, digest_of
 from pybuild.oci.http import NoActivity
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.platform import Platform
 from pybuild.testkit.layouts import LayoutWriter
 from pybuild.testkit.workbench import file

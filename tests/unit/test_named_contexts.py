@@ -12,7 +12,7 @@ from pybuild.backend import BindMount
 from pybuild.errors import ContextError, ImageNotFound, InvalidImage, UsageError
 from pybuild.files.trees import MemoryTree
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.run.events import StepStarted
 from pybuild.testkit.layouts import LayoutWriter
 from pybuild.testkit.memory import MemoryBackend

@@ -12,6 +12,7 @@ import pytest
 from descriptors import open_below
 from pybuild.errors import ContextError
 from pybuild.files.safepath import Root
+from pybuild.files.xattrs import load_has_none
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX links")
 
@@ -107,3 +108,33 @@ def test_no_descriptor_is_left_open(root: Root, tmp_path: Path) -> None:
         assert len(open_below(tmp_path)) in (1, 2)
     root.close()
     assert open_below(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="no extended attributes here")
+@pytest.mark.parametrize("has_call", [True, False], ids=["listxattrat", "proc"])
+def test_attributes_of_many_files_are_those_of_each(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool
+) -> None:
+    monkeypatch.setattr("pybuild.files.safepath._MANY", 1)
+    if not has_call:
+        monkeypatch.setattr("pybuild.files.xattrs.load_has_none", lambda: None)
+    folder = tmp_path / "root" / "d"
+    (folder / "other").write_bytes(b"")
+    try:
+        os.setxattr(folder / "other", "user.kept", b"value")
+        os.setxattr(folder, "user.own", b"more")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    found = {item.name: item.xattrs for item in root.listed(b"d")}
+    # a link has none of its target's
+    (folder / "flink").unlink()
+    (folder / "flink").symlink_to("other")
+    assert found == {item.name: item.xattrs for item in root.listed(b"d")}
+    assert {name for name, xattrs in found.items() if xattrs} == {b"other"}
+    assert found[b"other"] == (("user.kept", b"value"),)
+    assert root.status(b"d").xattrs == (("user.own", b"more"),)
+
+
+def test_a_call_that_the_kernel_lacks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pybuild.files.xattrs._SYS_LISTXATTRAT", 100_000)
+    assert load_has_none() is None

@@ -13,7 +13,7 @@ from pybuild.files.upperdir import OverlayNotPlain, upper_entries
 from pybuild.oci.compression import Compression
 from pybuild.oci.descriptor import digest_of
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="whiteouts are made by root"

@@ -27,7 +27,7 @@ from pybuild.files.trees import NewEntry
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.image_config import HistoryEntry, ImageConfig
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.platform import host_platform
 from pybuild.testkit.layouts import LayoutWriter, import_into_containerd
 

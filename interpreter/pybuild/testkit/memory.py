@@ -40,7 +40,8 @@ from pybuild.oci.compression import Decompressed, Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
 from pybuild.oci.image_config import HistoryEntry, ImageConfig, parse_config
 from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import read_index, write_layer
+from pybuild.oci.layertar import read_index
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.manifest import ImageDocuments, image_documents, parse_manifest
 from pybuild.oci.platform import Platform, best, host_platform
 from pybuild.oci.reference import Reference, familiar, parse_reference, with_default_tag
@@ -173,7 +174,13 @@ class MemoryBackend(Backend):
             if image.digest == name.digest
         }
 
-    def checkout(self, base: BaseImage | None, activity: Activity) -> ROLayer:
+    def checkout(
+        self,
+        base: BaseImage | None,
+        activity: Activity,
+        *,
+        runs: bool = True,  # noqa: ARG002 - nothing is unpacked
+    ) -> ROLayer:
         activity.raise_if_cancelled()
         return _MemoryLayer(self, base.layers if base else (), None)
 

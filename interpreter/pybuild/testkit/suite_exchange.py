@@ -20,7 +20,8 @@ from pybuild.files.trees import MemoryTree, NewEntry
 from pybuild.oci import http
 from pybuild.oci.descriptor import OCI_LAYER_GZIP, Descriptor, LayerDiff, digest_of
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import read_index, write_layer
+from pybuild.oci.layertar import read_index
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.reference import Reference
 from pybuild.oci.sinks import OpenSink
 from pybuild.testkit.suite_base import SuiteBase, needs

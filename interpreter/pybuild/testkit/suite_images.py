@@ -38,7 +38,7 @@ from pybuild.oci.descriptor import (
 )
 from pybuild.oci.image_config import Healthcheck, HistoryEntry, ImageConfig
 from pybuild.oci.layerindex import Kind
-from pybuild.oci.layertar import write_layer
+from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.manifest import parse_manifest
 from pybuild.oci.platform import Platform
 from pybuild.oci.reference import parse_reference
