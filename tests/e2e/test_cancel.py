@@ -18,11 +18,11 @@ from test_docker_registry import layer
 from test_pulls import add_busybox
 
 from embedding import orphans
+from promptness import AT_ONCE
 from pybuild.oci.descriptor import digest_of
 from pybuild.testkit.registry import Fault, Registry
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-SECONDS = 4.0  # two are promised; a busy machine gets twice that
 
 
 @pytest.fixture(params=["containerd", "embedded"])
@@ -104,7 +104,7 @@ def wait_until_caught(process: subprocess.Popen[str], number: int) -> None:
 
 def check_stopped(command: CommandLine, build: Running, seconds: float) -> None:
     assert build.process.returncode == 130, build.said
-    assert seconds < SECONDS
+    assert seconds < AT_ONCE
     build.join()
     assert "Traceback" not in build.said
     assert len([line for line in build.said.splitlines() if line.startswith("error: ")]) == 1
@@ -166,7 +166,7 @@ def test_a_second_interrupt_ends_it_without_ado(pybuild: CommandLine) -> None:
     with running(pybuild, pybuild.context("FROM busybox\nRUN echo started; sleep 1000\n")) as build:
         build.wait_for_line("started")
         build.process.send_signal(signal.SIGINT)
-        assert build.stop(signal.SIGINT) < SECONDS
+        assert build.stop(signal.SIGINT) < AT_ONCE
         assert build.process.returncode == 130
     # what it had no time for is done by the next build
     pybuild.build("-q", pybuild.context("FROM scratch\nLABEL a=b\n"))
@@ -193,10 +193,10 @@ def test_a_copy_of_a_large_file(pybuild: CommandLine, number: int) -> None:
 
 
 def test_the_commit_of_a_large_file(pybuild: CommandLine) -> None:
-    dockerfile = "FROM busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=300; echo finished\n"
+    dockerfile = "FROM busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=600; echo finished\n"
     with running(pybuild, pybuild.context(dockerfile)) as build:
         build.wait_for_line("finished")
-        time.sleep(0.5)
+        time.sleep(0.1)
         seconds = build.stop(signal.SIGINT)
     check_stopped(pybuild, build, seconds)
 
@@ -243,7 +243,7 @@ def test_a_context_that_never_comes(pybuild: CommandLine) -> None:
     finally:
         os.close(reading)
         os.close(writing)
-    assert time.monotonic() - begun < SECONDS
+    assert time.monotonic() - begun < AT_ONCE
     assert process.returncode == 130
     assert "Traceback" not in said
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from promptness import AT_ONCE
 from pybuild.errors import BackendFailed, UsageError
 from pybuild.sandbox.client import SandboxFailed
 from pybuild.sandbox.mapping import IdRange, Kind
@@ -414,13 +415,16 @@ def test_eight_steps_run_at_once(steps: Steps) -> None:
 
 def test_200_steps_leak_no_descriptor(steps: Steps) -> None:
     def counts() -> tuple[int, ...]:
-        time.sleep(0.3)  # the server closes what a step had after telling of its end
         return tuple(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", steps.server))
 
     assert steps.run("true").code == 0
+    time.sleep(0.3)  # the server closes what a step had after telling of its end
     before = counts()
     for _ in range(200):
         assert steps.run("true").code == 0
+    until = time.monotonic() + 10
+    while counts() != before and time.monotonic() < until:
+        time.sleep(0.05)
     assert counts() == before
 
 
@@ -450,7 +454,7 @@ def test_a_cancel_kills_everything_in_the_step(steps: Steps) -> None:
     took = time.monotonic() - began[0]
     thread.join()
     assert ran.code == 137
-    assert took < 2
+    assert took < AT_ONCE
     assert alive(mark) == []
     assert holding(steps.folder) == []
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,9 +101,11 @@ def test_swapping_files_for_links_during_the_copy_never_yields_host_bytes(
     thread = threading.Thread(target=_flip, args=(victim, trap, stop))
     thread.start()
     outcomes: set[str] = set()
-    end = time.monotonic() + 2
+    start = time.monotonic()
     try:
-        while time.monotonic() < end:
+        while (passed := time.monotonic() - start) < 2 or (
+            "copied" not in outcomes and passed < 60
+        ):
             outcomes.add(_copy_once(context))
     finally:
         stop.set()
@@ -113,7 +116,9 @@ def test_swapping_files_for_links_during_the_copy_never_yields_host_bytes(
 
 def _flip(victim: Path, trap: Path, stop: threading.Event) -> None:
     aside = victim.with_name("aside")
-    while not stop.is_set():
+    for pause in cycle((0, 0, 0, 0.002)):  # now and then long enough for a copy to succeed
+        if stop.wait(pause):
+            return
         victim.rename(aside)
         victim.symlink_to(trap)
         victim.unlink()
@@ -195,7 +200,7 @@ def test_a_sparse_file_of_a_tebibyte_costs_nothing_until_it_is_selected(host: Pa
     with open_context_directory(host / "context") as tree:
         written(copied(tree, "small"))
         assert len(list(walk(tree, b""))) == 3
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 def member(

@@ -211,10 +211,10 @@ def test_challenges_are_read(header: str, expected: tuple[Challenge, ...]) -> No
 
 
 def test_a_hostile_challenge_takes_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in ("a " * 50_000, 'Bearer realm="' + "\\" * 50_000, "Bearer " + "a=," * 50_000):
         parse_challenges(text)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 CHALLENGE = Challenge("bearer", "https://auth.example/token?x=1", "svc", "")

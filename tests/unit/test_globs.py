@@ -50,9 +50,9 @@ def test_a_pattern_that_is_not_well_formed_is_refused(pattern: str) -> None:
 
 
 def test_a_hostile_pattern_takes_little_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert not matches("*a" * 100 + "b", "a" * 255)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_wildcards_behind_a_backslash_are_none() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from promptness import AT_ONCE
 from pybuild.errors import BuildCancelled, InvalidImage, PlatformMismatch, RegistryError
 from pybuild.oci.descriptor import OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor
 from pybuild.oci.http import NoActivity
@@ -268,10 +269,10 @@ def test_several_blobs_arrive_in_parallel_and_each_once(
 ) -> None:
     store = Store()
     blobs = [blob_of(registry, content(1000, seed)) for seed in range(8)]
-    registry.add_fault(Fault("/blobs/", delay=0.2, times=None))
+    registry.add_fault(Fault("/blobs/", delay=0.5, times=None))
     began = time.monotonic()
     download_all(client, refer(registry, "a"), [*blobs, *blobs], store.sink, NOBODY, workers=4)
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - began < 3
     assert store.blobs.keys() == {blob.digest for blob in blobs}
     assert len(registry.requested("GET", "blobs")) == 8
 
@@ -285,11 +286,11 @@ def test_the_first_failure_stops_the_others(registry: Registry, client: Registry
     began = time.monotonic()
     with pytest.raises(InvalidImage, match="other bytes"):
         download_all(client, refer(registry, "a"), [*good, bad], store.sink, NOBODY, workers=7)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < AT_ONCE
     assert (store.blobs, store.open) == ({}, 0)
 
 
-def test_a_cancel_ends_all_within_a_second(registry: Registry, client: RegistryClient) -> None:
+def test_a_cancel_ends_all_at_once(registry: Registry, client: RegistryClient) -> None:
     store, watcher = Store(), Watcher()
     blobs = [blob_of(registry, content(1000, seed)) for seed in range(6)]
     registry.add_fault(Fault("/blobs/", pace=(10, 5), times=None))
@@ -298,7 +299,7 @@ def test_a_cancel_ends_all_within_a_second(registry: Registry, client: RegistryC
     began = time.monotonic()
     with pytest.raises(BuildCancelled):
         download_all(client, refer(registry, "a"), blobs, store.sink, watcher)
-    assert time.monotonic() - began < 1.3
+    assert time.monotonic() - began < AT_ONCE
     assert (store.blobs, store.open) == ({}, 0)
     timer.join()
 
@@ -314,7 +315,7 @@ def test_a_cancel_ends_the_wait_before_a_repetition(registry: Registry) -> None:
         pytest.raises(BuildCancelled),
     ):
         fetch_image(slow, refer(registry, "app:1"), AMD64, watcher)
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - began < AT_ONCE
     timer.join()
 
 

@@ -102,11 +102,11 @@ def test_an_upper_case_name_gets_the_corrected_name_as_hint() -> None:
 
 
 def test_hostile_names_take_linear_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in ("a-" * 500, "a." * 500 + "!", "a_" * 500 + "/", "[" * 900, "a/" * 500):
         with pytest.raises(UsageError):
             parse_reference(text)
-    assert time.perf_counter() - began < 0.2
+    assert time.process_time() - began < 0.2
 
 
 def test_latest_is_added_only_where_neither_tag_nor_digest_is_given() -> None:
