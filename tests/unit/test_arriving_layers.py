@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
@@ -12,6 +11,7 @@ from typing import Self
 
 import pytest
 
+from leftthreads import no_thread_left
 from pybuild.files.trees import NewEntry
 from pybuild.oci.arriving import ArrivingLayer
 from pybuild.oci.layerindex import Entry, Kind
@@ -68,11 +68,10 @@ def test_what_is_no_layer_has_no_index(content: bytes) -> None:
 
 def test_what_is_given_up_leaves_no_thread() -> None:
     _, blob = layer(3_000_000)
-    before = threading.active_count()
-    arriving = ArrivingLayer(len(blob))
-    arrive(arriving, blob[:2_000_000])
-    arriving.close()
-    assert threading.active_count() == before
+    with no_thread_left():
+        arriving = ArrivingLayer(len(blob))
+        arrive(arriving, blob[:2_000_000])
+        arriving.close()
 
 
 def test_what_is_no_layer_may_be_of_any_size() -> None:

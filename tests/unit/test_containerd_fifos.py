@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
 
+from leftthreads import no_thread_left
 from pybuild_containerd.fifos import OutputFifos
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="inherent: no FIFOs here")
@@ -77,13 +77,12 @@ def test_a_writer_that_stays_doesnt_hold_up_the_end(monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_is_left() -> None:
-    before = threading.active_count()
-    _, fifos = _collected()
-    folder = Path(fifos.stdout).parent
-    fifos.close()
-    fifos.close()
+    with no_thread_left():
+        _, fifos = _collected()
+        folder = Path(fifos.stdout).parent
+        fifos.close()
+        fifos.close()
     assert not folder.exists()
-    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("opened", [(), ("stdout",), ("stderr",)])
