@@ -64,7 +64,8 @@ class FilesAlongside:
             if new.content is None or not new.entry.size:
                 yield new
             else:
-                yield replace(new, content=partial(self._open, new.entry, new.content))
+                content = partial(self._open, new.entry, new.content)
+                yield NewEntry(new.entry, content, new.source)
 
     def finish(self, stacked: Stacked) -> bool:
         """Make the rest of the layer, which is written now; whether all of it is there."""

@@ -81,6 +81,24 @@ class _Init:
         return not given
 
 
+class _Replace:
+    """The ``__replace__`` of a class, until it is worth to be compiled."""
+
+    __slots__ = ("_cls", "_left")
+
+    def __init__(self, cls: _Class) -> None:
+        self._cls = cls
+        self._left = _FEW
+
+    def __get__(self, instance: object, owner: _Class) -> Callable[..., Any]:
+        self._left -= 1
+        if instance is not None and self._left >= 0:
+            return partial(_replaced, instance)
+        setattr(self._cls, "__replace__", _compiled_replace(self._cls))  # noqa: B010 - as above
+        made: Callable[..., Any] = getattr(owner if instance is None else instance, "__replace__")  # noqa: B009 - as above
+        return made
+
+
 class _Later:
     """An attribute of a class that is made when it is asked for, and stays."""
 
@@ -114,6 +132,10 @@ def _field(
 
 
 def _replace(value: Any, /, **changes: Any) -> Any:
+    return value.__replace__(**changes)
+
+
+def _replaced(value: Any, /, **changes: Any) -> Any:
     for each in getattr(value, _OWN_FIELDS):
         if each.name not in changes:
             changes[each.name] = getattr(value, each.name)
@@ -135,7 +157,6 @@ def _finished(cls: _Class, *, frozen: bool, kw_only: bool, eq: bool) -> _Class:
         **({"__eq__": _equal_by(key)} if eq else {}),
         "__getstate__": _state,
         "__setstate__": _set_state,
-        "__replace__": _replace,
         **({"__setattr__": _refuse_setting, "__delattr__": _refuse_deleting} if frozen else {}),
         **cls.__dict__,
         "__slots__": tuple(name for name in own if name not in inherited),
@@ -150,6 +171,7 @@ def _finished(cls: _Class, *, frozen: bool, kw_only: bool, eq: bool) -> _Class:
     made = metaclass(cls.__name__, cls.__bases__, namespace)
     made.__qualname__ = cls.__qualname__
     setattr(made, "__init__", _Init(made, fields))  # noqa: B010 - mypy minds the other way
+    setattr(made, "__replace__", _Replace(made))  # noqa: B010 - as above
     for name in ("__dataclass_fields__", "__dataclass_params__"):
         setattr(made, name, _Later(made, name, partial(_of_the_library, name)))
     return made
@@ -201,6 +223,22 @@ def _compiled_init(cls: _Class) -> Callable[..., None]:
     init.__qualname__ = f"{cls.__qualname__}.__init__"
     init.__annotations__ = {each.name: each.annotation for each in fields} | {"return": None}
     return init
+
+
+def _compiled_replace(cls: _Class) -> Callable[..., Any]:
+    """The ``__replace__`` of the class, which takes each value from where it is."""
+    fields: tuple[_Field, ...] = getattr(cls, _OWN_FIELDS)
+    words = ", ".join(f"{each.name}=_MISSING" for each in fields)
+    values = ", ".join(
+        f"{each.name + '=' if each.kw_only else ''}"
+        f"self.{each.name} if {each.name} is _MISSING else {each.name}"
+        for each in sorted(fields, key=lambda each: each.kw_only)
+    )
+    text = f"def __replace__(self, /, {'*, ' if words else ''}{words}):\n return self.__class__({values})"
+    made: dict[str, Any] = {"_MISSING": _MISSING}
+    exec(text, made)  # noqa: S102 - the words are names of fields
+    replace: Callable[..., Any] = made["__replace__"]
+    return replace
 
 
 def _of_the_library(name: str, cls: _Class) -> Any:

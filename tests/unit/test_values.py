@@ -195,6 +195,21 @@ def test_replace_makes_another_value_of_the_same_class() -> None:
         replace(Point(1), z=4)  # type: ignore[call-arg]  # what is to be refused
 
 
+def test_the_hundredth_replaced_value_is_as_the_first_one() -> None:
+    cls = made(dataclass, field)
+    one = cls(b"a", extra=[1])
+    for number in range(100):
+        other = replace(one, mode=number)
+        assert other == cls(b"a", number, [1])
+        assert other.extra is one.extra
+        derived = replace(Derived(where="a", number=1), text="x", number=number)
+        assert derived == Derived(where="a", text="x", number=number)
+        assert replace(one) == one
+        with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+            replace(one, z=number)
+    assert replace(one, mode=None).mode is None
+
+
 def test_a_value_survives_being_pickled_and_copied() -> None:
     for one in (Point(1, names={"a": 1}), Derived(where="a", number=1), Changing(2)):
         assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301 - our own

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from pybuild.errors import ContextError, InvalidImage, PybuildError
 from pybuild.files.ignore import IgnoreMatcher
-from pybuild.files.safepath import ExactReader, Listed, Root, Scanned, WholeFile
+from pybuild.files.safepath import AwaitsDigest, Listed, Root, Scanned
 from pybuild.files.statcache import StatCache, StatDigest, stat_digest
 from pybuild.files.trees import Tree, join, parent_of, resolve, shown
 from pybuild.oci.layerindex import Entry, Kind
@@ -244,7 +244,7 @@ class _Directory(ContextTree):
             raise ContextError(f"{shown(path)} was removed while the build was using it") from error
         except OSError as error:
             raise ContextError(f"can't open {shown(path)}: {error.strerror}") from error
-        if self._digests is not None and isinstance(stream, ExactReader | WholeFile):
+        if self._digests is not None and isinstance(stream, AwaitsDigest):
             entry, status = found
             stream.on_digest = partial(self._digests.record, status, not entry.xattrs)
         return stream

@@ -303,22 +303,18 @@ class _OpenFolder:
         weakref.finalize(self, os.close, fd)
 
 
-class WholeFile(io.BytesIO):
-    """All of a file.
-
-    Who has computed its digest calls ``on_digest``, if there is one, with it.
-    """
+class AwaitsDigest:
+    """A stream of a whole file. Who has computed its digest calls ``on_digest``, if there is one."""
 
     on_digest: Callable[[str], None] | None = None
 
 
-class ExactReader(io.RawIOBase):
-    """Reads `size` bytes of a file; ContextError if it ends before or goes on after them.
+class WholeFile(AwaitsDigest, io.BytesIO):
+    """All of a file."""
 
-    ``on_digest`` is that of :class:`WholeFile`.
-    """
 
-    on_digest: Callable[[str], None] | None = None
+class ExactReader(AwaitsDigest, io.RawIOBase):
+    """Reads `size` bytes of a file; ContextError if it ends before or goes on after them."""
 
     def __init__(self, raw: io.FileIO, size: int, path: bytes) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ class StatCache:
         self._lock = threading.Lock()
         self._read_rows: dict[_Identity, _Row] | None = None
         self._used: dict[_Identity, _Row] = {}
-        self._learned = False
+        self._learned: list[tuple[os.stat_result, bool, str]] = []
 
     def find(self, status: os.stat_result) -> KnownFile | None:
         """What is known of a regular file with this lstat."""
@@ -78,21 +78,24 @@ class StatCache:
 
         Its attributes were looked at after that as well.
         """
-        if os.name == "nt" or _changed(status) >= self._newest:
-            return
-        with self._lock:
-            row = bytes.fromhex(digest.removeprefix("sha256:")), is_plain
-            self._used[_identity(status)] = row
-            self._learned = True
+        # the rest is done at the end for all of them, which tells with many files
+        self._learned.append((status, is_plain, digest))
 
     def save(self) -> None:
         """Keep what was recorded, at once or not at all; where that fails, it is read again."""
-        with self._lock:
-            if not self._learned:
-                return
-            self._learned = False
+        if os.name == "nt":
+            return
+        learned: dict[_Identity, _Row] = {}
+        while self._learned:
+            status, is_plain, digest = self._learned.pop()
+            if _changed(status) < self._newest:
+                row = bytes.fromhex(digest.removeprefix("sha256:")), is_plain
+                learned.setdefault(_identity(status), row)  # the last that was recorded
+        if not learned:
+            return
         known = self._known()
         with self._lock:
+            self._used |= learned
             rows = {**known, **self._used}
             if len(rows) > _MOST_ROWS:
                 rows = self._used

@@ -8,7 +8,7 @@ from functools import partial
 from hashlib import sha256
 
 from pybuild.backend import Activity
-from pybuild.files.safepath import ExactReader, WholeFile
+from pybuild.files.safepath import AwaitsDigest
 from pybuild.files.trees import NewEntry, Tree, walk
 from pybuild.oci.layerindex import Entry, Kind
 from pybuild.run.schedule import workers
@@ -70,6 +70,6 @@ def _with_digest(new: NewEntry, activity: Activity | None) -> Entry:
                 activity.raise_if_cancelled()
             digest.update(chunk)
         found = f"sha256:{digest.hexdigest()}"
-        if isinstance(stream, ExactReader | WholeFile) and stream.on_digest is not None:
+        if isinstance(stream, AwaitsDigest) and stream.on_digest is not None:
             stream.on_digest(found)
     return replace(new.entry, digest=found)

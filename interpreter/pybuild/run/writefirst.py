@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pybuild.backend import Activity, RWLayer
-from pybuild.files.safepath import ExactReader, WholeFile
+from pybuild.files.safepath import AwaitsDigest
 from pybuild.files.trees import NewEntry
 from pybuild.files.wholefiles import forget_oldest, write_whole
 from pybuild.plan.cachekey import KEY_VERSION
@@ -70,7 +70,9 @@ def put_first(layer: RWLayer, prepared: PreparedFiles, activity: Activity) -> Pr
     layer.put(_telling(prepared.entries, digests), activity)
     return PreparedFiles(
         tuple(
-            replace(new, entry=replace(new.entry, digest=digests[at])) if at in digests else new
+            NewEntry(replace(new.entry, digest=digests[at]), new.content, new.source)
+            if at in digests
+            else new
             for at, new in enumerate(prepared.entries)
         )
     )
@@ -78,20 +80,21 @@ def put_first(layer: RWLayer, prepared: PreparedFiles, activity: Activity) -> Pr
 
 def _telling(entries: Sequence[NewEntry], digests: dict[int, str]) -> list[NewEntry]:
     return [
-        replace(new, content=partial(_open, new.content, partial(digests.__setitem__, at)))
+        NewEntry(new.entry, partial(_open, new.content, digests, at), new.source)
         if new.content is not None and is_unknown(new)
         else new
         for at, new in enumerate(entries)
     ]
 
 
-def _open(content: Callable[[], BinaryIO], tell: Callable[[str], None]) -> BinaryIO:
+def _open(content: Callable[[], BinaryIO], digests: dict[int, str], at: int) -> BinaryIO:
+    """The content, whose digest gets into `digests` under `at`."""
     stream = content()
-    if isinstance(stream, ExactReader | WholeFile):
+    if isinstance(stream, AwaitsDigest):
         known = stream.on_digest
 
         def told(digest: str) -> None:
-            tell(digest)
+            digests[at] = digest
             if known is not None:
                 known(digest)
 
