@@ -17,6 +17,7 @@ import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -25,6 +26,7 @@ import pytest
 
 from embedding import busybox_registry, check_store, remove_store
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left
+from searching import contents
 from serving import Repository, WebServer
 
 pytestmark = [pytest.mark.root, pytest.mark.git]
@@ -65,14 +67,11 @@ class Canaries:
     def in_files(self, *tops: Path) -> list[str]:
         """The files below `tops` that hold one of them, as they are or compressed."""
         found = []
-        for path in _files(*tops):
-            try:
-                content = path.read_bytes()
-                if content.startswith(b"\x1f\x8b"):
-                    content += gzip.decompress(content)
-            except (OSError, EOFError):  # gone, or not whole, or no gzip
-                continue
-            found += [f"{path}: {canary!r}" for canary in self.in_text(content)]
+        for path, content in contents(*tops):
+            plain = b""
+            with suppress(OSError, EOFError):  # not whole, or no gzip
+                plain = gzip.decompress(content)
+            found += [f"{path}: {canary!r}" for canary in self.in_text(content + plain)]
         return found
 
     def in_processes(self) -> list[str]:
@@ -85,14 +84,6 @@ class Canaries:
                 continue
             found += [f"{process}: {words!r}" for _ in self.in_text(words)]
         return found
-
-
-def _files(*tops: Path) -> Iterator[Path]:
-    for top in tops:
-        for place, _, names in os.walk(top):
-            for path in (Path(place, name) for name in names):
-                if path.is_file() and not path.is_symlink():
-                    yield path
 
 
 @pytest.fixture
