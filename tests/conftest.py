@@ -8,7 +8,6 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -36,8 +35,6 @@ _PROGRAMS = {
     "shells": ("bash", "zsh", "fish"),
 }
 _HERE = pytest.StashKey[Path]()
-_ENDING = 5
-"""Seconds for what the last tests ended to be gone."""
 _CACHE = "cache"
 """What a user has as ``~/.cache``."""
 _KEPT = platformdirs.user_cache_path("pybuild-tests", appauthor=False)
@@ -125,15 +122,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if folder is None:
         return
     shutil.rmtree(folder / _CACHE, ignore_errors=True)
-    until = time.monotonic() + _ENDING
-    while (left := _left(folder)) and time.monotonic() < until:
-        time.sleep(0.1)
-    if left:
-        print("\nleft behind by the tests:", *left, sep="\n  ")  # noqa: T201  (no other way at the end)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def _left(folder: Path) -> list[str]:
     left = [f"mount {point}" for point in _mounts_below(folder)]
     left += [f"process {process}" for process in _processes_of(folder)]
     left += [f"file {path}" for path in folder.iterdir()]
@@ -142,7 +130,9 @@ def _left(folder: Path) -> list[str]:
         for thread in threading.enumerate()
         if thread is not threading.main_thread() and not thread.daemon
     ]
-    return left
+    if left:
+        print("\nleft behind by the tests:", *left, sep="\n  ")  # noqa: T201  (no other way at the end)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
