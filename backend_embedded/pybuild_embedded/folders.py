@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -176,12 +176,12 @@ class Folders:
             self._session.pin(connection, Part.CACHE, name)
         return folder_in(self._caches, name)
 
-    def worked_in(self) -> list[Path]:
-        """The ``work`` of settled folders in which overlayfs left what it made there."""
+    def worked_in(self, sessions: Iterable[str]) -> list[Path]:
+        """The ``work`` of settled folders that `sessions` use, where overlayfs left something."""
         query = "SELECT ident FROM pins WHERE session=? AND part=?"
         with self._database.reading() as connection:
-            rows = connection.execute(query, (self._session.ident, Part.FOLDER)).fetchall()
-        works = (folder_in(self._layers, ident).work for (ident,) in rows)
+            found = [connection.execute(query, (each, Part.FOLDER)).fetchall() for each in sessions]
+        works = {folder_in(self._layers, ident).work for rows in found for (ident,) in rows}
         return [work for work in works if _holds_any(work)]
 
     def drop_unsynced(self) -> None:

@@ -86,11 +86,12 @@ class Session:
                 begun.append((self._folder / ident).stat().st_mtime)
         return min(begun)
 
-    def bury_dead(self, database: Database, trash: Trash) -> None:
-        """Remove what sessions left that ended without closing. The store's lock must be held."""
-        dead = {path.name for path in self._folder.iterdir()} - {self.ident} - self.others()
-        if not dead:
-            return
+    def dead(self) -> set[str]:
+        """Sessions that ended without closing. The store's lock must be held."""
+        return {path.name for path in self._folder.iterdir()} - {self.ident} - self.others()
+
+    def bury(self, dead: set[str], database: Database, trash: Trash) -> None:
+        """Remove what the sessions `dead` left. The store's lock must be held."""
         remove_unheld(self._folder.parent / "locks")
         unfinished = end_sessions(database, dead)
         with database.writing() as connection:

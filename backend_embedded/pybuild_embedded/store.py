@@ -108,7 +108,11 @@ class Store:
 
     def _tidy(self) -> None:
         """Remove what is left of processes and machines that died."""
-        self.session.bury_dead(self.database, self.trash)
+        dead = self.session.dead()
+        if dead:
+            for work in self._folders.worked_in(dead):
+                self.trash.put(work)
+            self.session.bury(dead, self.database, self.trash)
         self._folders.drop_unsynced()
 
     def close(self) -> None:
@@ -233,7 +237,7 @@ class Store:
 
     def worked_in(self) -> list[Path]:
         """Folders that overlayfs left, to be removed at the end by who may."""
-        return self._folders.worked_in()
+        return self._folders.worked_in({self.session.ident})
 
     def cache_folder(self, ident: str) -> LayerFolder:
         """The folder of the cache mount `ident` (any text), shared by all builds; pinned."""

@@ -274,6 +274,18 @@ class TestFolders:
             assert store.folder(layers[0].diff_id, FLAVOUR) == used
             assert store.worked_in() == [used.work]
 
+    def test_what_overlayfs_left_for_a_session_that_died_goes_with_it(self, root: Path) -> None:
+        store = Store.open(root)
+        layers = put_step(store, "a")
+        used = put_folder(store, layers, b"a")
+        (used.work / "0").mkdir()
+        crash(store)
+        with Store.open(root) as store:
+            assert not used.work.exists()
+            assert store.folder(store.record_layers(layers), FLAVOUR) == used
+            store.empty_trash(remove_trees)
+            assert list((root / "trash").iterdir()) == []
+
     def test_a_settled_folder_is_found_by_chain_and_flavour(self, root: Path) -> None:
         with Store.open(root) as store:
             layers = put_step(store, "key")
