@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from promptness import AT_ONCE
 from pybuild.oci.descriptor import digest_of
 from pybuild.testkit.registry import Fault, Registry
 
+_KEPT = 1000
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -32,18 +34,27 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 class Running:
-    """A build under way; `said` is its standard error so far."""
+    """A build under way; `said` is its standard error so far, without the middle of very much."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.said = ""
+        self._first: list[str] = []
+        self._last = deque[str](maxlen=_KEPT)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
+        # as fast as it comes: a build ends no sooner than what it said is taken
         for line in self.process.stderr:
-            self.said += line
+            if len(self._first) < _KEPT:
+                self._first.append(line)
+            else:
+                self._last.append(line)
+
+    @property
+    def said(self) -> str:
+        return "".join((*self._first, *self._last.copy()))
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + 60
