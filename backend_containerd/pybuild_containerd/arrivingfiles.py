@@ -14,7 +14,7 @@ from typing import Self
 
 from pybuild.errors import BackendError
 from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import OnFile, allowed_xattrs
+from pybuild.oci.layertar import WHITEOUT, OnFile, allowed_xattrs
 from pybuild.oci.tarformat import Member
 from pybuild_containerd.alongside import FilesAlongside
 from pybuild_containerd.filling import TIMES, Attributes, NotFilled, Stacked
@@ -22,7 +22,6 @@ from pybuild_containerd.snapshots import Snapshots
 
 _FILES = b"07"
 _ODD_NAMES = (b"", b".", b"..")
-_WHITEOUT = b".wh."
 
 
 class MadeFiles:
@@ -42,7 +41,7 @@ class MadeFiles:
         """Make a file; what is given takes its content. Raises BackendFailed if the disk is full."""
         path = member.name.removeprefix(b"./")
         names = path.split(b"/")
-        if member.type not in _FILES or names[-1].startswith(_WHITEOUT):
+        if member.type not in _FILES or names[-1].startswith(WHITEOUT):
             return None
         if any(name in _ODD_NAMES for name in names) or member.mtime not in TIMES:
             self._files.give_up()

@@ -25,7 +25,7 @@ _MISSING: Any = object()
 _OWN_FIELDS = "__pybuild_fields__"
 _REFUSED = ("ClassVar", "InitVar", "KW_ONLY", "typing.", "dataclasses.")
 _FEW = 20
-"""Values of a class that cost less without a compiled ``__init__`` than compiling it does."""
+"""Calls of a method that cost less without a compiled one than compiling it does."""
 _Class = type[Any]
 
 
@@ -43,75 +43,34 @@ class _Field:
         self.shown = shown
 
 
-class _Init:
-    """The ``__init__`` of a class, until it is worth to be compiled or somebody looks at it."""
-
-    __slots__ = ("_cls", "_fields", "_left")
-
-    def __init__(self, cls: _Class, fields: Sequence[_Field]) -> None:
-        self._cls = cls
-        self._fields = fields
-        self._left = _FEW
-
-    def __get__(self, instance: object, owner: _Class) -> Callable[..., None]:
-        self._left -= 1
-        if instance is not None and self._left >= 0:
-            return partial(self._set, instance)
-        setattr(self._cls, "__init__", _compiled_init(self._cls))  # noqa: B010 - mypy minds the other way
-        made: Callable[..., None] = getattr(owner if instance is None else instance, "__init__")  # noqa: B009 - as above
-        return made
-
-    def _set(self, instance: object, /, *args: Any, **words: Any) -> None:
-        if not self._set_all(instance, args, words):
-            # Python itself says what is wrong with the arguments
-            _compiled_init(self._cls)(instance, *args, **words)
-
-    def _set_all(self, instance: object, args: Sequence[Any], words: dict[str, Any]) -> bool:
-        positional = [each.name for each in self._fields if not each.kw_only]
-        given = dict(zip(positional, args, strict=False)) | words
-        if len(given) != len(args) + len(words):
-            return False
-        for each in self._fields:
-            value = given.pop(each.name, _MISSING)
-            if value is _MISSING:
-                value = each.default if each.factory is None else each.factory()
-            if value is _MISSING:
-                return False
-            object.__setattr__(instance, each.name, value)
-        return not given
-
-
-class _Replace:
-    """The ``__replace__`` of a class, until it is worth to be compiled."""
-
-    __slots__ = ("_cls", "_left")
-
-    def __init__(self, cls: _Class) -> None:
-        self._cls = cls
-        self._left = _FEW
-
-    def __get__(self, instance: object, owner: _Class) -> Callable[..., Any]:
-        self._left -= 1
-        if instance is not None and self._left >= 0:
-            return partial(_replaced, instance)
-        setattr(self._cls, "__replace__", _compiled_replace(self._cls))  # noqa: B010 - as above
-        made: Callable[..., Any] = getattr(owner if instance is None else instance, "__replace__")  # noqa: B009 - as above
-        return made
-
-
 class _Later:
-    """An attribute of a class that is made when it is asked for, and stays."""
+    """An attribute of a class that is made when it is asked for, and stays.
 
-    __slots__ = ("_cls", "_make", "_name")
+    In place of a method `plain` is called, with the instance first, until making it is worth it or
+    somebody looks at it.
+    """
 
-    def __init__(self, cls: _Class, name: str, make: Callable[[_Class], Any]) -> None:
+    __slots__ = ("_cls", "_left", "_make", "_plain", "name")
+
+    def __init__(
+        self,
+        cls: _Class,
+        name: str,
+        make: Callable[[_Class], Any],
+        plain: Callable[..., Any] | None = None,
+    ) -> None:
         self._cls = cls
-        self._name = name
+        self.name = name
         self._make = make
+        self._plain = plain
+        self._left = _FEW
 
     def __get__(self, instance: object, owner: _Class) -> Any:
-        setattr(self._cls, self._name, self._make(self._cls))
-        return getattr(owner if instance is None else instance, self._name)
+        self._left -= 1
+        if self._plain is not None and instance is not None and self._left >= 0:
+            return partial(self._plain, instance)
+        setattr(self._cls, self.name, self._make(self._cls))
+        return getattr(owner if instance is None else instance, self.name)
 
 
 def _dataclass(
@@ -170,10 +129,15 @@ def _finished(cls: _Class, *, frozen: bool, kw_only: bool, eq: bool) -> _Class:
     metaclass: Callable[..., _Class] = type(cls)
     made = metaclass(cls.__name__, cls.__bases__, namespace)
     made.__qualname__ = cls.__qualname__
-    setattr(made, "__init__", _Init(made, fields))  # noqa: B010 - mypy minds the other way
-    setattr(made, "__replace__", _Replace(made))  # noqa: B010 - as above
-    for name in ("__dataclass_fields__", "__dataclass_params__"):
-        setattr(made, name, _Later(made, name, partial(_of_the_library, name)))
+    for later in (
+        _Later(made, "__init__", _compiled_init, partial(_set, made)),
+        _Later(made, "__replace__", _compiled_replace, _replaced),
+        *(
+            _Later(made, name, partial(_of_the_library, name))
+            for name in ("__dataclass_fields__", "__dataclass_params__")
+        ),
+    ):
+        setattr(made, later.name, later)
     return made
 
 
@@ -192,6 +156,30 @@ def _fields_of(cls: _Class, *, kw_only: bool) -> dict[str, _Field]:
         one.name, one.annotation, one.kw_only = name, annotation, kw_only
         found[name] = one
     return found
+
+
+def _set(cls: _Class, instance: object, /, *args: Any, **words: Any) -> None:
+    """What the ``__init__`` of `cls` does."""
+    if not _set_all(getattr(cls, _OWN_FIELDS), instance, args, words):
+        # Python itself says what is wrong with the arguments
+        _compiled_init(cls)(instance, *args, **words)
+
+
+def _set_all(
+    fields: Sequence[_Field], instance: object, args: Sequence[Any], words: dict[str, Any]
+) -> bool:
+    positional = [each.name for each in fields if not each.kw_only]
+    given = dict(zip(positional, args, strict=False)) | words
+    if len(given) != len(args) + len(words):
+        return False
+    for each in fields:
+        value = given.pop(each.name, _MISSING)
+        if value is _MISSING:
+            value = each.default if each.factory is None else each.factory()
+        if value is _MISSING:
+            return False
+        object.__setattr__(instance, each.name, value)
+    return not given
 
 
 def _compiled_init(cls: _Class) -> Callable[..., None]:

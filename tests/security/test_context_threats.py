@@ -10,7 +10,6 @@ import socket
 import tarfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from threatening import Builds, Ended, assert_clear, run_command
 
 from pybuild.files.trees import walk
 from pybuild.testkit.registry import Registry
+from searching import contents
 
 PASSWORD = "canary-password-91c2"
 
@@ -188,15 +188,8 @@ def test_a_login_is_in_no_output_command_line_or_state(
 
 def _files(folder: Path, *, small: bool = False) -> list[bytes]:
     """The files below: all, or those that are no layer."""
-    found = []
-    # containerd may collect some meanwhile, which os.walk passes over
-    for path in (Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
-        if path.is_symlink() or not path.is_file() or set(path.parts) & {"snapshots", "layers"}:
-            continue
-        with suppress(FileNotFoundError):
-            if not small or path.stat().st_size < 4 * 1024 * 1024:
-                found.append(path.read_bytes())
-    return found
+    found = (content for _, content in contents(folder, without={"snapshots", "layers"}))
+    return [content for content in found if not small or len(content) < 4 * 1024 * 1024]
 
 
 def test_a_password_in_an_address_is_not_repeated(tmp_path: Path) -> None:
