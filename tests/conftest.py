@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import platformdirs
@@ -217,8 +218,21 @@ def cache_folder() -> Path:
     return _KEPT
 
 
+@pytest.fixture(scope="session")
+def addresses() -> set[str]:
+    """Where registries of tests have been."""
+    return set()
+
+
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    """A registry on loopback, empty."""
-    with Registry() as registry:
+def registry(addresses: set[str]) -> Iterator[Registry]:
+    """A registry on loopback, empty.
+
+    Its port had none before: backends that outlive a test keep images by their names.
+    """
+    with ExitStack() as opened:
+        registry = opened.enter_context(Registry())
+        while registry.address in addresses:
+            registry = opened.enter_context(Registry())
+        addresses.add(registry.address)
         yield registry
