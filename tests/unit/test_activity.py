@@ -6,7 +6,7 @@ import pytest
 
 from pybuild.errors import BackendFailed, BuildCancelled, SourceRange
 from pybuild.run.activity import CancelToken, Events
-from pybuild.run.events import Event, StepFinished, StepLog, StepProgress, StepStarted
+from pybuild.run.events import Event, StepFinished, StepLog, StepProgress, StepStarted, Warned
 
 WHERE = SourceRange("Dockerfile", 3, 3)
 
@@ -125,10 +125,20 @@ def test_a_reporter_may_cancel_the_build_whose_callbacks_report() -> None:
 
     with (
         Events(Canceller()).unit("RUN", cancel) as activity,
-        activity.on_cancel(lambda: activity.log(2, b"killed")),
+        activity.on_cancel(lambda: activity.warn("killed")),
     ):
         activity.log(1, b"stop")
-    assert [event.data for event in told if isinstance(event, StepLog)] == [b"stop", b"killed"]
+    assert [type(event) for event in told] == [StepStarted, StepLog, Warned, StepFinished]
+
+
+def test_output_after_a_cancel_is_kept_and_not_reported() -> None:
+    recorder, cancel = Recorder(), CancelToken()
+    with Events(recorder).unit("RUN", cancel) as activity:
+        activity.log(1, b"before\n")
+        cancel.cancel()
+        activity.log(1, b"after\n")
+    assert [log.data for log in recorder.of(StepLog)] == [b"before\n"]
+    assert activity.tail.lines() == ("before", "after")
 
 
 def test_progress_is_thinned_out_but_its_end_is_told() -> None:

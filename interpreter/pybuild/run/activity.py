@@ -192,14 +192,18 @@ class StepActivity:
         return time.monotonic() - self._began
 
     def log(self, stream: int, data: bytes) -> None:
-        """Take output of a process: `stream` is 1 or 2, `data` any piece of it."""
+        """Take output of a process: `stream` is 1 or 2, `data` any piece of it.
+
+        Once the build is cancelled it isn't reported: the reader may be slower than the process.
+        """
         if not data:
             return
         with self._lock:
             self.tail.feed(data)
             if self.copy is not None:
                 self.copy(data)
-        self._events.send(StepLog(self.id, stream, data, self.seconds))
+        if not self.cancel.cancelled:
+            self._events.send(StepLog(self.id, stream, data, self.seconds))
 
     def progress(self, item: str, done: int, total: int | None) -> None:
         """Tell how many bytes of `item` are done. Passed on ten times a second at most."""
