@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Self
 
 from pybuild.errors import BackendError
-from pybuild.oci.layerindex import Entry, Kind
-from pybuild.oci.layertar import WHITEOUT, OnFile, allowed_xattrs
+from pybuild.oci.layerindex import NO_NAMES, WHITEOUT, Entry, Kind
+from pybuild.oci.layertar import OnFile, allowed_xattrs
 from pybuild.oci.tarformat import Member
 from pybuild_containerd.alongside import FilesAlongside
 from pybuild_containerd.filling import TIMES, Attributes, NotFilled, Stacked
 from pybuild_containerd.snapshots import Snapshots
 
 _FILES = b"07"
-_ODD_NAMES = (b"", b".", b"..")
 
 
 class MadeFiles:
@@ -43,7 +42,7 @@ class MadeFiles:
         names = path.split(b"/")
         if member.type not in _FILES or names[-1].startswith(WHITEOUT):
             return None
-        if any(name in _ODD_NAMES for name in names) or member.mtime not in TIMES:
+        if not NO_NAMES.isdisjoint(names) or member.mtime not in TIMES:
             self._files.give_up()
             return None
         entry = Entry(

@@ -19,7 +19,7 @@ from pybuild.errors import ExportFailed, InvalidImage, UsageError
 from pybuild.export.newfiles import translated
 from pybuild.export.rootfs import PROGRESS_ITEM
 from pybuild.files.trees import Tree, parent_of, shown, walk
-from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.layerindex import NO_NAMES, Entry, Kind
 from pybuild.values import dataclass
 
 _PIECE = 1 << 18
@@ -86,7 +86,7 @@ class _Writer:
 
     def write(self, entry: Entry) -> None:
         name = entry.path.rpartition(b"/")[2]
-        if name in {b"", b".", b".."} or b"\0" in name:
+        if name in NO_NAMES or b"\0" in name:
             raise InvalidImage(f"the image has a file with the impossible name {shown(entry.path)}")
         while self._open[-1].path != parent_of(entry.path):
             self._leave()

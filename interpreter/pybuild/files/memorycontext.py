@@ -10,7 +10,7 @@ from typing import BinaryIO
 from pybuild.errors import ContextError, UsageError
 from pybuild.files.context import ContextTree
 from pybuild.files.trees import MemoryTree, NewEntry, parent_of, shown
-from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.layerindex import NO_NAMES, Entry, Kind
 from pybuild.values import dataclass
 
 MTIME = 315_532_800
@@ -80,7 +80,7 @@ def _path(name: str) -> bytes:
         path = name.encode("utf-8", "surrogateescape")
     except (UnicodeEncodeError, AttributeError):
         raise ContextError(f"{name!r} can't be the path of a file in the build context") from None
-    if b"\0" in path or any(part in {b"", b".", b".."} for part in path.split(b"/")):
+    if b"\0" in path or not NO_NAMES.isdisjoint(path.split(b"/")):
         raise ContextError(
             f"{shown(path) if path else 'the empty path'} can't be in the build context",
             hint="a path is relative, as src/app.py, without .. in it",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self, cast
 from pybuild.errors import ContextError
 from pybuild.files.statcache import StatCache
 from pybuild.files.trees import shown
+from pybuild.oci.layerindex import NO_NAMES
 from pybuild.values import dataclass
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = os.O_RDONLY | _CLOEXEC | _NOFOLLOW | getattr(os, "O_DIRECTORY", 0)
 # to open what is in it, for which it needn't be readable
 _PLACE = _FOLDER | getattr(os, "O_PATH", 0)
-_NO_NAMES = (b"", b".", b"..")
 # O_NONBLOCK: opening a FIFO that took a file's place must not wait for a writer
 _FILE = (
     os.O_RDONLY
@@ -213,7 +213,7 @@ class Root:
 
     def _open_file(self, path: bytes) -> int:
         folder, _, name = path.rpartition(b"/")
-        if not folder or name in _NO_NAMES or b"\0" in name:
+        if not folder or name in NO_NAMES or b"\0" in name:
             return self._open(path, _FILE)
         # the files of a folder are read one after the other, also by several threads
         last = self._last

@@ -7,12 +7,11 @@ from typing import BinaryIO
 
 from pybuild.errors import CopyFailed
 from pybuild.files.trees import NewEntry, Tree, parent_of, shown
-from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.layerindex import WHITEOUT, Entry, Kind
 from pybuild.values import replace
 
 _MAX_NAME = 255
 _MAX_PATH = 4095
-_WHITEOUT = b".wh."
 
 
 class Staging(Tree):
@@ -65,7 +64,7 @@ class Staging(Tree):
         """As :meth:`put`, where `before` is what :meth:`get` finds at the path."""
         entry = new.entry
         name = entry.path.rpartition(b"/")[2]
-        if name.startswith(_WHITEOUT):
+        if name.startswith(WHITEOUT):
             raise CopyFailed(f"{shown(entry.path)} can't be in an image: .wh. marks a removed file")
         if len(name) > _MAX_NAME or len(entry.path) > _MAX_PATH:
             raise CopyFailed(f"the path {shown(entry.path[:80])}… is longer than Linux allows")

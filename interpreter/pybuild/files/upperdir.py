@@ -16,12 +16,10 @@ from pybuild.errors import BackendFailed
 from pybuild.files.foundentries import FoundEntries, same_attributes
 from pybuild.files.safepath import Listed, Root
 from pybuild.files.trees import NewEntry, Tree, join, parent_of, shown
-from pybuild.oci.layerindex import Entry, Kind
+from pybuild.oci.layerindex import OPAQUE, RESERVED, WHITEOUT, Entry, Kind
 
 _OVERLAY = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
-_WHITEOUT = b".wh."
-_RESERVED = b".wh..wh."
-_OPAQUE_NAMES = frozenset({b".wh..wh..opq", b".wh..opq"})
+_OPAQUE_NAMES = frozenset({OPAQUE, b".wh..opq"})
 
 
 class OverlayNotPlain(BackendFailed):
@@ -80,7 +78,7 @@ class _Walk:
                 on_status(item.status)
             if self._fuse:
                 found.extend(self._marks(folder, items))
-                items = [item for item in items if not item.name.startswith(_WHITEOUT)]
+                items = [item for item in items if not item.name.startswith(WHITEOUT)]
             for item in items:
                 path = join(folder, item.name)
                 found.extend(self._entries_of(path, item))
@@ -91,7 +89,7 @@ class _Walk:
 
     def _marks(self, folder: bytes, items: Sequence[Listed]) -> Iterator[NewEntry]:
         """What fuse-overlayfs says by names, which may say again what attributes said."""
-        marks = [item.name for item in items if item.name.startswith(_WHITEOUT)]
+        marks = [item.name for item in items if item.name.startswith(WHITEOUT)]
         if not _OPAQUE_NAMES.isdisjoint(marks):
             before = self._before(folder)
             if before is not None and before.kind is Kind.DIRECTORY:
@@ -99,8 +97,8 @@ class _Walk:
             if folder in self._unchanged:
                 yield NewEntry(self._unchanged.pop(folder))
         for name in marks:
-            removed = join(folder, name.removeprefix(_WHITEOUT))
-            if not name.startswith(_RESERVED) and self._before(removed) is not None:
+            removed = join(folder, name.removeprefix(WHITEOUT))
+            if not name.startswith(RESERVED) and self._before(removed) is not None:
                 yield NewEntry(Entry(removed, Kind.WHITEOUT, mode=0))
 
     def _made_opaque(self, path: bytes) -> Iterator[NewEntry]:

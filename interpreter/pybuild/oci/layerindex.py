@@ -52,6 +52,14 @@ class Entry:
     digest: str | None = None
 
 
+WHITEOUT = b".wh."
+"""How the name of an entry begins that removes the rest of it below."""
+OPAQUE = b".wh..wh..opq"
+"""The name of an entry that removes all others in its folder below."""
+RESERVED = b".wh..wh."
+"""How names begin that remove nothing by themselves."""
+NO_NAMES = frozenset({b"", b".", b".."})
+"""What nothing in a folder is called."""
 _KINDS = tuple(Kind)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _REMOVALS = frozenset({_CODES[Kind.WHITEOUT], _CODES[Kind.OPAQUE]})

@@ -8,16 +8,11 @@ from typing import BinaryIO
 
 from pybuild.errors import InvalidImage
 from pybuild.oci.compression import Decompressed
-from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.oci.layerindex import NO_NAMES, OPAQUE, RESERVED, WHITEOUT, Entry, Kind, LayerIndex
 from pybuild.oci.readahead import ReadAhead
 from pybuild.oci.tarformat import Limits, Member, TarReader
 from pybuild.values import replace
 
-WHITEOUT = b".wh."
-"""How the name of an entry begins that removes the rest of it below."""
-OPAQUE = b".wh..wh..opq"
-"""The name of an entry that removes all others in its folder below."""
-_RESERVED = b".wh..wh."
 _OVERLAYS_OWN = ("trusted.overlay.", "user.overlay.")
 _NEVER_CARRIED = ("user.overlay.", "user.fuseoverlayfs.", "user.containers.")
 EMPTY = f"sha256:{sha256().hexdigest()}"
@@ -34,7 +29,6 @@ TYPES = {
 _KINDS = {number: kind for kind, number in TYPES.items()} | {ord("7"): Kind.FILE}
 HARD_LINK = ord("1")
 _MAX_COMPONENT = 255
-_NO_NAMES = frozenset({b"", b".", b".."})
 
 
 def shown_path(path: bytes) -> str:
@@ -183,9 +177,9 @@ class _Found:
     def _remove(self, folder: bytes, name: bytes) -> None:
         if name == OPAQUE:
             self._opaque[folder] = Entry(folder, Kind.OPAQUE, mode=0)
-        elif not name.startswith(_RESERVED):
+        elif not name.startswith(RESERVED):
             removed = name[len(WHITEOUT) :]
-            if removed in (b"", b".", b".."):
+            if removed in NO_NAMES:
                 raise InvalidImage("the tar removes a file without a name")
             path = folder + b"/" + removed if folder else removed
             self._entries[path, True] = Entry(path, Kind.WHITEOUT, mode=0), -1
@@ -194,7 +188,7 @@ class _Found:
         """The entry's path: nothing but names, parents free of this layer's symlinks."""
         above, _, last = name.rpartition(b"/")
         folder = self._parents.get(above)
-        if folder is not None and last not in _NO_NAMES and len(last) <= _MAX_COMPONENT:
+        if folder is not None and last not in NO_NAMES and len(last) <= _MAX_COMPONENT:
             return folder + b"/" + last if folder else last
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
         if b".." in parts:

@@ -16,8 +16,8 @@ from pybuild.errors import CopyFailed
 from pybuild.oci.compression import Compression, gzip_version
 from pybuild.oci.descriptor import LayerDiff
 from pybuild.oci.layerblocks import BLOCK_SIZE, LayerBlocks, StoredPiece
-from pybuild.oci.layerindex import Entry, Kind, LayerIndex
-from pybuild.oci.layertar import EMPTY, HARD_LINK, OPAQUE, TYPES, WHITEOUT, shown_path
+from pybuild.oci.layerindex import OPAQUE, WHITEOUT, Entry, Kind, LayerIndex
+from pybuild.oci.layertar import EMPTY, HARD_LINK, TYPES, shown_path
 from pybuild.oci.tarformat import BLOCK, Member, header, plain_header
 from pybuild.values import dataclass, replace
 

@@ -39,7 +39,7 @@ from pybuild.files.trees import NewEntry, Tree, parent_of
 from pybuild.oci.compression import Decompressed, Packing
 from pybuild.oci.descriptor import Descriptor, LayerDiff, digest_of
 from pybuild.oci.image_config import HistoryEntry, ImageConfig, parse_config
-from pybuild.oci.layerindex import Entry, Kind, LayerIndex
+from pybuild.oci.layerindex import NO_NAMES, Entry, Kind, LayerIndex
 from pybuild.oci.layertar import read_index
 from pybuild.oci.layerwriter import write_layer
 from pybuild.oci.manifest import ImageDocuments, image_documents, parse_manifest
@@ -57,7 +57,6 @@ __all__ = ["MemoryBackend", "RunOutcome", "Runner", "open_backend"]
 Runner = Callable[[Process, Tree, Sequence[Mount], Activity], RunOutcome]
 """Stands in for a process: gets the file system, returns an exit code and what changed."""
 
-_UNCLEAN = frozenset({b"", b".", b".."})
 _REMOVALS = (Kind.WHITEOUT, Kind.OPAQUE)
 
 
@@ -498,7 +497,7 @@ class _Once:
 def _check_put(new: NewEntry, tree: Tree, made: Mapping[bytes, Entry]) -> None:
     """Hold the caller to what :meth:`pybuild.backend.RWLayer.put` says of entries."""
     entry = new.entry
-    if entry.path and not _UNCLEAN.isdisjoint(entry.path.split(b"/")):
+    if entry.path and not NO_NAMES.isdisjoint(entry.path.split(b"/")):
         raise RuntimeError(f"{entry.path!r} is not a clean relative path")
     folder = parent_of(entry.path)
     parent = made.get(folder) or tree.get(folder)
