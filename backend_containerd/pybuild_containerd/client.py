@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, Self, cast
 from urllib.parse import quote
 
@@ -268,9 +269,14 @@ def _varint(number: int) -> bytes:
 
 def _translated(call: str, error: grpc.RpcError) -> CallFailed | DaemonGone:
     """The error of ours for what grpc raised."""
+    return translate(call, *_told(error))
+
+
+def _told(error: grpc.RpcError) -> tuple[str, str | None]:
+    """Its code and details."""
     if not isinstance(error, grpc.Call):
-        return translate(call, grpc.StatusCode.UNKNOWN.name, str(error))
-    return translate(call, error.code().name, error.details())
+        return grpc.StatusCode.UNKNOWN.name, str(error)
+    return error.code().name, error.details()
 
 
 def _stranger(address: str, failure: CallFailed | DaemonGone) -> BackendUnavailable:
@@ -350,7 +356,8 @@ class Stream:
         self._finished = False
         self._closed = False
         self._ended = False
-        self._error: CallFailed | DaemonGone | None = None
+        # makes the error: one that is kept keeps alive all that its traceback leads to
+        self._error: Callable[[], CallFailed | DaemonGone] | None = None
         self._call = cast("_RunningCall", begin(self._requests()))
         self._cancelling = contextlib.ExitStack()
         if activity is not None:
@@ -427,9 +434,12 @@ class Stream:
     def _raise_error(self) -> None:
         if self._error is None:
             return
-        if self._activity is not None and isinstance(self._error, CallCancelled):
-            self._activity.raise_if_cancelled()
-        raise self._error
+        try:
+            raise self._error()
+        except CallCancelled:
+            if self._activity is not None:
+                self._activity.raise_if_cancelled()
+            raise
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         if not self._changed.wait_for(ready, LONGEST_SILENCE if self._bounded else None):
@@ -453,7 +463,7 @@ class Stream:
             yield message
 
     def _receive_all(self) -> None:
-        error: CallFailed | DaemonGone | None = None
+        error: Callable[[], CallFailed | DaemonGone] | None = None
         try:
             for message in self._call:
                 with self._changed:
@@ -463,7 +473,7 @@ class Stream:
                         lambda: len(self._incoming) < _QUEUE_DEPTH or self._closed
                     )
         except grpc.RpcError as failure:
-            error = _translated(str(self._method), failure)
+            error = partial(translate, str(self._method), *_told(failure))
         finally:
             with self._changed:
                 self._ended = True

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from embedding import Stores
@@ -55,8 +56,11 @@ def resident(process: str) -> int:
 
 def children() -> list[str]:
     """The processes that this one's threads started."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [child for task in tasks for child in (task / "children").read_text().split()]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread has ended
+            found += (task / "children").read_text().split()
+    return found
 
 
 def held(folder: Path) -> dict[str, int]:

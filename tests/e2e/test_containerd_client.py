@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import grp
 import hashlib
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +24,7 @@ from pybuild.errors import BackendUnavailable, BuildCancelled
 from pybuild.testkit import _containerd_cleaner
 from pybuild.testkit.containerd import PrivateContainerd, check_nothing_left, private_containerd
 from pybuild_containerd import leases, rpcs
-from pybuild_containerd.client import Client
+from pybuild_containerd.client import Client, Stream
 from pybuild_containerd.content import ContentStore
 from pybuild_containerd.errors_table import (
     AlreadyExists,
@@ -307,6 +309,32 @@ def test_a_lease_is_renewed_and_keeps_everything_beyond_its_first_lifetime(clien
         names = {lease.id for lease in client.call(rpcs.LEASE_LIST).leases}
         assert len(names) <= 2
         assert all(name.startswith(session.id) for name in names)
+
+
+def test_the_error_of_a_stream_keeps_nothing_alive(client: Client) -> None:
+    class Mark:
+        pass
+
+    def fail() -> weakref.ref[Mark]:
+        mark = Mark()
+        with (
+            client.stream(rpcs.CONTENT_READ, digest=digest_of(b"is nowhere")) as stream,
+            pytest.raises(NotFound),
+        ):
+            read(stream, mark)
+        with pytest.raises(NotFound):
+            stream.receive()
+        return weakref.ref(mark)
+
+    def read(stream: Stream, _in_the_traceback: Mark) -> None:
+        stream.receive()
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
 
 
 def test_what_a_stream_adds_to_the_old_lease_survives_the_renewal(client: Client) -> None:
