@@ -46,8 +46,9 @@ class StepMissed:
 
 @dataclass(frozen=True, slots=True)
 class StepLog:
-    """One piece of a process's output, as it came. ``stream`` is 1 or 2; ``time`` is the
-    number of seconds since the step began.
+    """One piece of a process's output, as it came; none comes after a cancel.
+
+    ``stream`` is 1 or 2; ``time`` is the number of seconds since the step began.
     """
 
     id: int
