@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ class Machine:
     def __init__(self, folder: Path, runner: str, *, user_namespace: bool) -> None:
         self._folder = folder
         self._runner = runner
-        self._refusal: BackendUnavailable | None = None  # of the runtime
+        # of the runtime; each build gets an error of its own, with its own place
+        self._refusal: Callable[[], BackendUnavailable] | None = None
         self._tried = False
         self._note = folder / "machine.json"
         self._user_namespace = user_namespace
@@ -139,9 +141,9 @@ class Machine:
                 try:
                     try_runtime(sandbox)
                 except BackendUnavailable as error:
-                    self._refusal = error
+                    self._refusal = _again(error)
             if self._refusal is not None:
-                raise self._refusal
+                raise self._refusal()
             return sandbox
 
     @property
@@ -264,7 +266,7 @@ class Machine:
         try:
             return find_runtime(self._runner, self.mapping())
         except BackendUnavailable as error:
-            self._refusal = error
+            self._refusal = _again(error)
             return None
 
     def _look(self) -> _Found:
@@ -328,3 +330,8 @@ def _mapping(found: dict[str, object]) -> Mapping:
         str(found["newuidmap"]),
         str(found["newgidmap"]),
     )
+
+
+def _again(error: BackendUnavailable) -> Callable[[], BackendUnavailable]:
+    """What makes the same error anew."""
+    return partial(BackendUnavailable, error.message, hint=error.hint)

@@ -52,6 +52,19 @@ def test_a_missing_runtime_is_told_before_anything_runs_and_copies_build(
         assert told["processes are started by"] == "nothing: runc isn't installed"
 
 
+def test_each_build_is_refused_with_an_error_of_its_own(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "system_program", lambda _name: None)
+    with stores.opened(runner="runc") as backend:
+        with pytest.raises(BackendUnavailable) as first:
+            backend.require(frozenset({Capability.RUN}))
+        with pytest.raises(BackendUnavailable) as second:
+            backend.require(frozenset({Capability.RUN}))
+    assert first.value is not second.value
+    assert (first.value.message, first.value.hint) == (second.value.message, second.value.hint)
+
+
 @pytest.mark.parametrize("name", ["sandbox", *RUNTIMES])
 def test_the_doctor_says_what_starts_processes(tmp_path: Path, name: str) -> None:
     if name in RUNTIMES:
